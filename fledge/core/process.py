@@ -1,0 +1,139 @@
+"""The process a run lives in: its rank, its lock on the run folder, the signals that stop it, and how it keeps memory.
+
+`torchrun` and `accelerate launch` describe a process by the environment (RANK, WORLD_SIZE, LOCAL_RANK); this module is the only
+one that reads it, so the rest of the code asks `rank()` and behaves the same with one process and with many.
+
+A stop signal never interrupts a step: `StopSignals` notes it, and the trainer looks at the note where nothing can be lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from fledge.core import disk
+from fledge.core.errors import DistributedError, MachineError
+
+LOCK = ".lock"
+
+# The names glibc gives these numbers in malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_TOP_PAD = -2
+_M_MMAP_MAX = -4
+
+
+def rank() -> int:
+    """Which process of all this is, from 0."""
+    return _environment_count("RANK", 0)
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return _environment_count("WORLD_SIZE", 1)
+
+
+def local_rank() -> int:
+    """Which process of this machine this is, from 0: the number of its device."""
+    return _environment_count("LOCAL_RANK", 0)
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and speaks."""
+    return rank() == 0
+
+
+def _environment_count(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    if not text:
+        return default
+    if not text.isdecimal():
+        raise DistributedError(f"the environment variable {name} is {text!r}, not a number", "start with torchrun, or unset it")
+    return int(text)
+
+
+def keep_freed_memory() -> None:
+    """Make malloc keep what is freed for the next step instead of giving it back to the system, which would zero it anew.
+
+    Training frees and asks again for the same large tensors in every step. Measured on two cores: a step of a 110M model is 1.4
+    to 1.5 times as fast. The price: the process stays at its high-water mark. glibc only; elsewhere this does nothing. It acts
+    on what is allocated afterwards, so call it before the first large tensor.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "gnu_get_libc_version"):
+        return
+    # M_MMAP_THRESHOLD would say it more plainly, but glibc refuses values above 32 MiB.
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(_M_TOP_PAD, 64 << 20)
+
+
+@contextlib.contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Keep a run folder for this process while the block lasts; the folder is made if it is missing.
+
+    The system releases the lock when the process ends, however it ends. Raises MachineError naming the holder. Ranks other
+    than 0 write nothing of their own and take no lock.
+    """
+    if not is_main():
+        yield
+        return
+    path = folder / LOCK
+    descriptor = disk.try_lock(path, f"process {os.getpid()} on {socket.gethostname()}")
+    if descriptor is None:
+        raise MachineError(f"{folder} is in use by {_holder(path)}", "wait for it to end, stop it, or choose another --name")
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _holder(path: Path) -> str:
+    # Between taking the lock and writing its name a holder is anonymous for some microseconds.
+    return path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+
+
+class StopSignals:
+    """While the block lasts, SIGINT and SIGTERM are noted in `requested` instead of ending the process; a third one ends it at once.
+
+    Two are needed for one wish: Ctrl-C reaches every rank by the terminal, and then torchrun sends SIGTERM as well. Outside the
+    main thread Python cannot handle signals; there nothing is ever requested.
+    """
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.requested: int | None = None
+        """The number of the first signal that came."""
+        self._count = 0
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._note) for number in self._SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._count += 1
+        if self._count >= 3:
+            os._exit(128 + number)
+        if self.requested is None:
+            self.requested = number
+            if is_main():
+                # A handler may run inside another write to the same stream, which the buffered writers refuse.
+                name = signal.Signals(number).name
+                os.write(2, f"{name}: stopping after this step (two more signals stop at once)\n".encode())
