@@ -1,0 +1,263 @@
+"""A model on disk is a Hugging Face folder: weights, shape and tokenizer -> [folder] -> transformers, vLLM, peft open it as it lies.
+
+    config.json               the shape, for the class of `transformers` that has it
+    generation_config.json    where generation starts and stops
+    model.safetensors         fp32 weights under their Hugging Face names; a tied head is left out
+    tokenizer.json, ...       copied
+
+config.json carries the keys of transformers 5 (`rope_parameters`, `dtype`) and of transformers 4 (`rope_theta`, `torch_dtype`),
+which say the same. Reading takes the folders of others too, as long as their class and options are ones `Llama` has.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fledge.core import disk
+from fledge.core.config import Tree, parse
+from fledge.core.errors import CheckpointError, ConfigError
+from fledge.model.llama import Llama
+from fledge.model.settings import ModelConfig, Normalization
+from fledge.model.tensors import read_tensors, write_tensors
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer_meta.json")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A class of transformers and what sets it apart."""
+
+    model_type: str
+    class_name: str
+    normalization: Normalization
+    query_key_norm: bool
+    eps_key: str
+    plain: Mapping[str, object]
+    """Options of the class that `Llama` has only in this form."""
+
+
+ARCHITECTURES = (
+    Architecture("llama", "LlamaForCausalLM", "rms", False, "rms_norm_eps", {"attention_bias": False, "mlp_bias": False}),
+    Architecture("qwen3", "Qwen3ForCausalLM", "rms", True, "rms_norm_eps", {"attention_bias": False, "use_sliding_window": False}),
+    Architecture(
+        "stablelm",
+        "StableLmForCausalLM",
+        "layer",
+        False,
+        "layer_norm_eps",
+        {"use_qkv_bias": False, "qk_layernorm": False, "use_parallel_residual": False, "partial_rotary_factor": 1.0},
+    ),
+)
+
+# Keys that mean the same there and in ModelSettings.
+_SHARED_KEYS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+    "initializer_range",
+)
+_REQUIRED_KEYS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
+
+
+def save_model(
+    model: Llama, folder: Path, tokenizer_folder: Path | None = None, dtype: torch.dtype | None = None
+) -> dict[str, disk.FileDigest]:
+    """Write a model as a Hugging Face folder and return what was written, by file name; weights in `dtype`, None: as they are.
+
+    Raises CheckpointError if `tokenizer_folder` holds no tokenizer, MachineError if the disk is full.
+    """
+    weights = _stored_weights(model)
+    dtype = dtype or model.lm_head.weight.dtype
+    written = {CONFIG: disk.write_json(folder / CONFIG, to_config_json(model.config, dtype))}
+    written[GENERATION_CONFIG] = disk.write_json(folder / GENERATION_CONFIG, _special_tokens(model.config))
+    if tokenizer_folder is not None:
+        written |= _copy_tokenizer(tokenizer_folder, folder)
+    written[WEIGHTS] = write_tensors(folder / WEIGHTS, weights, dtype)
+    return written
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> Llama:
+    """The model in a Hugging Face folder, its weights in fp32.
+
+    Raises CheckpointError, naming the file, if one is missing or damaged, if the weights do not fit the shape (the first five
+    differences), or if the class or one of its options is not among ours.
+    """
+    model = Llama(read_config(folder), seed=None)
+    stored = _read_weights(folder)
+    expected = _stored_weights(model)
+    head = stored.get("lm_head.weight")
+    if head is not None and "lm_head.weight" not in expected and torch.equal(head, stored.get("model.embed_tokens.weight", head)):
+        del stored["lm_head.weight"]  # Some writers store a tied head twice.
+    _require_fit(folder, expected, stored)
+    with torch.no_grad():
+        for name, parameter in expected.items():
+            parameter.copy_(stored[name])
+    return model.to(device)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The shape of the model in a Hugging Face folder. Raises CheckpointError."""
+    return from_config_json(_read_json(folder / CONFIG), folder / CONFIG)
+
+
+def to_config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """The content of config.json."""
+    settings = config.settings
+    architecture = next(
+        known for known in ARCHITECTURES if (known.normalization, known.query_key_norm) == (settings.normalization, settings.query_key_norm)
+    )
+    rope = {"rope_type": "default", "rope_theta": settings.rope_theta}
+    if "partial_rotary_factor" in architecture.plain:
+        rope["partial_rotary_factor"] = 1.0
+    shared = {name: getattr(settings, name) for name in _SHARED_KEYS}
+    return {
+        "architectures": [architecture.class_name],
+        "model_type": architecture.model_type,
+        "vocab_size": config.vocabulary_size,
+        **shared,
+        "num_key_value_heads": settings.key_value_heads,
+        "head_dim": settings.head_size,
+        "hidden_act": settings.activation,
+        architecture.eps_key: settings.rms_norm_eps,
+        **architecture.plain,
+        "rope_parameters": rope,
+        "rope_theta": settings.rope_theta,
+        **_special_tokens(config),
+        "use_cache": True,
+        "dtype": str(dtype).removeprefix("torch."),
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def from_config_json(raw: Mapping[str, Any], origin: Path) -> ModelConfig:
+    """The reverse of `to_config_json`, for files of others too. Raises CheckpointError naming the key that does not fit."""
+    architecture = next((known for known in ARCHITECTURES if known.model_type == raw.get("model_type")), None)
+    if architecture is None:
+        ours = ", ".join(known.class_name for known in ARCHITECTURES)
+        raise CheckpointError(f"{origin}: model_type {raw.get('model_type')!r} is unknown", f"use a checkpoint of {ours}")
+    missing = [key for key in (*_REQUIRED_KEYS, architecture.eps_key, "hidden_act") if raw.get(key) is None]
+    if missing:
+        raise CheckpointError(f"{origin} lacks {', '.join(missing)}", "use a complete checkpoint")
+    rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+    _require_plain(architecture, {**raw, **rope}, origin)
+    values = {key: raw[key] for key in _SHARED_KEYS if raw.get(key) is not None}
+    values |= {
+        "tie_word_embeddings": raw.get("tie_word_embeddings", False),
+        "rope_theta": rope.get("rope_theta", raw.get("rope_theta", 10_000.0)),
+        "rms_norm_eps": raw[architecture.eps_key],
+        "activation": raw["hidden_act"],
+        "normalization": architecture.normalization,
+        "query_key_norm": architecture.query_key_norm,
+    }
+    ends = raw.get("eos_token_id")
+    config = {
+        "settings": values,
+        "vocabulary_size": raw["vocab_size"],
+        "begin_token_id": raw.get("bos_token_id"),
+        "end_token_ids": ends if isinstance(ends, list) else [] if ends is None else [ends],
+        "padding_token_id": raw.get("pad_token_id"),
+    }
+    try:
+        return parse(ModelConfig, Tree(config, {}))
+    except ConfigError as error:
+        raise CheckpointError(f"{origin}: {error.problem}", "use a checkpoint whose options Fledge has") from error
+
+
+def _require_plain(architecture: Architecture, given: Mapping[str, Any], origin: Path) -> None:
+    """Raises CheckpointError if an option has a form that `Llama` does not compute."""
+    default_rotary_factor = 0.25 if architecture.model_type == "stablelm" else 1.0
+    found = {
+        **{key: given.get(key, False) for key in architecture.plain},
+        "rope_type": given.get("rope_type", given.get("type", "default")),
+        "partial_rotary_factor": given.get("partial_rotary_factor", default_rotary_factor),
+    }
+    wanted = {**architecture.plain, "rope_type": "default", "partial_rotary_factor": 1.0}
+    for key, value in wanted.items():
+        if found[key] != value:
+            raise CheckpointError(f"{origin}: {key} is {found[key]!r}, Fledge computes only {value!r}", "use a checkpoint without it")
+
+
+def _special_tokens(config: ModelConfig) -> dict[str, int | list[int] | None]:
+    ends = list(config.end_token_ids)
+    return {
+        "bos_token_id": config.begin_token_id,
+        "eos_token_id": ends if len(ends) > 1 else next(iter(ends), None),
+        "pad_token_id": config.padding_token_id,
+    }
+
+
+def _stored_weights(model: Llama) -> dict[str, Tensor]:
+    """The parameters by the names under which they are stored; a tied head is listed once, as the embedding."""
+    return dict(model.named_parameters())
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of the folder, from one file or from several with an index."""
+    if not (folder / WEIGHTS).is_file():
+        if (folder / WEIGHTS_INDEX).is_file():
+            return _read_shards(folder)
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth"})
+        if pickled:
+            remedy = f"convert it to {WEIGHTS} with the tool that wrote it"
+            raise CheckpointError(f"{folder} holds its weights only as pickle ({pickled[0]}), which could run any code", remedy)
+    return read_tensors(folder / WEIGHTS)
+
+
+def _read_shards(folder: Path) -> dict[str, Tensor]:
+    index = _read_json(folder / WEIGHTS_INDEX).get("weight_map")
+    names = set(index.values()) if isinstance(index, dict) else set()
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise CheckpointError(f"{folder / WEIGHTS_INDEX} names no files of this folder", "use a complete checkpoint")
+    return {key: tensor for name in sorted(names) for key, tensor in read_tensors(folder / name).items()}
+
+
+def _require_fit(folder: Path, expected: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    differences = list(_differences(expected, stored))
+    if differences:
+        more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
+        problem = f"the weights in {folder} do not fit its {CONFIG}: {'; '.join(differences[:5])}{more}"
+        raise CheckpointError(problem, f"use the {CONFIG} that was written with these weights")
+
+
+def _differences(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> Iterator[str]:
+    for name, parameter in expected.items():
+        if name not in stored:
+            yield f"{name} is missing"
+        elif stored[name].shape != parameter.shape:
+            yield f"{name} is {tuple(stored[name].shape)} instead of {tuple(parameter.shape)}"
+    yield from (f"{name} is not in the model" for name in stored if name not in expected)
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> dict[str, disk.FileDigest]:
+    present = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if TOKENIZER_FILES[0] not in present:
+        raise CheckpointError(f"{source} holds no {TOKENIZER_FILES[0]}", "name the folder of a trained tokenizer")
+    return {name: disk.write_bytes(folder / name, (source / name).read_bytes()) for name in present}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing", "name a complete checkpoint, or run the stage that makes it again")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON: {error}", "use another copy of it, or an earlier checkpoint") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object", "use another copy of it, or an earlier checkpoint")
+    return value

@@ -1,0 +1,112 @@
+"""The shape of the model, in Hugging Face's words: what a recipe chooses (`ModelSettings`) and what a checkpoint holds (`ModelConfig`).
+
+Only what a class of `transformers` can express is offered, so every checkpoint opens there as it lies:
+LlamaForCausalLM; with `query_key_norm` Qwen3ForCausalLM; with `normalization: layer` StableLmForCausalLM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from fledge.core.config import settings
+
+Normalization = Literal["rms", "layer"]
+Activation = Literal["silu", "gelu", "relu"]
+
+VOCABULARY_MULTIPLE = 128
+"""The vocabulary is padded to a multiple of this: GEMM tiles stay full, also when it is split over a few devices."""
+
+
+@settings
+class ModelSettings:
+    hidden_size: int = 256
+    """Width of the residual stream."""
+    num_hidden_layers: int = 4
+    """Transformer layers."""
+    num_attention_heads: int = 4
+    """Query heads per layer; divides hidden_size."""
+    num_key_value_heads: int | None = None
+    """Key and value heads per layer, each shared by several query heads (grouped-query attention); null: one per query head."""
+    head_dim: int | None = None
+    """Width of one head, even; null: hidden_size / num_attention_heads."""
+    intermediate_size: int = 704
+    """Width of the gated feed-forward layer; about 8/3 of hidden_size."""
+    max_position_embeddings: int = 1024
+    """Longest context in tokens the model is meant for."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary embedding's wavelengths; larger for longer contexts."""
+    rms_norm_eps: float = 1e-5
+    """Added to the variance in every normalization."""
+    tie_word_embeddings: bool = True
+    """Use the token embedding as the output head too; saves vocabulary x hidden_size parameters."""
+    normalization: Normalization = "rms"
+    """rms: RMSNorm (Llama, Qwen3); layer: LayerNorm with bias (StableLM)."""
+    activation: Activation = "silu"
+    """Of the gate in the feed-forward layer: silu (SwiGLU), gelu (GeGLU), relu (ReGLU)."""
+    query_key_norm: bool = False
+    """RMSNorm on every query and key head before the rotary embedding (Qwen3); keeps attention scores bounded."""
+    initializer_range: float = 0.02
+    """Standard deviation of the initial weights."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}")
+        if self.key_value_heads < 1 or self.num_attention_heads % self.key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is not divisible by num_key_value_heads {self.key_value_heads}"
+            )
+        if self.head_size < 2 or self.head_size % 2:
+            raise ValueError(f"the head size is {self.head_size}; the rotary embedding needs an even one of at least 2")
+        if self.rope_theta <= 1 or self.rms_norm_eps <= 0 or self.initializer_range < 0:
+            raise ValueError("rope_theta must be above 1, rms_norm_eps above 0 and initializer_range not negative")
+        if self.normalization == "layer" and self.query_key_norm:
+            raise ValueError("normalization layer and query_key_norm exclude each other: no class of transformers has both")
+        if self.normalization == "layer" and self.head_size * self.num_attention_heads != self.hidden_size:
+            raise ValueError(
+                f"with normalization layer, head_dim {self.head_size} x num_attention_heads {self.num_attention_heads} "
+                f"must equal hidden_size {self.hidden_size}: StableLM has no other"
+            )
+
+    @property
+    def key_value_heads(self) -> int:
+        """`num_key_value_heads` with its default filled in."""
+        return self.num_attention_heads if self.num_key_value_heads is None else self.num_key_value_heads
+
+    @property
+    def head_size(self) -> int:
+        """`head_dim` with its default filled in."""
+        return self.hidden_size // self.num_attention_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def resolved(self) -> ModelSettings:
+        """The same shape with every default filled in; equal shapes are equal in this form."""
+        return replace(self, num_key_value_heads=self.key_value_heads, head_dim=self.head_size)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything `config.json` says: the chosen shape, and what the tokenizer decides."""
+
+    settings: ModelSettings
+    vocabulary_size: int
+    """Rows of the embedding and the head; at least the tokenizer's size, see `padded_vocabulary_size`."""
+    begin_token_id: int | None = None
+    """The token that opens a text."""
+    end_token_ids: tuple[int, ...] = ()
+    """The tokens at which generation stops; the first is the usual one. A chat model's is the end of a turn."""
+    padding_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        special = [self.begin_token_id, *self.end_token_ids, self.padding_token_id]
+        beyond = [token for token in special if token is not None and not 0 <= token < self.vocabulary_size]
+        if beyond:
+            raise ValueError(f"special token id {beyond[0]} lies outside the vocabulary of {self.vocabulary_size}")
+
+
+def padded_vocabulary_size(vocabulary_size: int) -> int:
+    """The tokenizer's size rounded up to a multiple of VOCABULARY_MULTIPLE; the ids above it never occur in data."""
+    return -(-vocabulary_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE

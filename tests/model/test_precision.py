@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from fledge.model import precision
+from fledge.model.precision import ProductTiming, autocast, bf16_pays, choose_precision, is_exact_fp32, measure_product, use_fast_fp32
+
+FP32 = ProductTiming(seconds=1.3, relative_error=2e-7)
+
+
+@pytest.fixture(autouse=True)
+def restored_matmul_precision() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, **measured: ProductTiming) -> None:
+    by_dtype = {torch.float32: measured.get("fp32", FP32), torch.bfloat16: measured.get("bf16", FP32)}
+    monkeypatch.setattr(precision, "measure_product", by_dtype.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error", "pays"),
+    [(1.0, 3e-3, True), (1.01, 3e-3, False), (0.5, 3e-3, True), (0.5, 2e-2, False), (5.0, 3e-3, False)],
+)
+def test_bf16_must_be_faster_and_sane(seconds: float, error: float, pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    bf16 = ProductTiming(seconds, error)
+    assert bf16_pays(FP32, bf16) is pays
+    machine(monkeypatch, bf16=bf16)
+    assert choose_precision("auto", "cpu") == ("bf16" if pays else "fp32")
+
+
+def test_an_explicit_request_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(precision, "measure_product")
+    assert choose_precision("fp32", "cpu") == "fp32"
+    assert choose_precision("bf16", "cpu") == "bf16"
+
+
+@pytest.mark.parametrize("capable", [True, False])
+def test_a_gpu_is_asked(capable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: capable)
+    assert choose_precision("auto", "cuda") == ("bf16" if capable else "fp32")
+
+
+def test_other_devices_stay_in_fp32() -> None:
+    assert choose_precision("auto", "mps") == "fp32"
+
+
+@pytest.mark.parametrize(("error", "exact"), [(2.9e-7, True), (1e-6, True), (1.1e-6, False), (3e-3, False)])
+def test_fast_fp32_is_kept_only_if_exact(error: float, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    product = ProductTiming(1e-3, error)
+    assert is_exact_fp32(product) is exact
+    machine(monkeypatch, fp32=product)
+    torch.set_float32_matmul_precision("highest")
+    assert use_fast_fp32("cpu") is exact
+    assert torch.get_float32_matmul_precision() == ("medium" if exact else "highest")
+
+
+def test_fast_fp32_leaves_other_devices_alone() -> None:
+    torch.set_float32_matmul_precision("highest")
+    assert use_fast_fp32("cuda") is False
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_the_probe_sees_rounding() -> None:
+    torch.set_float32_matmul_precision("highest")
+    fp32, bf16 = measure_product(torch.float32), measure_product(torch.bfloat16)
+    assert is_exact_fp32(fp32) and not is_exact_fp32(bf16)
+    assert 1e-3 < bf16.relative_error < precision.BF16_ERROR
+    assert fp32.seconds > 0 and bf16.seconds > 0
+
+
+def test_autocast_is_on_for_bf16_only() -> None:
+    assert isinstance(autocast("fp32", "cpu"), nullcontext)
+    with autocast("bf16", "cpu"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
