@@ -1,0 +1,225 @@
+"""Everything that is measured on one checkpoint: the functions that the evaluate stage calls, and the table it prints.
+
+`evaluate_base` needs a model and text, `evaluate_chat` a model that knows the chat format, `evaluate_preference` one that was
+trained on pairs. A task for which the held-out text offers no sample yields no score, never a made-up one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fledge.corpus.document import Conversation, Document
+from fledge.evaluation.generations import Answer, answer_questions, answer_scores
+from fledge.evaluation.preference import PairLogProbabilities, pair_log_probabilities, preference_scores
+from fledge.evaluation.scoring import Likelihood, ScoredSequence, bits_per_byte, continuation, loglikelihoods
+from fledge.evaluation.settings import EvaluateSettings
+from fledge.evaluation.statistics import Score, percent, score_from_plain, share_score
+from fledge.evaluation.tasks import answer_choice_items, last_word_items, majority_share, yes_no_items
+from fledge.model.llama import Llama
+from fledge.tokens.chat import render_batch
+from fledge.tokens.shards import TokenSet
+from fledge.tokens.tokenizer import Tokenizer
+
+TITLES = {
+    "bits_per_byte": "Bits per byte",
+    "last_word": "Last word (LAMBADA's form)",
+    "yes_no": "Yes/no (BoolQ's form)",
+    "stop_rate": "Stops by itself",
+    "distinct_answers": "Distinct answers",
+    "answer_choice": "Right answer after its own question",
+    "reward_accuracy": "Reward accuracy",
+    "reward_margin": "Reward margin",
+    "raw_accuracy": "Right answer more likely than damaged",
+}
+
+
+@dataclass(frozen=True)
+class CheckpointEvaluation:
+    """What was measured on one checkpoint, plain enough for JSON (`dataclasses.asdict`)."""
+
+    name: str
+    """A stage (pretrain, sft, dpo), or the checkpoint as the user named it."""
+    scores: tuple[Score, ...]
+    answers: tuple[Answer, ...] = ()
+
+    def score(self, name: str) -> Score | None:
+        """The score of that name, if it was measured."""
+        return next((score for score in self.scores if score.name == name), None)
+
+
+def evaluate_base(
+    model: Llama,
+    tokenizer: Tokenizer,
+    token_set: TokenSet,
+    documents: Sequence[Document],
+    settings: EvaluateSettings,
+    *,
+    isolate_documents: bool = True,
+) -> list[Score]:
+    """Bits per byte on the validation split of a set of documents, last word and yes/no on items made from validation documents.
+
+    `isolate_documents` as in training.
+    """
+    scores = []
+    if token_set.shards("validation"):
+        scores.append(
+            bits_per_byte(
+                model,
+                token_set,
+                context_window_tokens(model, settings),
+                isolate_documents=isolate_documents,
+                maximum_text_bytes=settings.maximum_text_bytes,
+                batch_tokens=settings.batch_tokens,
+                precision=settings.precision,
+            )
+        )
+    tasks = (last_word_score(model, tokenizer, documents, settings), yes_no_score(model, tokenizer, documents, settings))
+    return [*scores, *(score for score in tasks if score is not None)]
+
+
+def evaluate_chat(
+    model: Llama, tokenizer: Tokenizer, conversations: Sequence[Conversation], settings: EvaluateSettings
+) -> tuple[list[Score], list[Answer]]:
+    """Stop rate, distinct answers and answer choice on held-out conversations, and the answers themselves."""
+    answers = answer_questions(model, tokenizer, conversations, settings)
+    choice = answer_choice_score(model, tokenizer, conversations, settings)
+    return [*answer_scores(answers, settings.maximum_answer_tokens), *([choice] if choice else [])], answers
+
+
+def evaluate_preference(
+    model: Llama, token_set: TokenSet, settings: EvaluateSettings, reference: PairLogProbabilities | None, beta: float = 0.1
+) -> list[Score]:
+    """Preference scores on held-out pairs. `reference` is what `pair_log_probabilities` or `drawn_pairs` gave; None: only raw accuracy."""
+    return preference_scores(pair_log_probabilities(model, token_set, settings), reference, beta)
+
+
+def context_window_tokens(model: Llama, settings: EvaluateSettings) -> int:
+    """The window of the bits per byte: as asked for, at most the model's context."""
+    longest = model.config.settings.max_position_embeddings
+    return longest if settings.window_tokens is None else min(settings.window_tokens, longest)
+
+
+def last_word_score(model: Llama, tokenizer: Tokenizer, documents: Sequence[Document], settings: EvaluateSettings) -> Score | None:
+    """Strict accuracy: every token of " " + word is the most likely one. The context opens with the end-of-text token, as in training."""
+    items = last_word_items(documents, settings.last_word_passages, settings.seed)
+    contexts = tokenizer.encode_batch([item.context for item in items])
+    words = tokenizer.encode_batch([f" {item.word}" for item in items])
+    sequences = [continuation([tokenizer.end_of_text, *context], word) for context, word in zip(contexts, words, strict=True)]
+    kept = [index for index, sequence in enumerate(sequences) if _fits(model, sequence)]
+    if not kept:
+        return None
+    found = _likelihoods(model, [sequences[index] for index in kept], settings)
+    guessed = sum(items[index].guess_probability for index in kept) / len(kept)
+    return share_score(
+        "last_word",
+        sum(likelihood.is_greedy for likelihood in found),
+        len(kept),
+        chance=guessed,
+        majority=majority_share([items[index].word for index in kept]),
+        note="chance: a random word of the passage; majority: always the most frequent last word",
+    )
+
+
+def yes_no_score(model: Llama, tokenizer: Tokenizer, documents: Sequence[Document], settings: EvaluateSettings) -> Score | None:
+    """Whether " yes" or " no" is more likely after the prompt; a tie counts half."""
+    items = yes_no_items(documents, settings.yes_no_questions, settings.seed)
+    prompts = [[tokenizer.end_of_text, *ids] for ids in tokenizer.encode_batch([item.prompt for item in items])]
+    no, yes = tokenizer.encode(" no"), tokenizer.encode(" yes")
+    kept = [index for index, prompt in enumerate(prompts) if _fits(model, continuation(prompt, max(no, yes, key=len)))]
+    if not kept:
+        return None
+    sequences = [continuation(prompts[index], choice) for index in kept for choice in (no, yes)]
+    found = [likelihood.log_probability for likelihood in _likelihoods(model, sequences, settings)]
+    margins = [
+        (after - before) * (1 if items[index].answer else -1) for index, before, after in zip(kept, found[0::2], found[1::2], strict=True)
+    ]
+    said_yes = sum(after > before for before, after in zip(found[0::2], found[1::2], strict=True))
+    return share_score(
+        "yes_no",
+        _won(margins),
+        len(kept),
+        chance=0.5,
+        majority=majority_share([items[index].answer for index in kept]),
+        note=f"said yes to {said_yes} of {len(kept)}",
+    )
+
+
+def answer_choice_score(
+    model: Llama, tokenizer: Tokenizer, conversations: Sequence[Conversation], settings: EvaluateSettings
+) -> Score | None:
+    """How often the answer (with its end of turn) is more likely after its own question than after another one; a tie counts half."""
+    items = answer_choice_items(conversations, settings.choice_questions, settings.seed)
+    own = _rendered(tokenizer, [[*item.own, item.answer] for item in items])
+    other = _rendered(tokenizer, [[*item.other, item.answer] for item in items])
+    pairs = [pair for pair in zip(own, other, strict=True) if all(_fits(model, sequence) for sequence in pair)]
+    if not pairs:
+        return None
+    found = [likelihood.log_probability for likelihood in _likelihoods(model, [sequence for pair in pairs for sequence in pair], settings)]
+    margins = [after_own - after_other for after_own, after_other in zip(found[0::2], found[1::2], strict=True)]
+    return share_score(
+        "answer_choice",
+        _won(margins),
+        len(pairs),
+        chance=0.5,
+        note="the right answer is more likely after its own question than after another one",
+    )
+
+
+def results_table(evaluations: Sequence[CheckpointEvaluation]) -> tuple[list[str], list[list[str]]]:
+    """Column titles and rows for `console.table`: one row per score, one column per checkpoint, then baseline and samples."""
+    names = list(dict.fromkeys(score.name for evaluation in evaluations for score in evaluation.scores))
+    rows = []
+    for name in names:
+        found = [evaluation.score(name) for evaluation in evaluations]
+        known = next(score for score in found if score is not None)
+        baseline = "" if known.baseline is None else format_value(known.baseline, known)
+        rows.append([score_title(name), *("" if score is None else format_score(score) for score in found), baseline, f"{known.n:,}"])
+    return ["score", *(evaluation.name for evaluation in evaluations), "guessing", "n"], rows
+
+
+def score_title(name: str) -> str:
+    """A score's name as people read it: "reward_accuracy/cut" becomes "Reward accuracy: cut"."""
+    base, _, kind = name.partition("/")
+    title = TITLES.get(base, base.replace("_", " "))
+    return f"{title}: {kind.replace('_', ' ')}" if kind else title
+
+
+def format_value(value: float, score: Score) -> str:
+    """A figure in the score's unit: a share in percent, a count without decimals."""
+    if score.unit == "share":
+        return percent(value, decimals=1)
+    return f"{value:,.0f}" if score.unit == "count" else f"{value:.3f}"
+
+
+def format_score(score: Score) -> str:
+    """A score with its 95 % interval, "25.7 % (20.6 to 31.6)"; a "?" behind one that its interval cannot tell from guessing."""
+    value, doubt = format_value(score.value, score), " ?" if score.distinguishable is False else ""
+    if score.low is None or score.high is None:
+        return f"{value}{doubt}"
+    low, high = (format_value(end, score).removesuffix(" %") for end in (score.low, score.high))
+    return f"{value} ({low} to {high}){doubt}"
+
+
+def evaluation_from_plain(plain: Mapping[str, Any]) -> CheckpointEvaluation:
+    """A CheckpointEvaluation from what `dataclasses.asdict` and JSON made of it."""
+    scores = tuple(score_from_plain(score) for score in plain["scores"])
+    return CheckpointEvaluation(plain["name"], scores, tuple(Answer(**answer) for answer in plain["answers"]))
+
+
+def _likelihoods(model: Llama, sequences: Sequence[ScoredSequence], settings: EvaluateSettings) -> list[Likelihood]:
+    return loglikelihoods(model, sequences, settings.batch_tokens, settings.precision)
+
+
+def _rendered(tokenizer: Tokenizer, conversations: Sequence[Sequence[Any]]) -> list[ScoredSequence]:
+    rendered = render_batch(tokenizer, conversations, last_answer_only=True)
+    return [ScoredSequence(conversation.ids, conversation.supervised) for conversation in rendered]
+
+
+def _fits(model: Llama, sequence: ScoredSequence) -> bool:
+    return len(sequence.ids) <= model.config.settings.max_position_embeddings
+
+
+def _won(margins: Sequence[float]) -> float:
+    return sum(0.5 if margin == 0 else float(margin > 0) for margin in margins)

@@ -1,0 +1,113 @@
+"""What the report says in words: each figure explained to someone who sees such a figure for the first time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+OPENING = "This page follows one small language model from raw text to what it can do."
+
+STEPS = {
+    "pretrain": "It read text and learned to predict the next token (pretraining).",
+    "sft": "It learned from questions with answers to reply in a conversation (supervised fine-tuning, SFT).",
+    "dpo": "It learned from pairs of a good and a damaged answer to prefer the good one (direct preference optimisation, DPO).",
+}
+"""What a training stage does, by its name."""
+
+HELD_OUT = "All scores below come from text and questions that were held out: the model was not trained on them."
+
+SAMPLES = ("Written by the model to prompts that a person chose; unlike the questions below, these may occur in the training text.",)
+
+ANSWERS = (
+    "Questions that were held out, answered greedily: at each step the most likely token is taken. These are the first ones of a "
+    "random sample, not the best ones. A model of this size learns the form of an answer long before it learns the facts: "
+    "expect sentences that sound right and are often wrong.",
+)
+
+COMPRESSION = (
+    "Bits per byte says how many bits the text costs if the model's predictions are used to compress it. It is the one figure that "
+    "does not depend on the tokenizer, and general compressors have it too: zlib (gzip) and xz see nothing but the held-out text; "
+    "primed xz has read the training text first and may copy from it, so it shows how much of the held-out text repeats the "
+    "training text. It is the strongest comparison here; a small model need not beat it.",
+)
+
+ABILITIES = (
+    "Each line is a share with its 95 % interval: if the test were repeated with other samples of the same kind, a value outside "
+    "the interval would be a surprise. The dashed tick is what guessing reaches. Where the interval includes the tick, the test does "
+    "not show that the model can do this at all. The tests have the form of known benchmarks, but their text comes from this "
+    "corpus: compare checkpoints of one corpus, not with published tables.",
+)
+
+TRAINING = (
+    "The loss is the average surprise at the next token, in nats: 0 would be certainty. It should fall quickly, then slowly. "
+    "Validation is measured on held-out text: if it rises while the training loss falls, the model learns the text by heart. "
+    "During training it may be measured on part of the held-out text only.",
+)
+
+USE = ("What the recipe asked for, and what was used. Tokens count every position that went through the model, padding included.",)
+
+LINEAGE = (
+    "What was made from what. Each id is a hash over what was asked for and every byte that came out, so an equal id is an equal "
+    "result; `fledge verify` computes them again.",
+)
+
+SCORE_EXPLANATIONS = {
+    "last_word": (
+        "A passage ends in a word that occurs in it before; the model has to write exactly this word. "
+        "Guessing means a random word of the passage, or always the most frequent last word."
+    ),
+    "yes_no": "A piece of documentation and the question whether it belongs to a given name, half of the time to another one.",
+    "stop_rate": "Answers that the model ended by itself. A model that has not learned to stop runs on until it is cut off.",
+    "answer_choice": (
+        "The right answer should be more likely after its own question than after another question: "
+        "whether the question matters to the model at all."
+    ),
+    "reward_accuracy": (
+        "Pairs in which preference training raised the good answer more than the damaged one, compared with the model before. "
+        "Below it the same for each kind of damage: an average can hide one that was not learned."
+    ),
+    "raw_accuracy": (
+        "Pairs in which the good answer is simply more likely than the damaged one. A cut answer is shorter and so more likely from "
+        "the start: read this beside the reward accuracy."
+    ),
+}
+
+SCORE_CHARTS = (
+    ("Language", ("last_word", "yes_no")),
+    ("Conversation", ("stop_rate", "answer_choice")),
+    ("Preferences", ("reward_accuracy", "raw_accuracy")),
+)
+"""Title of a chart, and the scores it shows."""
+
+
+@dataclass(frozen=True)
+class MetricsChart:
+    """A chart of what was recorded during training."""
+
+    title: str
+    metrics: tuple[tuple[str, str], ...]
+    """(name in metrics.jsonl, name for people)"""
+    y_label: str
+    folded: bool = False
+
+
+BITS_PER_BYTE = MetricsChart("bits per byte of held-out text", (("validation/bits_per_byte", "model"),), "bits per byte")
+
+TRAINING_CHARTS = (
+    MetricsChart("loss", (("train/loss", "training"), ("validation/loss", "validation")), "nats"),
+    BITS_PER_BYTE,
+    MetricsChart(
+        "pairs in which the good answer gained",
+        (("rewards/accuracies", "training"), ("validation/rewards/accuracies", "validation")),
+        "share of pairs",
+    ),
+    MetricsChart("learning rate", (("train/learning_rate", "learning rate"),), "learning rate", folded=True),
+    MetricsChart("norm of the gradient before clipping", (("train/gradient_norm", "gradient norm"),), "norm", folded=True),
+    MetricsChart("speed", (("train/tokens_per_second", "speed"),), "tokens per second", folded=True),
+)
+
+METRICS_EXPLANATIONS = {
+    "dpo": (
+        "Preference training begins at a loss of ln 2 = 0.693, where the model and its reference are the same; "
+        "from there on a lower loss means a clearer preference."
+    ),
+}

@@ -1,0 +1,64 @@
+"""What a chat model says to held-out questions: does it stop by itself, does it say different things, and what does it say?
+
+Greedy answers, so the figures do not depend on a seed. "Distinct answers" catches a model that answers every question alike.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fledge.corpus.document import Conversation
+from fledge.evaluation.settings import EvaluateSettings
+from fledge.evaluation.statistics import Score, share_score
+from fledge.inference.engine import Engine
+from fledge.inference.settings import GenerationSettings
+from fledge.model.llama import Llama
+from fledge.tokens.chat import render_batch
+from fledge.tokens.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One held-out question with what the model and the corpus answer."""
+
+    question: str
+    reference: str
+    """The answer the corpus gives."""
+    text: str
+    stopped: bool
+    """Whether the model ended its answer by itself."""
+
+
+def answer_questions(model: Llama, tokenizer: Tokenizer, conversations: Sequence[Conversation], settings: EvaluateSettings) -> list[Answer]:
+    """Greedy answers to the last question of a seeded sample of conversations; prompts that leave no room for one are left out."""
+    chosen = random.Random(settings.seed).sample(list(conversations), min(settings.questions, len(conversations)))
+    engine = Engine(model, tokenizer.vocabulary_size, (tokenizer.turn_end, tokenizer.end_of_text), settings.precision)
+    rendered = render_batch(tokenizer, [conversation.messages[:-1] for conversation in chosen], answer_follows=True)
+    asked = [
+        (conversation, prompt.ids) for conversation, prompt in zip(chosen, rendered, strict=True) if len(prompt.ids) < engine.context_tokens
+    ]
+    greedy = GenerationSettings(temperature=0, maximum_new_tokens=settings.maximum_answer_tokens)
+    completions = engine.generate([ids for _, ids in asked], greedy)
+    return [
+        Answer(
+            conversation.messages[-2].content,
+            conversation.messages[-1].content,
+            tokenizer.decode(completion.ids).strip(),
+            completion.stopped,
+        )
+        for (conversation, _), completion in zip(asked, completions, strict=True)
+    ]
+
+
+def answer_scores(answers: Sequence[Answer], maximum_answer_tokens: int) -> list[Score]:
+    """Stop rate and number of distinct answers; empty without answers."""
+    if not answers:
+        return []
+    stopped = sum(answer.stopped for answer in answers)
+    distinct = len({answer.text for answer in answers})
+    return [
+        share_score("stop_rate", stopped, len(answers), note=f"answers that ended by themselves within {maximum_answer_tokens} tokens"),
+        Score("distinct_answers", distinct, len(answers), None, None, unit="count", note="different answers among all"),
+    ]

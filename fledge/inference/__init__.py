@@ -1,0 +1,1 @@
+"""A checkpoint becomes token ids: sampling, the batched KV-cache engine, and the model class for library users."""

@@ -1,0 +1,61 @@
+"""Logits become the next token ids: temperature, top_k, top_p, then one draw per row from that row's own generator.
+
+Each row draws one uniform number and looks it up in its own cumulative distribution, so a request gets the same tokens alone
+and in a batch. The order of the filters is transformers' (top_p is taken of what top_k left, renormalised); nucleus sampling is
+Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020.
+
+B rows, V vocabulary including padding, K candidates left by top_k.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fledge.core.errors import NumericsError
+from fledge.inference.settings import GenerationSettings
+
+
+def next_tokens(logits: Tensor, settings: GenerationSettings, generators: Sequence[torch.Generator], vocabulary_size: int) -> Tensor:
+    """Logits (B, V) to token ids (B,), on the device of the logits.
+
+    Ids from `vocabulary_size` on are padding of the embedding matrix and are never drawn. `generators` holds one CPU generator
+    per row. Raises NumericsError if a logit is not a number: the weights are broken.
+    """
+    logits = logits[:, :vocabulary_size].float()
+    if bool(logits.isnan().any()):
+        raise NumericsError("the model answers with logits that are not numbers", "use an earlier checkpoint; this one is broken")
+    if settings.temperature == 0 or settings.top_k == 1:
+        return logits.argmax(dim=-1)
+    probabilities, candidates = candidate_probabilities(logits, settings)
+    uniform = torch.cat([torch.rand(1, dtype=torch.float64, generator=generator) for generator in generators]).to(logits.device)
+    cumulative = probabilities.double().cumsum(dim=-1)
+    threshold = uniform[:, None] * cumulative[:, -1:]
+    # right=True skips candidates of probability 0, whose cumulative value equals that of their predecessor
+    chosen = torch.searchsorted(cumulative, threshold, right=True).clamp(max=cumulative.shape[-1] - 1)
+    return candidates.gather(-1, chosen)[:, 0]
+
+
+def candidate_probabilities(logits: Tensor, settings: GenerationSettings) -> tuple[Tensor, Tensor]:
+    """Logits (B, V) to (probabilities (B, K), token ids (B, K)), most likely first; what top_p cuts off has probability 0."""
+    kept = min(settings.top_k or logits.shape[-1], logits.shape[-1])
+    values, candidates = torch.topk(logits, kept, dim=-1)
+    # the largest logit is subtracted before the division, which a tiny temperature would overflow
+    probabilities = torch.softmax((values - values[:, :1]) / settings.temperature, dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    return probabilities.masked_fill(before >= settings.top_p, 0.0), candidates
+
+
+def row_generators(seed: int | None, rows: int) -> list[torch.Generator]:
+    """One CPU generator per row: row i depends on (seed, i) only, never on the size of the batch; without a seed they differ each time."""
+    generators = [torch.Generator() for _ in range(rows)]
+    for row, generator in enumerate(generators):
+        if seed is None:
+            generator.seed()
+        else:
+            digest = hashlib.sha256(f"{seed}:{row}".encode()).digest()
+            generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return generators

@@ -1,0 +1,105 @@
+"""Sampling: the distribution that is promised, masked padding, and draws that do not depend on the batch."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from fledge.core.errors import NumericsError
+from fledge.inference.sampling import candidate_probabilities, next_tokens, row_generators
+from fledge.inference.settings import GenerationSettings
+
+LOGITS = torch.tensor([[2.0, 1.0, 0.5, 0.0, -0.5, -1.0, -3.0, 1.5]])
+DRAWS = 20_000
+
+
+def draw_many(settings: GenerationSettings, logits: Tensor = LOGITS, draws: int = DRAWS) -> Tensor:
+    """Counts (V,) over many rows of one batch."""
+    rows = logits.expand(draws, -1)
+    drawn = next_tokens(rows, settings, row_generators(7, draws), logits.shape[-1])
+    return torch.bincount(drawn, minlength=logits.shape[-1])
+
+
+def chi_square(counts: Tensor, expected: Tensor) -> float:
+    """Pearson's statistic over the ids that can occur; the others must not occur at all."""
+    possible = expected > 0
+    assert int(counts[~possible].sum()) == 0
+    expected_counts = expected[possible] * counts.sum()
+    return float(((counts[possible] - expected_counts) ** 2 / expected_counts).sum())
+
+
+def chi_square_limit(cells: int) -> float:
+    """About the 99.9 % quantile (Wilson and Hilferty); the draws are seeded, so this passes always or never."""
+    freedom = cells - 1
+    return freedom * (1 - 2 / (9 * freedom) + 3.09 * math.sqrt(2 / (9 * freedom))) ** 3
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_temperature_gives_the_softmax(temperature: float) -> None:
+    counts = draw_many(GenerationSettings(temperature=temperature, top_k=0, top_p=1.0))
+    expected = torch.softmax(LOGITS[0].double() / temperature, dim=-1)
+    assert chi_square(counts, expected) < chi_square_limit(8)
+
+
+def test_top_k_keeps_the_k_most_likely() -> None:
+    counts = draw_many(GenerationSettings(temperature=1.0, top_k=3, top_p=1.0))
+    expected = torch.zeros(8, dtype=torch.float64)
+    kept = torch.tensor([0, 7, 1])
+    expected[kept] = torch.softmax(LOGITS[0, kept].double(), dim=-1)
+    assert chi_square(counts, expected) < chi_square_limit(3)
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
+    probabilities = torch.tensor([[0.5, 0.25, 0.15, 0.1]])
+    counts = draw_many(GenerationSettings(temperature=1.0, top_k=0, top_p=0.7), probabilities.log())
+    assert chi_square(counts, torch.tensor([0.5, 0.25, 0.0, 0.0], dtype=torch.float64) / 0.75) < chi_square_limit(2)
+
+
+def test_top_p_is_taken_of_what_top_k_left() -> None:
+    """With top_k = 2 the first of 0.5 and 0.25 holds two thirds of what is left, so top_p = 0.6 leaves it alone."""
+    logits = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
+    probabilities, candidates = candidate_probabilities(logits, GenerationSettings(temperature=1.0, top_k=2, top_p=0.6))
+    assert candidates.tolist() == [[0, 1]]
+    assert probabilities[0, 0] > 0
+    assert probabilities[0, 1] == 0
+
+
+@pytest.mark.parametrize("settings", [GenerationSettings(temperature=0), GenerationSettings(top_k=1), GenerationSettings(temperature=1e-9)])
+def test_greedy_three_ways(settings: GenerationSettings) -> None:
+    logits = torch.randn(50, 300, generator=torch.Generator().manual_seed(1))
+    assert next_tokens(logits, settings, row_generators(0, 50), 300).equal(logits.argmax(dim=-1))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 5.0])
+def test_padded_ids_are_never_drawn(temperature: float) -> None:
+    """The three padded ids have by far the largest logits."""
+    logits = torch.cat([torch.zeros(500, 5), torch.full((500, 3), 30.0)], dim=-1)
+    drawn = next_tokens(logits, GenerationSettings(temperature=temperature, top_k=0, top_p=1.0), row_generators(3, 500), 5)
+    assert int(drawn.max()) < 5
+
+
+def test_a_row_draws_the_same_alone_and_in_a_batch() -> None:
+    settings = GenerationSettings(temperature=1.0)
+    logits = torch.randn(8, 100, generator=torch.Generator().manual_seed(2))
+    together = [next_tokens(logits, settings, generators, 100).tolist() for generators in [row_generators(5, 8)] for _ in range(3)]
+    for row, generator in enumerate(row_generators(5, 8)):
+        alone = [int(next_tokens(logits[row : row + 1], settings, [generator], 100)) for _ in range(3)]
+        assert alone == [step[row] for step in together]
+
+
+def test_rows_and_seeds_differ() -> None:
+    first, second = ([torch.rand(1, generator=generator).item() for generator in row_generators(seed, 50)] for seed in (1, 2))
+    assert len({*first, *second}) == 100
+
+
+def test_without_a_seed_every_call_differs() -> None:
+    draws = {torch.rand(1, dtype=torch.float64, generator=row_generators(None, 1)[0]).item() for _ in range(5)}
+    assert len(draws) == 5
+
+
+def test_broken_logits_are_an_error() -> None:
+    with pytest.raises(NumericsError, match="not numbers"):
+        next_tokens(torch.tensor([[0.0, math.nan]]), GenerationSettings(), row_generators(0, 1), 2)
