@@ -1,0 +1,294 @@
+"""Rows of token shards become tensors: plan -> rows -> [batches] -> objective.
+
+Continuous documents are read as a ring: row r at length T holds tokens [rT, rT + T), its targets lie one token further, and the
+last token's target is the first token, which is the end-of-text that closes the last document. So every token is a target once
+per epoch at any T. Rows of conversations and preferences are read as they were packed, their targets shifted within the row.
+What is no target is IGNORE with weight 0; a row that is missing in a micro-batch is a whole row of these, so shapes never change.
+
+Shapes: B rows, T tokens per row, P preference pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fledge.core.errors import ConfigError, DataError
+from fledge.corpus.document import Content, Split
+from fledge.model.head import IGNORE
+from fledge.tokens.shards import TokenSet, TokenShard, open_token_set
+from fledge.training.plan import Plan, Row, Source, rows_per_rank, shuffled, slice_for_rank
+
+Scores = Mapping[str, NDArray[np.float32]]
+"""By source: (pairs, 2) log-probabilities in nats of the chosen and the rejected answers under the reference model."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Which targets of a batch belong to which answer."""
+
+    answers: Tensor
+    """(B, T) int64: 1 + 2p where the target is in pair p's chosen answer, 2 + 2p in its rejected one, 0 in none."""
+    count: int
+    """P."""
+    reference: Tensor | None
+    """(P, 2) float32 log-probabilities of chosen and rejected under the reference model; None while they are being made."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of token ids and what is to be learned from them."""
+
+    tokens: Tensor
+    """(B, T) int64."""
+    targets: Tensor
+    """(B, T) int64: the next token, or IGNORE."""
+    token_weight: Tensor
+    """(B, T) float32: 1 where there is a target, else 0."""
+    documents: Tensor | None
+    """(B, T) int32: where in the row the token's document starts; None: each row counts as one document."""
+    pairs: Pairs | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin(self) -> Batch:
+        """The same batch in page-locked memory, from which a copy to a GPU runs beside the computation."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        pairs = self.pairs
+        if pairs is not None:
+            pairs = Pairs(change(pairs.answers), pairs.count, None if pairs.reference is None else change(pairs.reference))
+        documents = None if self.documents is None else change(self.documents)
+        return Batch(change(self.tokens), change(self.targets), change(self.token_weight), documents, pairs)
+
+
+class RowReader:
+    """The rows of one split of some token sets, by number."""
+
+    def __init__(
+        self,
+        shards: Sequence[TokenShard],
+        content: Content,
+        row_tokens: int,
+        isolate_documents: bool,
+        tokenizer_sha256: str,
+        scores: Scores | None = None,
+    ) -> None:
+        self.shards = tuple(shards)
+        self.content = content
+        self.row_tokens = row_tokens
+        # An answer that saw the pair's other one would be judged by another text than the one it is generated after.
+        self.isolate_documents = isolate_documents or content == "preferences"
+        self.scores = scores
+        self.sources = tuple(
+            Source(shard.source, -(-len(shard.tokens) // row_tokens), _digest(shard, tokenizer_sha256)) for shard in shards
+        )
+        for shard in shards:
+            if scores is not None and scores.get(shard.source, np.empty((0, 2))).shape != (len(shard.starts) // 2, 2):
+                raise DataError(
+                    f"the reference scores do not fit the {len(shard.starts) // 2:,} pairs of the source {shard.source!r}",
+                    "score these pairs anew: fledge score RECIPE --force",
+                )
+
+    def all_rows(self) -> list[Row]:
+        """Every row once, source by source."""
+        return [Row(number, index, 0) for number, source in enumerate(self.sources) for index in range(source.rows)]
+
+    def batch(self, rows: Sequence[Row], batch_rows: int) -> Batch:
+        """The given rows, then rows without targets up to `batch_rows`."""
+        assert len(rows) <= batch_rows
+        shape = (batch_rows, self.row_tokens)
+        tokens, targets = np.zeros(shape, np.int64), np.full(shape, IGNORE, np.int64)
+        documents = np.zeros(shape, np.int32)
+        for line, row in enumerate(rows):
+            shard, start = self.shards[row.source], row.index * self.row_tokens
+            self._read_row(shard, start, tokens[line], targets[line])
+            if self.isolate_documents:
+                documents[line] = _document_starts(shard.starts, start, self.row_tokens)
+        pairs = self._pairs(rows, targets) if self.content == "preferences" else None
+        return Batch(
+            torch.from_numpy(tokens),
+            torch.from_numpy(targets),
+            torch.from_numpy((targets != IGNORE).astype(np.float32)),
+            torch.from_numpy(documents) if self.isolate_documents else None,
+            pairs,
+        )
+
+    def _read_row(self, shard: TokenShard, start: int, tokens: NDArray[np.int64], targets: NDArray[np.int64]) -> None:
+        ids = shard.tokens[start : start + self.row_tokens]
+        tokens[: len(ids)] = ids
+        if shard.supervised is None:
+            targets[: len(ids) - 1] = ids[1:]
+            after = start + len(ids)
+            targets[len(ids) - 1] = shard.tokens[after if after < len(shard.tokens) else 0]
+        else:
+            supervised = shard.supervised[start + 1 : start + self.row_tokens] == 1
+            targets[: self.row_tokens - 1][supervised] = ids[1:][supervised]
+
+    def _pairs(self, rows: Sequence[Row], targets: NDArray[np.int64]) -> Pairs:
+        answers, count = np.zeros(targets.shape, np.int64), 0
+        references = [np.empty((0, 2), np.float32)]
+        for line, row in enumerate(rows):
+            shard, start = self.shards[row.source], row.index * self.row_tokens
+            first, end = np.searchsorted(shard.starts, [start, start + self.row_tokens])
+            assert first % 2 == 0 and end % 2 == 0, "a preference pair lies in one row"
+            segments = np.searchsorted(shard.starts[first:end], start + np.arange(self.row_tokens), side="right")
+            answers[line] = np.where(targets[line] == IGNORE, 0, 2 * count + segments)
+            count += (end - first) // 2
+            if self.scores is not None:
+                references.append(self.scores[shard.source][first // 2 : end // 2])
+        reference = None if self.scores is None else torch.from_numpy(np.concatenate(references))
+        return Pairs(torch.from_numpy(answers), int(count), reference)
+
+
+class BatchLoader:
+    """What one process computes in a step: its share of the plan's rows, in micro-batches of one shape."""
+
+    def __init__(self, plan: Plan, reader: RowReader, micro_batch_rows: int | None, rank: int, world_size: int, ahead: bool) -> None:
+        self.plan = plan
+        self.reader = reader
+        self.rank = rank
+        self.world_size = world_size
+        self.rank_rows = rows_per_rank(plan.batch_rows, world_size)
+        self.micro_batch_rows = rows_at_once(plan.batch_rows, micro_batch_rows, world_size)
+        self._executor = ThreadPoolExecutor(max_workers=1) if ahead else None
+        self._next: tuple[int, Future[list[Batch]]] | None = None
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """The micro-batches of the step after `step` steps; with `ahead` pinned, and the next step's are read meanwhile."""
+        if self._executor is None:
+            return self._read(step)
+        ready = self._next[1].result() if self._next is not None and self._next[0] == step else self._read(step)
+        self._next = (step + 1, self._executor.submit(self._read, step + 1))
+        return [batch.pin() for batch in ready]
+
+    def _read(self, step: int) -> list[Batch]:
+        rows = slice_for_rank(self.plan.rows(step), self.rank, self.world_size)
+        starts = range(0, self.rank_rows, self.micro_batch_rows)
+        return [self.reader.batch(rows[start : start + self.micro_batch_rows], self.micro_batch_rows) for start in starts]
+
+
+def rows_at_once(batch_rows: int, micro_batch_rows: int | None, world_size: int) -> int:
+    """Rows of a micro-batch: as many as asked for, at most a process's share of the batch."""
+    share = rows_per_rank(batch_rows, world_size)
+    return min(micro_batch_rows or share, share)
+
+
+def open_rows(
+    token_sets: Sequence[TokenSet],
+    split: Split,
+    sequence_length: int | None,
+    isolate_documents: bool = True,
+    scores: Scores | None = None,
+) -> RowReader:
+    """Join the same split of some token sets; `sequence_length` is for continuous documents, other rows have their own.
+
+    Raises DataError if the sets do not go together or nothing in the training split is a target, ConfigError if the length of
+    rows is missing or contradicts the sets.
+    """
+    first, *others = token_sets
+    for other in others:
+        for name in ("content", "tokenizer_sha256", "row_tokens"):
+            found, expected = getattr(other, name), getattr(first, name)
+            if found != expected:
+                problem = f"{other.folder} and {first.folder} do not go together: {name} is {found} and {expected}"
+                raise DataError(problem, "pack both with the same settings and tokenizer")
+    row_tokens = _row_tokens(first, sequence_length)
+    shards = [shard for token_set in token_sets for shard in token_set.shards(split)]
+    names = [shard.source for shard in shards]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise DataError(f"the source {repeated!r} is in more than one of the token sets", "name the sources of each corpus differently")
+    if split == "train" and not any(shard.supervised is None or np.any(shard.supervised) for shard in shards):
+        raise DataError(
+            f"{first.folder} has nothing to learn: no token of its training split is a target", "check the corpus it was packed from"
+        )
+    return RowReader(shards, first.content, row_tokens, isolate_documents, first.tokenizer_sha256, scores)
+
+
+@dataclass(frozen=True)
+class TokensInfo:
+    """What `open_tokens` found."""
+
+    vocabulary_size: int
+    tokenizer_sha256: str
+    sequence_length: int
+    train_rows: int
+    validation_rows: int
+
+
+class TokenBatches:
+    """The batches of one epoch, shuffled by the seed; can be iterated again and again."""
+
+    def __init__(self, reader: RowReader, rows: Sequence[Row], batch_rows: int) -> None:
+        self._reader, self._rows, self._batch_rows = reader, rows, batch_rows
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // self._batch_rows)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, len(self._rows), self._batch_rows):
+            yield self._reader.batch(self._rows[start : start + self._batch_rows], self._batch_rows)
+
+
+def open_tokens(
+    folder: str | Path, batch_rows: int = 64, validation_fraction: float = 0.1, seed: int = 42, sequence_length: int = 256
+) -> tuple[TokenBatches, TokenBatches, TokensInfo]:
+    """Training batches, validation batches and figures of a token set, for a training loop of one's own.
+
+    The rows of its training split are shuffled by `seed` and the last `validation_fraction` of them is held out; the last batch
+    is filled with rows without targets. Raises DataError if the set is unsound or its only row cannot be divided.
+    """
+    token_set = open_token_set(Path(folder))
+    reader = open_rows([token_set], "train", None if token_set.row_tokens else sequence_length)
+    in_order = reader.all_rows()
+    rows = [in_order[place] for place in shuffled(len(in_order), seed)]
+    held_out = max(round(len(rows) * validation_fraction), 1 if validation_fraction > 0 else 0)
+    if held_out >= len(rows):
+        raise DataError(
+            f"{folder} has {len(rows)} rows, too few to hold {validation_fraction} of them out", "pack more text or shorten the rows"
+        )
+    train, validation = rows[: len(rows) - held_out], rows[len(rows) - held_out :]
+    info = TokensInfo(token_set.vocabulary_size, token_set.tokenizer_sha256, reader.row_tokens, len(train), len(validation))
+    return TokenBatches(reader, train, batch_rows), TokenBatches(reader, validation, batch_rows), info
+
+
+def _row_tokens(token_set: TokenSet, sequence_length: int | None) -> int:
+    if token_set.row_tokens is None:
+        if sequence_length is None:
+            raise ConfigError("sequence_length is not set, and documents have no row length of their own", "set it, for example to 256")
+        return sequence_length
+    if sequence_length not in (None, token_set.row_tokens):
+        raise ConfigError(
+            f"sequence_length is {sequence_length}, but {token_set.folder} is packed in rows of {token_set.row_tokens} tokens",
+            "leave sequence_length out; pack.sequence_length decides",
+        )
+    return token_set.row_tokens
+
+
+def _document_starts(starts: NDArray[np.int64], row_start: int, row_tokens: int) -> NDArray[np.int32]:
+    """Document starts of a shard, ascending -> (T,) for each token of a row, where in the row its document starts."""
+    first, end = np.searchsorted(starts, [row_start, row_start + row_tokens])
+    inside = starts[first:end] - row_start
+    result = np.zeros(row_tokens, np.int32)
+    result[inside] = inside
+    return np.maximum.accumulate(result)
+
+
+def _digest(shard: TokenShard, tokenizer_sha256: str) -> str:
+    """Names the content of a shard by tokenizer and by place and size of every document, without reading the tokens."""
+    digest = hashlib.sha256(tokenizer_sha256.encode())
+    for part in (shard.starts, shard.lengths, shard.text_bytes):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()[:16]

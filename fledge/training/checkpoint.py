@@ -1,0 +1,288 @@
+"""Never lose a step: the whole state of a run as a folder that is complete or absent, and the way back from it.
+
+    runs/NAME/STAGE/checkpoints/step-000500/     an artifact, and a Hugging Face folder as it lies
+        config.json, model.safetensors, ...      the model (`model.folder`), fp32
+        resume/optimizer.safetensors             the optimizer's tensors by parameter name
+        resume/state.json                        step, data order, recorded losses; no random state: every step is seeded anew
+        manifest.json                            last: the SHA-256 of every file; figures of the step
+    runs/NAME/STAGE/quarantine/                  checkpoints that were found damaged, kept for a look
+
+The newest checkpoint whose every byte is as the manifest says is the one to continue from. If there are only damaged ones, that
+is an error: starting over silently would bury them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fledge.core import artifact, console, disk
+from fledge.core.artifact import Artifact, Request
+from fledge.core.config import differences
+from fledge.core.errors import ArtifactError, CheckpointError, MachineError, NumericsError
+from fledge.model.folder import WEIGHTS, save_model
+from fledge.model.llama import Llama
+from fledge.model.tensors import read_tensors, write_tensors
+from fledge.training.optimizer import Optimizer
+from fledge.training.parallel import World
+from fledge.training.plan import Plan
+
+CHECKPOINTS = "checkpoints"
+QUARANTINE = "quarantine"
+OPTIMIZER = "resume/optimizer.safetensors"
+STATE = "resume/state.json"
+
+RECENT_LOSSES = 256
+"""Losses of the last steps that a checkpoint carries."""
+
+_NAME = re.compile(r"step-(\d+)")
+_BYTES_PER_PARAMETER = 12
+"""A weight and two moments, fp32."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, and what it measured."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    initial_loss: float | None = None
+    """Of the first step, before any update; None before it."""
+    recent_losses: tuple[float, ...] = ()
+    """Of the last steps, oldest first."""
+    validation_losses: tuple[tuple[int, float], ...] = ()
+    """(step, loss) of every validation."""
+
+    @property
+    def validation_loss(self) -> float | None:
+        """Measured at this very step, if it was."""
+        return dict(self.validation_losses).get(self.step)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A finished checkpoint on disk."""
+
+    step: int
+    path: Path
+    artifact: Artifact
+
+    @property
+    def validation_loss(self) -> float | None:
+        """Measured with exactly these weights; None if it was not."""
+        loss: float | None = self.artifact.stats.get("validation_loss")
+        return loss
+
+
+@dataclass(frozen=True)
+class CheckpointWriter:
+    """Saves the checkpoints of a stage and removes those that are no longer kept."""
+
+    stage_folder: Path
+    request: Request
+    """What the stage was asked for; a checkpoint is that and a step."""
+    keep: int
+    """Newest ones to keep, besides the best."""
+    copy_tokenizer: Callable[[Path], object] | None = None
+    """Fills a checkpoint folder with the tokenizer's files."""
+
+    def save(self, model: Llama, optimizer: Optimizer, plan: Plan, progress: Progress) -> Checkpoint:
+        """Write the state of a run. Raises NumericsError if any of it is not finite, MachineError if the disk is full."""
+        state = optimizer.state()
+        _require_finite({**dict(model.named_parameters()), **state}, progress.step)
+        asked = {"stage": self.request.kind, "step": progress.step, "settings": self.request.settings}
+        wanted = Request("checkpoint", asked, self.request.inputs)
+        path = self.stage_folder / CHECKPOINTS / _folder_name(progress.step)
+        with artifact.build(path, wanted) as (partial, stats):
+            save_model(model, partial)
+            if self.copy_tokenizer is not None:
+                self.copy_tokenizer(partial)
+            write_tensors(partial / OPTIMIZER, state)
+            disk.write_json(partial / STATE, {**asdict(progress), "plan": plan.identity()})
+            stats.update(_stats(plan, progress))
+        retain(self.stage_folder, self.keep)
+        return Checkpoint(progress.step, path, artifact.open_artifact(path, "checkpoint"))
+
+
+def list_checkpoints(stage_folder: Path) -> list[Checkpoint]:
+    """The finished checkpoints of a stage by step; ones whose sizes are wrong are left out."""
+    found = []
+    for step, path in _step_folders(stage_folder):
+        try:
+            found.append(Checkpoint(step, path, artifact.open_artifact(path, "checkpoint")))
+        except ArtifactError:
+            continue
+    return found
+
+
+def best_checkpoint(stage_folder: Path) -> Checkpoint | None:
+    """The one with the smallest validation loss, the earliest of equals; None if none was validated."""
+    validated = [
+        (found.validation_loss, found.step, found) for found in list_checkpoints(stage_folder) if found.validation_loss is not None
+    ]
+    return min(validated)[2] if validated else None
+
+
+def newest_sound(stage_folder: Path) -> Checkpoint | None:
+    """The checkpoint to continue from, every byte of it checked; None if none was ever finished.
+
+    Leftovers of interrupted saves and removals are swept away; damaged checkpoints go to `quarantine/` with a warning. Raises
+    CheckpointError if nothing but damaged ones is left.
+    """
+    _sweep(stage_folder)
+    for step, path in reversed(_step_folders(stage_folder)):
+        problem = _problem(path)
+        if problem is None:
+            return Checkpoint(step, path, artifact.open_artifact(path, "checkpoint"))
+        target = _free_place(stage_folder / QUARANTINE / path.name)
+        disk.make_folder(target.parent)
+        disk.move(path, target)
+        console.warn(f"the checkpoint of step {step} is damaged and now lies in {target}: {problem}")
+    damaged = sorted(path.name for path in (stage_folder / QUARANTINE).glob("step-*"))
+    if damaged:
+        raise CheckpointError(
+            f"{stage_folder} has no sound checkpoint, only damaged ones in {QUARANTINE}/ ({', '.join(damaged)})",
+            "bring one back from a copy, or start this stage over with --force",
+        )
+    return None
+
+
+def resume(stage_folder: Path, model: Llama, optimizer: Optimizer, plan: Plan, world: World) -> Progress:
+    """Continue from the newest sound checkpoint, the same for every process; without one the run begins. Raises CheckpointError."""
+    found = newest_sound(stage_folder) if world.main else None
+    step = world.from_main(found.step if found is not None else 0)
+    if step == 0:
+        return Progress()
+    if found is None:
+        path = stage_folder / CHECKPOINTS / _folder_name(step)
+        found = Checkpoint(step, path, artifact.open_artifact(path, "checkpoint"))
+    return restore(found, model, optimizer, plan)
+
+
+def restore(checkpoint: Checkpoint, model: Llama, optimizer: Optimizer, plan: Plan) -> Progress:
+    """Bring a model and its optimizer to the state of a checkpoint. Raises CheckpointError if it belongs to another run."""
+    state = _read_state(checkpoint.path / STATE)
+    changed = [f"{name}: {old} -> {new}" for name, old, new in differences(state.pop("plan"), plan.identity())]
+    if changed:
+        raise CheckpointError(
+            f"{checkpoint.path} was trained on rows in another order ({'; '.join(changed[:5])})",
+            "undo the change to continue, or start a new run from these weights with start_from",
+        )
+    _load_weights(checkpoint.path / WEIGHTS, model)
+    optimizer.load_state(read_tensors(checkpoint.path / OPTIMIZER))
+    validation_losses = tuple((int(step), float(loss)) for step, loss in state.pop("validation_losses"))
+    return Progress(**{**state, "recent_losses": tuple(state["recent_losses"])}, validation_losses=validation_losses)
+
+
+def retain(stage_folder: Path, keep: int) -> None:
+    """Remove all checkpoints but the `keep` newest and the best."""
+    found, best = list_checkpoints(stage_folder), best_checkpoint(stage_folder)
+    for checkpoint in found[:-keep]:
+        if best is None or checkpoint.step != best.step:
+            disk.remove(checkpoint.path)
+
+
+def require_disk_space(stage_folder: Path, model: Llama) -> None:
+    """Raises MachineError unless one checkpoint can be written beside another one."""
+    needed_bytes = 2 * _BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in model.parameters())
+    free_bytes = shutil.disk_usage(stage_folder).free
+    if free_bytes < needed_bytes:
+        raise MachineError(
+            f"{stage_folder} has {console.format_bytes(free_bytes)} free, two checkpoints need {console.format_bytes(needed_bytes)}",
+            "free disk space, or choose another place with --name",
+        )
+
+
+def _folder_name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def _stats(plan: Plan, progress: Progress) -> dict[str, Any]:
+    return {
+        "step": progress.step,
+        "tokens": progress.step * plan.batch_tokens,
+        "loss": progress.recent_losses[-1] if progress.recent_losses else None,
+        "validation_loss": progress.validation_loss,
+    }
+
+
+def _require_finite(tensors: dict[str, Tensor], step: int) -> None:
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise NumericsError(
+                f"no checkpoint is written at step {step}: {name} holds values that are not finite",
+                "continue from the checkpoint before with a lower learning_rate",
+            )
+
+
+def _step_folders(stage_folder: Path) -> list[tuple[int, Path]]:
+    """Every folder that is named as a checkpoint, by step."""
+    found = ((_NAME.fullmatch(path.name), path) for path in (stage_folder / CHECKPOINTS).glob("step-*"))
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def _problem(path: Path) -> str | None:
+    """What is wrong with a checkpoint, after reading all of it."""
+    try:
+        problems = artifact.verify(artifact.open_artifact(path, "checkpoint"))
+    except ArtifactError as error:
+        return error.problem
+    return problems[0] if problems else None
+
+
+def _sweep(stage_folder: Path) -> None:
+    """A killed save leaves NAME.partial; a killed removal leaves a folder without its manifest, which goes first."""
+    for path in _partial_folders(stage_folder / CHECKPOINTS):
+        disk.remove(path)
+    for _, path in _step_folders(stage_folder):
+        if not (path / artifact.MANIFEST).is_file():
+            disk.remove(path)
+
+
+def _partial_folders(folder: Path) -> Iterable[Path]:
+    return sorted(folder.glob(f"step-*{disk.PARTIAL_SUFFIX}"))
+
+
+def _free_place(path: Path) -> Path:
+    number, candidate = 2, path
+    while candidate.exists():
+        candidate, number = path.with_name(f"{path.name}.{number}"), number + 1
+    return candidate
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}", "name a checkpoint of a training stage of Fledge") from error
+    return state
+
+
+def _load_weights(path: Path, model: Llama) -> None:
+    stored, expected = read_tensors(path), dict(model.named_parameters())
+    odd = [
+        f"{name}: {_shape(stored.get(name))} -> {_shape(expected.get(name))}"
+        for name in sorted(stored.keys() | expected.keys())
+        if _shape(stored.get(name)) != _shape(expected.get(name))
+    ]
+    if odd:
+        more = f"; and {len(odd) - 5} more" if len(odd) > 5 else ""
+        raise CheckpointError(
+            f"{path} holds a model of another shape ({'; '.join(odd[:5])}{more})",
+            "undo the change of the model's shape, or start anew with --force",
+        )
+    with torch.no_grad():
+        for name, parameter in expected.items():
+            parameter.copy_(stored[name])
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else str(tuple(tensor.shape))

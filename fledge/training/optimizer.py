@@ -1,0 +1,160 @@
+"""How weights follow gradients: parameter groups, AdamW or Muon, and the learning rate as a pure function of the step.
+
+AdamW (Loshchilov and Hutter 2019) can take every parameter. Muon (Jordan et al. 2024) orthogonalises the momentum of a matrix, so
+it is for matrices that map vectors to vectors: the body's. The embedding and the head are tables of tokens and stay with AdamW, as
+do vectors. Weight decay is decoupled and for matrices only; decaying the gain of a norm means nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fledge.core.errors import CheckpointError
+from fledge.training.settings import AdamWSettings, MuonSettings, ScheduleSettings, TrainingSettings
+
+_TOKEN_TABLES = ("model.embed_tokens.", "lm_head.")
+_PEAK = "peak_learning_rate"
+_STATE_KEYS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    torch.optim.Muon: ("momentum_buffer",),
+}
+
+
+@dataclass(frozen=True)
+class ParameterGroups:
+    """Every trainable parameter once, by name."""
+
+    body_matrices: dict[str, nn.Parameter]
+    other_matrices: dict[str, nn.Parameter]
+    vectors: dict[str, nn.Parameter]
+
+
+def group_parameters(model: nn.Module) -> ParameterGroups:
+    """Sort the trainable parameters of a model; a tied head counts as the embedding it is."""
+    groups = ParameterGroups({}, {}, {})
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if parameter.ndim < 2:
+            groups.vectors[name] = parameter
+        elif parameter.ndim > 2 or name.startswith(_TOKEN_TABLES):
+            groups.other_matrices[name] = parameter
+        else:
+            groups.body_matrices[name] = parameter
+    return groups
+
+
+class Optimizer:
+    """One or two optimizers of torch as one, with a state that is a mapping of tensors by parameter name."""
+
+    def __init__(self, optimizers: list[torch.optim.Optimizer], parameters: Mapping[str, nn.Parameter]) -> None:
+        self._parameters = dict(parameters)
+        self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._optimizers = optimizers
+        for group in self._groups():
+            group[_PEAK] = group["lr"]
+
+    def step(self, learning_rate_fraction: float) -> None:
+        """Apply the gradients, each group with this fraction of its peak learning rate."""
+        for group in self._groups():
+            group["lr"] = group[_PEAK] * learning_rate_fraction
+        for optimizer in self._optimizers:
+            optimizer.step()
+
+    def clear_gradients(self) -> None:
+        """Forget the gradients, and free their memory."""
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """The state after the last step as `PARAMETER/KEY`, for example `lm_head.weight/exp_avg`; not a copy."""
+        return {
+            f"{self._names[id(parameter)]}/{key}": value
+            for optimizer in self._optimizers
+            for parameter, values in optimizer.state.items()
+            for key, value in values.items()
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what `state` returned, in a copy. Raises CheckpointError if it is not a state of this optimizer."""
+        owners = {
+            f"{self._names[id(parameter)]}/{key}": (optimizer, parameter, key)
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            for key in _STATE_KEYS[type(optimizer)]
+        }
+        wrong = [f"{name} is missing" for name in owners if name not in state]
+        wrong += [f"{name} is unknown" for name in state if name not in owners]
+        wrong += [
+            f"{name} is of another shape"
+            for name, (_, parameter, _) in owners.items()
+            if name in state and state[name].ndim and state[name].shape != parameter.shape
+        ]
+        if wrong:
+            raise CheckpointError(
+                f"the optimizer's state does not fit: {wrong[0]}",
+                "undo the change of optimizer or model, or start a new run from these weights with start_from",
+            )
+        for name, (optimizer, parameter, key) in owners.items():
+            optimizer.state[parameter][key] = state[name].to(parameter.device, copy=True)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self._optimizers for group in optimizer.param_groups]
+
+
+def make_optimizer(model: nn.Module, settings: TrainingSettings) -> Optimizer:
+    """The optimizer that the settings name, over every trainable parameter of a model."""
+    groups, chosen = group_parameters(model), settings.optimizer
+    everything = {**groups.body_matrices, **groups.other_matrices, **groups.vectors}
+    if isinstance(chosen, AdamWSettings):
+        return Optimizer([_adamw({**groups.body_matrices, **groups.other_matrices}, groups.vectors, chosen, settings)], everything)
+    muon = torch.optim.Muon(
+        groups.body_matrices.values(),
+        lr=chosen.matrix_learning_rate,
+        weight_decay=chosen.matrix_weight_decay,
+        momentum=chosen.momentum,
+        # sqrt(max(1, rows / columns)): the update's spectral norm, and so the learning rate, is that of Jordan's own experiments.
+        adjust_lr_fn="original",
+    )
+    return Optimizer([muon, _adamw(groups.other_matrices, groups.vectors, chosen, settings)], everything)
+
+
+def learning_rate_fraction(schedule: ScheduleSettings, step: int, steps: int) -> float:
+    """Fraction of the peak learning rate for the step after `step` of `steps` steps.
+
+    The warm-up's step k (from 0) has (k + 1) / warmup_steps, so the first step already learns. A fall starts at 1 and reaches
+    final_fraction at `steps`, one step after the last.
+    """
+    if step < schedule.warmup_steps:
+        return (step + 1) / schedule.warmup_steps
+    start = schedule.warmup_steps
+    if schedule.kind == "warmup_stable_decay":
+        start = max(start, steps - round(schedule.decay_fraction * steps))
+    if schedule.kind == "constant" or step < start:
+        return 1.0
+    progress = min(1.0, (step - start) / max(1, steps - start))
+    height = (1 + math.cos(math.pi * progress)) / 2 if schedule.kind == "cosine" else 1 - progress
+    return schedule.final_fraction + (1 - schedule.final_fraction) * height
+
+
+def _adamw(
+    decayed: Mapping[str, nn.Parameter],
+    undecayed: Mapping[str, nn.Parameter],
+    moments: AdamWSettings | MuonSettings,
+    settings: TrainingSettings,
+) -> torch.optim.AdamW:
+    parts = ((decayed, settings.weight_decay), (undecayed, 0.0))
+    return torch.optim.AdamW(
+        [{"params": list(group.values()), "weight_decay": decay} for group, decay in parts if group],
+        lr=settings.learning_rate,
+        betas=(moments.beta1, moments.beta2),
+        eps=moments.epsilon,
+        fused=True,
+    )

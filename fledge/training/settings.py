@@ -1,0 +1,182 @@
+"""What a recipe says about training; pretraining, fine-tuning and preference training are the same block with other values.
+
+Fields made by `operation` decide how a run uses the machine and how often it looks, not which weights come out; they may
+change when a run continues. All others are part of the identity of the result.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fledge.core.config import ByKind, operation, settings
+from fledge.core.settings import MetricsSettings
+
+
+def _require(holds: bool, problem: str) -> None:
+    if not holds:
+        raise ValueError(problem)
+
+
+def _require_moments(beta1: float, beta2: float, epsilon: float) -> None:
+    _require(0 <= beta1 < 1, f"beta1 must lie in [0, 1), not {beta1}")
+    _require(0 <= beta2 < 1, f"beta2 must lie in [0, 1), not {beta2}")
+    _require(epsilon > 0, f"epsilon must be above 0, not {epsilon}")
+
+
+@settings
+class NextTokenSettings:
+    """Cross-entropy of the next token, over the supervised ones: pretraining and supervised fine-tuning."""
+
+    kind: Literal["next_token"] = "next_token"
+    z_weight: float = 0.0
+    """Weight of log(Z)^2 per supervised token, which keeps the softmax normaliser near one (PaLM uses 1e-4); 0 turns it off."""
+
+    def __post_init__(self) -> None:
+        _require(self.z_weight >= 0, f"z_weight must not be negative, not {self.z_weight}")
+
+
+@settings
+class PreferenceSettings:
+    """Direct preference optimisation (Rafailov et al. 2023, sigmoid form) of pairs of a chosen and a rejected answer."""
+
+    kind: Literal["preference"] = "preference"
+    beta: float = 0.1
+    """Strength of the pull towards the reference model: rewards are beta times the log-probability ratio (nats)."""
+
+    def __post_init__(self) -> None:
+        _require(self.beta > 0, f"beta must be above 0, not {self.beta}")
+
+
+@settings
+class AdamWSettings:
+    """AdamW (Loshchilov and Hutter 2019) for every parameter."""
+
+    kind: Literal["adamw"] = "adamw"
+    beta1: float = 0.9
+    """Decay per step of the running mean of gradients."""
+    beta2: float = 0.95
+    """Decay per step of the running mean of squared gradients."""
+    epsilon: float = 1e-8
+    """Added to the root of the second moment."""
+
+    def __post_init__(self) -> None:
+        _require_moments(self.beta1, self.beta2, self.epsilon)
+
+
+@settings
+class MuonSettings:
+    """Muon (Jordan et al. 2024) for the body's matrices; AdamW for embedding, head and norms."""
+
+    kind: Literal["muon"] = "muon"
+    matrix_learning_rate: float = 0.02
+    """Peak learning rate of the body's matrices; `learning_rate` is that of all the others."""
+    matrix_weight_decay: float = 0.05
+    """Decoupled weight decay of the body's matrices, per unit of learning rate."""
+    momentum: float = 0.95
+    """Decay per step of the running mean that is orthogonalised."""
+    beta1: float = 0.9
+    """AdamW part: decay per step of the running mean of gradients."""
+    beta2: float = 0.95
+    """AdamW part: decay per step of the running mean of squared gradients."""
+    epsilon: float = 1e-8
+    """AdamW part: added to the root of the second moment."""
+
+    def __post_init__(self) -> None:
+        _require(self.matrix_learning_rate > 0, f"matrix_learning_rate must be above 0, not {self.matrix_learning_rate}")
+        _require(self.matrix_weight_decay >= 0, f"matrix_weight_decay must not be negative, not {self.matrix_weight_decay}")
+        _require(0 <= self.momentum < 1, f"momentum must lie in [0, 1), not {self.momentum}")
+        _require_moments(self.beta1, self.beta2, self.epsilon)
+
+
+@settings
+class ScheduleSettings:
+    """How the learning rate goes, as a fraction of its peak: a linear warm-up, then the shape that `kind` names."""
+
+    kind: Literal["constant", "linear", "cosine", "warmup_stable_decay"] = "cosine"
+    """constant: stays at the peak. linear, cosine: falls to the end. warmup_stable_decay: stays, then falls linearly."""
+    warmup_steps: int = 0
+    """Optimizer steps in which the rate rises linearly to its peak."""
+    final_fraction: float = 0.0
+    """Fraction of the peak that the fall ends at."""
+    decay_fraction: float = 0.2
+    """Share of all steps in which warmup_stable_decay falls; the other shapes do not read it."""
+
+    def __post_init__(self) -> None:
+        _require(self.warmup_steps >= 0, f"warmup_steps must not be negative, not {self.warmup_steps}")
+        _require(0 <= self.final_fraction <= 1, f"final_fraction must lie in [0, 1], not {self.final_fraction}")
+        _require(0 < self.decay_fraction <= 1, f"decay_fraction must lie in (0, 1], not {self.decay_fraction}")
+
+
+@settings
+class TrainingSettings:
+    """One training stage: what is learned, from which rows in which order, with which optimizer, watched how."""
+
+    steps: int
+    """Optimizer steps of the whole run."""
+    batch_rows: int = 32
+    """Rows per optimizer step, over all processes and micro-batches."""
+    sequence_length: int | None = None
+    """Tokens per row of continuous documents; packed conversations and preferences bring their own row length."""
+    mixture: dict[str, float] | None = None
+    """Weight of each source by name, as its share of rows; unset: every source by its size."""
+    isolate_documents: bool = True
+    """Whether attention stays inside a document and positions restart with it; preference pairs are always isolated."""
+    seed: int = 0
+    """Decides the order of the rows and the initial weights."""
+    objective: Annotated[NextTokenSettings | PreferenceSettings, ByKind()] = NextTokenSettings()
+    """What is minimised."""
+    optimizer: Annotated[AdamWSettings | MuonSettings, ByKind()] = AdamWSettings()
+    """How weights follow gradients."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    schedule: ScheduleSettings = ScheduleSettings()
+    """The learning rate over the run."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices, per unit of learning rate; vectors are never decayed."""
+    gradient_clip: float | None = 1.0
+    """Largest norm of the whole gradient; unset: no clipping."""
+
+    start_from: str | None = operation(None)
+    """Checkpoint to start from: RUN, RUN@best, RUN@500 or a folder; unset: the stage before, or random weights."""
+    tokens: tuple[str, ...] = operation(())
+    """Token sets made elsewhere; empty: this run's own."""
+    device: Literal["auto", "cpu", "cuda"] = operation("auto")
+    """auto: cuda where there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = operation("auto")
+    """Arithmetic of matrix products; auto: chosen by measurement at the first start and kept in machine.json."""
+    threads: int | None = operation(None)
+    """CPU threads per process; unset: torch's own choice at the first start, kept in machine.json."""
+    micro_batch_rows: int | None = operation(None)
+    """Rows that a process computes at once; unset: its whole share of the batch."""
+    log_every_steps: int = operation(10)
+    """Optimizer steps between lines of progress."""
+    validate_every_steps: int | None = operation(None)
+    """Optimizer steps between measurements on the validation rows; unset: at the end only."""
+    validation_rows: int | None = operation(None)
+    """Validation rows measured each time, spread evenly; unset: all."""
+    sample_every_steps: int | None = operation(None)
+    """Optimizer steps between samples of text; unset: at the end only."""
+    save_every_steps: int | None = operation(None)
+    """Optimizer steps between checkpoints; unset: at the end only."""
+    keep_checkpoints: int = operation(2)
+    """Newest checkpoints that are kept; the best by validation loss is kept besides."""
+    metrics: MetricsSettings = operation(default_factory=MetricsSettings)
+    """Where measurements go."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_rows", "log_every_steps", "keep_checkpoints"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        optional = ("threads", "micro_batch_rows", "validate_every_steps", "validation_rows", "sample_every_steps", "save_every_steps")
+        for name in optional:
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{name} must be at least 1 or unset, not {value}")
+        _require((self.sequence_length or 8) >= 8, f"sequence_length must be at least 8 or unset, not {self.sequence_length}")
+        _require(self.learning_rate > 0, f"learning_rate must be above 0, not {self.learning_rate}")
+        _require(self.weight_decay >= 0, f"weight_decay must not be negative, not {self.weight_decay}")
+        _require(self.gradient_clip is None or self.gradient_clip > 0, f"gradient_clip must be above 0 or unset, not {self.gradient_clip}")
+        _require(
+            self.schedule.warmup_steps <= self.steps,
+            f"schedule.warmup_steps ({self.schedule.warmup_steps}) is more than steps ({self.steps})",
+        )
+        weights = (self.mixture or {"": 1.0}).values()
+        _require(all(weight >= 0 for weight in weights) and sum(weights) > 0, f"mixture weights must be positive, not {self.mixture}")

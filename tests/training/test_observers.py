@@ -1,0 +1,102 @@
+"""What observers measure is what a plain computation gives."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from training_assembly import MODEL, VOCABULARY, assembled, training_settings
+
+from fledge.core.metrics import read_metrics
+from fledge.model.head import IGNORE
+from fledge.model.llama import Llama
+from fledge.tokens.shards import TokenSet
+from fledge.training.batches import open_rows
+from fledge.training.observers import Validate, spread
+from fledge.training.plan import Row
+from fledge.training.settings import PreferenceSettings
+from fledge.training.trainer import Trainer
+
+
+def validation_of(trainer: Trainer) -> Validate:
+    return next(observer for observer in trainer.observers if isinstance(observer, Validate))
+
+
+@pytest.mark.parametrize(("micro_batch_rows", "validation_rows"), [(None, None), (3, None), (2, 7)])
+def test_validation_is_the_mean_over_the_validation_rows(
+    tmp_path: Path, documents: TokenSet, micro_batch_rows: int | None, validation_rows: int | None
+) -> None:
+    settings = training_settings(micro_batch_rows=micro_batch_rows, validation_rows=validation_rows)
+    with assembled(tmp_path / "run", settings, [documents]) as trainer:
+        validate = validation_of(trainer)
+        found = validate.measure()
+    reader = open_rows([documents], "validation", 16)
+    batch = reader.batch(validate.rows, len(validate.rows))
+    logits = Llama(MODEL, 0)(batch.tokens, batch.documents).detach()
+    nll = float(F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum"))
+    count = int((batch.targets != IGNORE).sum())
+    assert len(validate.rows) == (validation_rows or len(reader.all_rows()))
+    assert found["validation/loss"] == pytest.approx(nll / count, rel=1e-6)
+    # The toy vocabulary has one byte per token.
+    assert found["validation/bits_per_byte"] == pytest.approx(nll / math.log(2) / count, rel=1e-6)
+
+
+def test_bytes_of_targets_are_counted_by_the_tokenizer(tmp_path: Path, documents: TokenSet) -> None:
+    with assembled(tmp_path / "run", training_settings(), [documents]) as trainer:
+        validate = validation_of(trainer)
+        plain = validate.measure()["validation/bits_per_byte"]
+        validate._byte_lengths = torch.full((VOCABULARY,), 4)
+        assert validate.measure()["validation/bits_per_byte"] == pytest.approx(plain / 4)
+
+
+def test_preference_validation_has_rewards_and_no_bytes(tmp_path: Path, preferences: TokenSet, scores: Path) -> None:
+    settings = training_settings(objective=PreferenceSettings(), sequence_length=None)
+    with assembled(tmp_path / "run", settings, [preferences], scores) as trainer:
+        found = validation_of(trainer).measure()
+    assert found.keys() == {f"validation/{name}" for name in trainer.objective.measures}
+    assert found["validation/loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_the_record_of_a_run(tmp_path: Path, documents: TokenSet, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = training_settings(steps=7, log_every_steps=3, validate_every_steps=4)
+    with assembled(tmp_path / "run", settings, [documents], sample=lambda model: "once upon a time") as trainer:
+        trainer.run()
+    records = read_metrics(tmp_path / "run")
+    training = [record for record in records if "train/loss" in record]
+    assert [record["step"] for record in training] == [1, 3, 6, 7]
+    assert training[0].keys() - {"step", "time"} == {
+        f"train/{name}" for name in ("loss", "learning_rate", "gradient_norm", "tokens", "tokens_per_second", "epoch")
+    }
+    assert [record["train/tokens"] for record in training] == [128 * step for step in (1, 3, 6, 7)]
+    assert all(record["train/tokens_per_second"] > 0 for record in training)
+    validations = {record["step"]: record["validation/loss"] for record in records if "validation/loss" in record}
+    assert validations == dict(trainer.progress.validation_losses)
+    assert validations.keys() == {4, 7}
+    shown = capsys.readouterr().err
+    assert "step 3/7  loss 4." in shown
+    assert "tokens/s" in shown
+    assert "step 7/7  sample: once upon a time" in shown
+
+
+def test_preference_records_have_the_names_of_trl(tmp_path: Path, preferences: TokenSet, scores: Path) -> None:
+    settings = training_settings(objective=PreferenceSettings(), sequence_length=None, steps=2)
+    with assembled(tmp_path / "run", settings, [preferences], scores) as trainer:
+        trainer.run()
+    record = read_metrics(tmp_path / "run")[0]
+    assert {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "train/loss"} <= record.keys()
+
+
+def test_a_set_without_validation_rows_is_never_validated(tmp_path: Path, documents: TokenSet) -> None:
+    with assembled(tmp_path / "run", training_settings(), [documents]) as trainer:
+        validate = validation_of(trainer)
+        assert validate.due(8)
+        validate.rows = []
+        assert not validate.due(8)
+
+
+@pytest.mark.parametrize(("count", "indices"), [(None, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4]), (2, [0, 2]), (5, [0, 1, 2, 3, 4])])
+def test_rows_are_spread(count: int | None, indices: list[int]) -> None:
+    assert [row.index for row in spread([Row(0, index, 0) for index in range(5)], count)] == indices

@@ -1,0 +1,201 @@
+"""Several real processes, stops, kills, and what a machine settles on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_assembly import assembled, train_as_asked, training_settings
+
+from fledge.core.errors import MachineError
+from fledge.model.tensors import read_tensors
+from fledge.tokens.shards import TokenSet
+from fledge.training.checkpoint import CHECKPOINTS, list_checkpoints
+from fledge.training.parallel import MACHINE, World, open_world, settle_machine
+
+PROGRAM = Path(__file__).with_name("training_assembly.py")
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def start(folder: Path, asked: Sequence[Mapping[str, Any]], rank: int = 0, world_size: int = 1) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[2]), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    if world_size > 1:
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1"}
+        environment |= {name: str(value) for name, value in places.items()}
+    command = [sys.executable, str(PROGRAM), str(folder), json.dumps(asked)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def end(process: subprocess.Popen[str]) -> str:
+    """What a process said on stderr, once it has ended; one that hangs is made to say where."""
+    try:
+        return process.communicate(timeout=60)[1]
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        return f"hung; {process.communicate()[1]}"
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def wait_for_checkpoint(folder: Path, process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 60
+    while not list_checkpoints(folder):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until, end(process)
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def asked_by_content(documents: TokenSet, conversations: TokenSet, preferences: TokenSet, scores: Path) -> dict[str, dict[str, Any]]:
+    """Seven rows in micro-batches of two: of two processes the second has a row less, and one that is missing."""
+    common = {"steps": 20, "batch_rows": 7, "micro_batch_rows": 2, "learning_rate": 1e-3, "validate_every_steps": 5}
+    return {
+        "documents": {**common, "tokens": str(documents.folder)},
+        "conversations": {**common, "tokens": str(conversations.folder), "sequence_length": None},
+        "preferences": {**common, "tokens": str(preferences.folder), "sequence_length": None, "preference": True, "scores": str(scores)},
+    }
+
+
+@pytest.fixture(scope="module")
+def two_processes(asked_by_content: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes have trained on each content."""
+    folder = tmp_path_factory.mktemp("two")
+    asked = [{"name": content, "port": free_port(), **values} for content, values in asked_by_content.items()]
+    started = [start(folder, asked, rank, 2) for rank in range(2)]
+    errors = [end(process) for process in started]
+    assert [process.returncode for process in started] == [0, 0], "\n".join(errors)
+    return folder
+
+
+@pytest.mark.parametrize("content", ["documents", "conversations", "preferences"])
+def test_two_processes_are_one(tmp_path: Path, content: str, asked_by_content: dict[str, dict[str, Any]], two_processes: Path) -> None:
+    alone = train_as_asked(tmp_path / "alone", **asked_by_content[content])
+    both = [json.loads((two_processes / f"{content}-result-{rank}.json").read_text()) for rank in range(2)]
+    expected = torch.tensor(alone["gradients"], dtype=torch.float64)
+    for result in both:
+        found = torch.tensor(result["gradients"], dtype=torch.float64)
+        assert float((found - expected).norm() / expected.norm()) < 1e-6
+        assert max(abs(one - other) for one, other in zip(result["losses"], alone["losses"], strict=True)) < 2e-6
+        for (step, one), (expected_step, other) in zip(result["validation"], alone["validation"], strict=True):
+            assert step == expected_step
+            assert one == pytest.approx(other, abs=2e-6)
+    assert both[0]["losses"] == both[1]["losses"]
+    assert [checkpoint.step for checkpoint in list_checkpoints(two_processes / content)] == [20]
+
+
+def test_another_number_of_processes_may_continue_and_says_so(tmp_path: Path, documents: TokenSet, two_processes: Path) -> None:
+    shutil.copytree(two_processes / "documents", tmp_path / "run")
+    settings = training_settings(steps=20, batch_rows=7, micro_batch_rows=2)
+    with assembled(tmp_path / "run", settings, [documents]) as trainer:
+        assert trainer.progress.step == 20
+    assert json.loads((tmp_path / "run" / MACHINE).read_text())["changes"] == ["processes: 2 -> 1"]
+
+
+def bits(folder: Path) -> dict[str, torch.Tensor]:
+    last = list_checkpoints(folder)[-1].path
+    return {**read_tensors(last / "model.safetensors"), **read_tensors(last / "resume/optimizer.safetensors")}
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
+def test_an_interrupted_run_ends_as_an_undisturbed_one(tmp_path: Path, documents: TokenSet, stop: signal.Signals) -> None:
+    asked = {"tokens": str(documents.folder), "steps": 200, "save_every_steps": 40, "muon": True, "log_every_steps": 50}
+    process = start(tmp_path, [{"name": "interrupted", **asked}])
+    wait_for_checkpoint(tmp_path / "interrupted", process)
+    process.send_signal(stop)
+    error = end(process)
+    reached = list_checkpoints(tmp_path / "interrupted")[-1].step
+    assert reached < 200, "the run was over before it was stopped"
+    if stop == signal.SIGTERM:
+        assert f"Stopped: stopped by SIGTERM after step {reached} of 200; everything is saved" in error
+    train_as_asked(tmp_path / "interrupted", **asked)
+    train_as_asked(tmp_path / "undisturbed", **{**asked, "save_every_steps": None})
+    found, expected = bits(tmp_path / "interrupted"), bits(tmp_path / "undisturbed")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not list((tmp_path / "interrupted" / CHECKPOINTS).glob("*.partial"))
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path, documents: TokenSet) -> None:
+    asked = [{"name": "run", "port": free_port(), "tokens": str(documents.folder), "steps": 100_000, "save_every_steps": 20}]
+    first, second = (start(tmp_path, asked, rank, 2) for rank in range(2))
+    wait_for_checkpoint(tmp_path / "run", first)
+    second.send_signal(signal.SIGTERM)
+    errors = [end(first), end(second)]
+    reached = list_checkpoints(tmp_path / "run")[-1].step
+    assert all(f"Stopped: stopped by SIGTERM after step {reached:,} of 100,000" in error for error in errors)
+
+
+def test_a_lost_process_ends_the_others(tmp_path: Path, documents: TokenSet) -> None:
+    asked = [{"name": "run", "port": free_port(), "tokens": str(documents.folder), "steps": 100_000, "save_every_steps": 20}]
+    first, second = (start(tmp_path, asked, rank, 2) for rank in range(2))
+    wait_for_checkpoint(tmp_path / "run", first)
+    second.kill()
+    end(second)
+    error = end(first)
+    assert first.returncode != 0
+    assert "DistributedError: process 0 lost another process" in error
+
+
+def test_what_was_chosen_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = settle_machine(tmp_path, training_settings(precision="bf16"), ALONE)
+    assert (first.precision, first.threads) == ("bf16", 1)
+    assert settle_machine(tmp_path, training_settings(precision="auto", threads=None), ALONE) == first
+    assert capsys.readouterr().err == ""
+
+
+def test_what_the_settings_name_holds_and_the_change_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settle_machine(tmp_path, training_settings(precision="bf16"), ALONE)
+    changed = settle_machine(tmp_path, training_settings(precision="fp32", micro_batch_rows=4), ALONE)
+    assert changed.precision == "fp32"
+    warning = capsys.readouterr().err
+    assert "no longer bitwise" in warning
+    assert "precision: bf16 -> fp32" in warning
+    assert json.loads((tmp_path / MACHINE).read_text())["changes"] == ["micro_batch_rows: None -> 4", "precision: bf16 -> fp32"]
+    settle_machine(tmp_path, training_settings(precision="fp32", micro_batch_rows=4), ALONE)
+    assert capsys.readouterr().err == ""
+
+
+def test_another_torch_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settle_machine(tmp_path, training_settings(), ALONE)
+    record = json.loads((tmp_path / MACHINE).read_text())
+    record["circumstances"]["torch"] = "2.10.0"
+    (tmp_path / MACHINE).write_text(json.dumps(record))
+    settle_machine(tmp_path, training_settings(), ALONE)
+    assert f"torch: 2.10.0 -> {torch.__version__}" in capsys.readouterr().err
+
+
+def test_a_damaged_record_of_the_machine_is_told(tmp_path: Path) -> None:
+    (tmp_path / MACHINE).write_text("{}")
+    with pytest.raises(MachineError, match=r"machine\.json does not say"):
+        settle_machine(tmp_path, training_settings(), ALONE)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_missing_gpu_is_told() -> None:
+    with pytest.raises(MachineError, match="torch finds no GPU"), open_world("cuda"):
+        pass
+    with open_world("auto") as world:
+        assert world == ALONE
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_is_taken() -> None:
+    with open_world("auto") as world:
+        assert world.device.type == "cuda"
+        assert world.from_main(7) == 7

@@ -1,0 +1,178 @@
+"""The promises of the loop: resuming, splitting and watching change nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from training_assembly import MODEL, assembled, first_gradients, training_settings
+
+from fledge.core.errors import CheckpointError, NumericsError, Stopped
+from fledge.core.metrics import read_metrics
+from fledge.corpus.document import Content
+from fledge.model.llama import Llama
+from fledge.tokens.shards import TokenSet
+from fledge.training.checkpoint import CHECKPOINTS, list_checkpoints
+from fledge.training.settings import AdamWSettings, MuonSettings, NextTokenSettings, PreferenceSettings, TrainingSettings
+from fledge.training.trainer import StepReport, Trainer, is_due
+
+OPTIMIZERS = {"adamw": AdamWSettings(), "muon": MuonSettings()}
+
+
+def settings_for(content: Content, **changes: Any) -> TrainingSettings:
+    objective = PreferenceSettings() if content == "preferences" else NextTokenSettings()
+    return training_settings(**{"objective": objective, "sequence_length": 16 if content == "documents" else None, **changes})
+
+
+def everything(trainer: Trainer) -> dict[str, Tensor]:
+    """Weights and optimizer state, copied."""
+    return {name: value.detach().clone() for name, value in {**dict(trainer.model.named_parameters()), **trainer.optimizer.state()}.items()}
+
+
+def assert_same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def train(folder: Path, settings: TrainingSettings, token_set: TokenSet, scores: Path | None = None, **options: Any) -> Trainer:
+    with assembled(folder, settings, [token_set], scores, **options) as trainer:
+        trainer.run()
+    return trainer
+
+
+class StopAfter:
+    """Asks to stop once a number of steps is done."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.requested: int | None = None
+
+    def due(self, step: int) -> bool:
+        return step == self.step
+
+    def observe(self, report: StepReport) -> dict[str, float]:
+        self.requested = 15
+        return {}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("content", ["documents", "conversations", "preferences"])
+def test_eight_steps_are_four_and_four(
+    tmp_path: Path, token_set_of: Callable[[Content], TokenSet], scores: Path, content: Content, optimizer: str
+) -> None:
+    reference = scores if content == "preferences" else None
+    settings = settings_for(content, optimizer=OPTIMIZERS[optimizer], validate_every_steps=3)
+    whole = train(tmp_path / "whole", settings, token_set_of(content), reference)
+
+    with assembled(tmp_path / "halves", settings, [token_set_of(content)], reference) as first:
+        stop = StopAfter(3)
+        first.stop, first.observers = stop, [*first.observers, stop]
+        with pytest.raises(Stopped, match=r"SIGTERM after step 4 of 8; everything is saved") as stopped:
+            first.run()
+    assert stopped.value.exit_code == 143
+    with assembled(tmp_path / "halves", settings, [token_set_of(content)], reference) as second:
+        assert second.progress.step == 4
+        second.run()
+
+    assert_same_bits(everything(whole), everything(second))
+    assert whole.progress == second.progress
+    assert len(whole.progress.recent_losses) == 8
+    shown = [[(line["step"], line.get("train/loss")) for line in read_metrics(tmp_path / name)] for name in ("whole", "halves")]
+    assert shown[0] == shown[1]
+
+
+def test_training_learns(tmp_path: Path, documents: TokenSet) -> None:
+    trained = train(tmp_path / "run", training_settings(steps=60, learning_rate=1e-2, log_every_steps=20), documents)
+    losses = trained.progress.recent_losses
+    assert trained.progress.initial_loss == losses[0]
+    assert losses[0] == pytest.approx(math.log(MODEL.vocabulary_size), abs=0.1)
+    assert losses[-1] < 2.5
+
+
+@pytest.mark.parametrize("micro_batch_rows", [1, 3])
+@pytest.mark.parametrize("content", ["documents", "conversations", "preferences"])
+def test_the_split_into_micro_batches_changes_rounding_only(
+    tmp_path: Path, token_set_of: Callable[[Content], TokenSet], scores: Path, content: Content, micro_batch_rows: int
+) -> None:
+    results = []
+    for name, rows in (("whole", None), ("split", micro_batch_rows)):
+        settings = settings_for(content, steps=20, micro_batch_rows=rows, learning_rate=1e-3)
+        reference = scores if content == "preferences" else None
+        with assembled(tmp_path / name, settings, [token_set_of(content)], reference, watched=False) as trainer:
+            gradients = torch.tensor(first_gradients(trainer), dtype=torch.float64)
+            trainer.run()
+        results.append((gradients, torch.tensor(trainer.progress.recent_losses, dtype=torch.float64)))
+    (gradients, losses), (split_gradients, split_losses) = results
+    assert float((gradients - split_gradients).norm() / gradients.norm()) < 1e-6
+    assert float((losses - split_losses).abs().max()) < 2e-6
+
+
+def test_observers_change_no_bit(tmp_path: Path, documents: TokenSet) -> None:
+    def sample(model: Llama) -> str:
+        torch.manual_seed(7)
+        return str(model(torch.randint(0, 90, (1, 8))).argmax().item())
+
+    settings = training_settings(validate_every_steps=2, sample_every_steps=1)
+    watched = train(tmp_path / "watched", settings, documents, sample=sample)
+    alone = train(tmp_path / "alone", settings, documents, watched=False)
+    assert_same_bits(everything(watched), everything(alone))
+    assert watched.progress.recent_losses == alone.progress.recent_losses
+
+
+@pytest.mark.parametrize("place", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_not_applied(tmp_path: Path, documents: TokenSet, place: str) -> None:
+    with assembled(tmp_path / "run", training_settings(save_every_steps=2), [documents]) as trainer:
+        trainer.step(), trainer.step()
+        before = everything(trainer)
+        if place == "loss":
+            handle = trainer.model.model.norm.register_forward_hook(lambda module, inputs, output: output * float("inf"))
+        else:
+            handle = trainer.model.model.norm.weight.register_hook(lambda gradient: gradient * float("nan"))
+        with pytest.raises(NumericsError, match=r"step 3: the loss is .* the step was not applied") as error:
+            trainer.step()
+        handle.remove()
+        assert error.value.exit_code == 6
+        assert_same_bits(before, everything(trainer))
+        assert trainer.progress.step == 2
+        trainer.run()
+    assert trainer.progress.step == 8
+
+
+def test_a_batch_without_targets_is_a_step_without_gradient(tmp_path: Path, conversations: TokenSet) -> None:
+    with assembled(tmp_path / "run", settings_for("conversations"), [conversations], watched=False) as trainer:
+        trainer.batches.micro_batches = lambda step: [trainer.batches.reader.batch([], 8)]  # type: ignore[method-assign]
+        report = trainer.step()
+    assert float(report.measures["loss"]) == 0.0
+    assert float(report.gradient_norm) == 0.0
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, documents: TokenSet) -> None:
+    first = train(tmp_path / "run", training_settings(), documents)
+    before = sorted(path.name for path in (tmp_path / "run" / CHECKPOINTS).iterdir())
+    again = train(tmp_path / "run", training_settings(), documents)
+    assert_same_bits(everything(first), everything(again))
+    assert before == sorted(path.name for path in (tmp_path / "run" / CHECKPOINTS).iterdir()) == ["step-000008"]
+
+
+def test_saves_fall_on_the_cadence_and_on_the_end(tmp_path: Path, documents: TokenSet) -> None:
+    train(tmp_path / "run", training_settings(steps=7, save_every_steps=3, keep_checkpoints=9), documents)
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path / "run")] == [3, 6, 7]
+
+
+def test_another_data_order_is_refused_by_name(tmp_path: Path, documents: TokenSet) -> None:
+    train(tmp_path / "run", training_settings(), documents)
+    with (
+        pytest.raises(CheckpointError, match=r"another order \(seed: 0 -> 1; batch_rows: 8 -> 4\)"),
+        assembled(tmp_path / "run", training_settings(seed=1, batch_rows=4), [documents]),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(("step", "every_steps", "due"), [(4, 2, True), (5, 2, False), (10, 3, True), (9, None, False), (10, None, True)])
+def test_cadence(step: int, every_steps: int | None, due: bool) -> None:
+    assert is_due(step, every_steps, 10) is due

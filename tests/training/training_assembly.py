@@ -1,0 +1,204 @@
+"""Toy data and the assembly of a run from its parts, as the training stages do it; also run as a program, by several processes.
+
+python training_assembly.py FOLDER JSON      trains what the JSON lists and writes FOLDER/NAME-result-RANK.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fledge.core import artifact
+from fledge.core.artifact import Request
+from fledge.core.metrics import open_metrics
+from fledge.core.process import StopSignals
+from fledge.core.settings import MetricsSettings
+from fledge.corpus.document import Content, Split
+from fledge.model.llama import Llama
+from fledge.model.settings import ModelConfig, ModelSettings
+from fledge.tokens.shards import Segment, ShardWriter, TokenSet, TokenSetMeta, open_token_set, record_shards, token_array
+from fledge.training.batches import BatchLoader, Scores, open_rows, rows_at_once
+from fledge.training.checkpoint import CheckpointWriter, resume
+from fledge.training.objectives import make_objective
+from fledge.training.observers import Log, Sample, Validate
+from fledge.training.optimizer import make_optimizer
+from fledge.training.parallel import open_world, settle_machine
+from fledge.training.plan import make_plan
+from fledge.training.score import read_scores, score_preferences, write_scores
+from fledge.training.settings import AdamWSettings, MuonSettings, NextTokenSettings, PreferenceSettings, ScheduleSettings, TrainingSettings
+from fledge.training.trainer import Trainer
+
+VOCABULARY = 128
+END_OF_TEXT, PADDING = 100, 103
+ROW_TOKENS = 24
+MODEL = ModelConfig(
+    ModelSettings(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, max_position_embeddings=64),
+    VOCABULARY,
+    begin_token_id=END_OF_TEXT,
+)
+REQUEST = Request("training", {"name": "toy"})
+SPLITS: tuple[Split, ...] = ("train", "validation")
+
+
+def write_token_set(folder: Path, content: Content, sizes: Mapping[str, int], seed: int = 0) -> TokenSet:
+    """A token set with so many documents, conversations or pairs per source in training, and a third as many in validation."""
+    random = np.random.default_rng(seed)
+    meta = TokenSetMeta(content, "ab" * 32, VOCABULARY - 24, None if content == "documents" else ROW_TOKENS)
+    for split in SPLITS:
+        shards = []
+        for source, size in sizes.items():
+            writer = ShardWriter(folder, split, source, meta)
+            for number in range(size if split == "train" else max(1, size // 3)):
+                append(writer, content, meta, f"{source}-{number}", random)
+            shards.append(writer.close())
+        record_shards(folder, replace(meta, shards=tuple(shards)))
+    return open_token_set(folder)
+
+
+def append(writer: ShardWriter, content: Content, meta: TokenSetMeta, name: str, random: np.random.Generator) -> None:
+    """One document, one row with one or two conversations, or one row with one pair; texts repeat a few tokens, so they can be learned."""
+    if content == "documents":
+        ids = [END_OF_TEXT, *words(random, int(random.integers(1, 40)))]
+        writer.append(Segment(name, token_array(ids, meta), len(ids) - 1))
+        return
+    lengths = [int(random.integers(5, 12)) for _ in range(2 if content == "preferences" else int(random.integers(1, 3)))]
+    for length in lengths:
+        supervised = np.array([0, 0, 0] + [1] * (length - 3), dtype=np.uint8)
+        damage = "cut" if content == "preferences" else None
+        writer.append(Segment(name, token_array(words(random, length), meta), length - 3, supervised, damage))
+    writer.pad(PADDING, ROW_TOKENS - sum(lengths))
+
+
+def words(random: np.random.Generator, count: int) -> list[int]:
+    start = int(random.integers(0, 90))
+    return [(start + 3 * place) % 97 for place in range(count)]
+
+
+def training_settings(**changes: Any) -> TrainingSettings:
+    """A short run in fp32 on one thread, without TensorBoard."""
+    defaults: dict[str, Any] = {
+        "steps": 8,
+        "batch_rows": 8,
+        "sequence_length": 16,
+        "learning_rate": 3e-3,
+        "schedule": ScheduleSettings(kind="cosine", warmup_steps=2),
+        "device": "cpu",
+        "precision": "fp32",
+        "threads": 1,
+        "log_every_steps": 1,
+        "metrics": MetricsSettings(tensorboard=False),
+    }
+    return TrainingSettings(**{**defaults, **changes})
+
+
+@contextlib.contextmanager
+def assembled(
+    folder: Path,
+    settings: TrainingSettings,
+    token_sets: Sequence[TokenSet],
+    scores_folder: Path | None = None,
+    request: Request = REQUEST,
+    model: Llama | None = None,
+    sample: Callable[[Llama], str] | None = None,
+    watched: bool = True,
+) -> Iterator[Trainer]:
+    """The parts of a run, put together; `watched` adds the observers that every stage has."""
+    with open_world(settings.device) as world, StopSignals() as stop:
+        if world.main:
+            artifact.begin(folder, request)
+        machine = settle_machine(folder, settings, world, like=scores_folder)
+        train, validation = (
+            open_rows(
+                token_sets,
+                split,
+                settings.sequence_length,
+                settings.isolate_documents,
+                read_scores(scores_folder, split) if scores_folder else None,
+            )
+            for split in SPLITS
+        )
+        plan = make_plan(train.sources, settings.mixture, settings.batch_rows, train.row_tokens, settings.seed)
+        batches = BatchLoader(plan, train, settings.micro_batch_rows, world.rank, world.size, ahead=world.device.type == "cuda")
+        model = (model or Llama(MODEL, settings.seed)).to(world.device)
+        optimizer, objective = make_optimizer(model, settings), make_objective(settings.objective)
+        progress = resume(folder, model, optimizer, plan, world)
+        with open_metrics(folder, settings.metrics, folder.name, progress.step) as metrics:
+            byte_lengths = np.ones(VOCABULARY, dtype=np.int64)
+            observers = [
+                Log(settings, metrics),
+                Validate(settings, metrics, model, objective, validation, batches.micro_batch_rows, world, machine, byte_lengths),
+            ]
+            yield Trainer(
+                settings=settings,
+                model=model,
+                objective=objective,
+                optimizer=optimizer,
+                batches=batches,
+                world=world,
+                machine=machine,
+                observers=[*(observers if watched else []), *([Sample(settings, model, world, sample)] if sample else [])],
+                writer=CheckpointWriter(folder, request, settings.keep_checkpoints),
+                stop=stop,
+                progress=progress,
+            )
+
+
+def make_scores(folder: Path, token_set: TokenSet, settings: TrainingSettings, model: Llama | None = None) -> Path:
+    """The scores of both splits under the initial model, and how they were computed."""
+    artifact.begin(folder, Request("scores", {}))
+    with open_world(settings.device) as world:
+        machine = settle_machine(folder, settings, world)
+        scores: dict[Split, Scores] = {}
+        for split in SPLITS:
+            reader = open_rows([token_set], split, None)
+            rows = rows_at_once(settings.batch_rows, settings.micro_batch_rows, world.size)
+            scores[split] = score_preferences(model or Llama(MODEL, settings.seed), reader, rows, machine, world.device)
+    write_scores(folder, scores)
+    return folder
+
+
+def main() -> None:
+    """Train what is asked for, one run after the other."""
+    folder = Path(sys.argv[1])
+    for asked in json.loads(sys.argv[2]):
+        os.environ["MASTER_PORT"] = str(asked.pop("port", 0))
+        train_as_asked(folder / asked.pop("name"), **asked)
+
+
+def train_as_asked(
+    folder: Path, tokens: str, scores: str | None = None, muon: bool = False, preference: bool = False, **changes: Any
+) -> dict[str, Any]:
+    """One run; returns, and writes beside its folder, what it measured."""
+    settings = training_settings(
+        optimizer=MuonSettings() if muon else AdamWSettings(),
+        objective=PreferenceSettings() if preference else NextTokenSettings(),
+        **changes,
+    )
+    with assembled(folder, settings, [open_token_set(Path(tokens))], Path(scores) if scores else None) as trainer:
+        gradients = first_gradients(trainer) if trainer.progress.step == 0 else []
+        progress = trainer.run()
+        result = {"losses": progress.recent_losses, "gradients": gradients, "validation": progress.validation_losses}
+        Path(f"{folder}-result-{trainer.world.rank}.json").write_text(json.dumps(result))
+    return result
+
+
+def first_gradients(trainer: Trainer) -> list[float]:
+    """Every gradient of the first step, flat; the step is not applied."""
+    trainer._accumulate_gradients(trainer.batches.micro_batches(0))
+    flat = torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters() if parameter.grad is not None])
+    trainer.optimizer.clear_gradients()
+    values: list[float] = flat.tolist()
+    return values
+
+
+if __name__ == "__main__":
+    main()
