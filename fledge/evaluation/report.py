@@ -34,6 +34,8 @@ class StageUse:
 
     name: str
     seconds: float | None = None
+    planned_seconds: float | None = None
+    """Expected at the stage's pace after warming up."""
     planned_steps: int | None = None
     used_steps: int | None = None
     planned_tokens: int | None = None
@@ -283,15 +285,15 @@ def _use(stages: Sequence[StageUse]) -> Section | None:
             _count(stage.used_steps),
             _count(stage.planned_tokens),
             _count(stage.used_tokens),
-            "" if stage.seconds is None else format_seconds(stage.seconds),
+            *("" if seconds is None else format_seconds(seconds) for seconds in (stage.planned_seconds, stage.seconds)),
             stage.note,
         ]
         for stage in stages
     ]
     total_seconds = sum(stage.seconds or 0.0 for stage in stages)
-    rows.append(["all", "", "", "", "", format_seconds(total_seconds), ""])
-    columns = ["stage", "steps planned", "steps used", "tokens planned", "tokens used", "time", "result"]
-    return page.section("Plan and use", *explanations.USE, page.table(columns, rows, frozenset(range(1, 6))))
+    rows.append(["all", "", "", "", "", "", format_seconds(total_seconds), ""])
+    columns = ["stage", "steps planned", "steps used", "tokens planned", "tokens used", "time expected", "time used", "result"]
+    return page.section("Plan and use", *explanations.USE, page.table(columns, rows, frozenset(range(1, 7))))
 
 
 def _count(value: int | None) -> str:

@@ -3,7 +3,7 @@
     config.json               the shape, for the class of `transformers` that has it
     generation_config.json    where generation starts and stops
     model.safetensors         fp32 weights under their Hugging Face names; a tied head is left out
-    tokenizer.json, ...       copied
+    tokenizer.json, ...       the tokenizer, copied by whoever has it
 
 config.json carries the keys of transformers 5 (`rope_parameters`, `dtype`) and of transformers 4 (`rope_theta`, `torch_dtype`),
 which say the same. Reading takes the folders of others too, as long as their class and options are ones `Llama` has.
@@ -31,7 +31,6 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer_meta.json")
 
 
 @dataclass(frozen=True)
@@ -75,19 +74,15 @@ _SHARED_KEYS = (
 _REQUIRED_KEYS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
 
 
-def save_model(
-    model: Llama, folder: Path, tokenizer_folder: Path | None = None, dtype: torch.dtype | None = None
-) -> dict[str, disk.FileDigest]:
+def save_model(model: Llama, folder: Path, dtype: torch.dtype | None = None) -> dict[str, disk.FileDigest]:
     """Write a model as a Hugging Face folder and return what was written, by file name; weights in `dtype`, None: as they are.
 
-    Raises CheckpointError if `tokenizer_folder` holds no tokenizer, MachineError if the disk is full.
+    The tokenizer's files join them by `tokens.tokenizer.copy_tokenizer`. Raises MachineError if the disk is full.
     """
     weights = _stored_weights(model)
     dtype = dtype or model.lm_head.weight.dtype
     written = {CONFIG: disk.write_json(folder / CONFIG, to_config_json(model.config, dtype))}
     written[GENERATION_CONFIG] = disk.write_json(folder / GENERATION_CONFIG, _special_tokens(model.config))
-    if tokenizer_folder is not None:
-        written |= _copy_tokenizer(tokenizer_folder, folder)
     written[WEIGHTS] = write_tensors(folder / WEIGHTS, weights, dtype)
     return written
 
@@ -242,13 +237,6 @@ def _differences(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -
         elif stored[name].shape != parameter.shape:
             yield f"{name} is {tuple(stored[name].shape)} instead of {tuple(parameter.shape)}"
     yield from (f"{name} is not in the model" for name in stored if name not in expected)
-
-
-def _copy_tokenizer(source: Path, folder: Path) -> dict[str, disk.FileDigest]:
-    present = [name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if TOKENIZER_FILES[0] not in present:
-        raise CheckpointError(f"{source} holds no {TOKENIZER_FILES[0]}", "name the folder of a trained tokenizer")
-    return {name: disk.write_bytes(folder / name, (source / name).read_bytes()) for name in present}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -130,23 +130,13 @@ def test_save_and_load_are_bitwise(model: Llama, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("usual_umask")
 def test_what_is_returned_is_what_lies_there(make_model: MakeModel, tmp_path: Path) -> None:
-    tokenizer = tmp_path / "tokenizer"
-    tokenizer.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json", "manifest.json"):
-        (tokenizer / name).write_text(f'"{name}"')
-    written = save_model(make_model(), tmp_path / "saved", tokenizer)
-    assert sorted(written) == ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    written = save_model(make_model(), tmp_path / "saved")
+    assert sorted(written) == ["config.json", "generation_config.json", "model.safetensors"]
     assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == sorted(written)
     for name, digest in written.items():
         path = tmp_path / "saved" / name
         assert disk.digest_file(path) == digest
         assert path.stat().st_mode & 0o777 == 0o644, name
-    assert (tmp_path / "saved" / "tokenizer.json").read_text() == '"tokenizer.json"'
-
-
-def test_a_folder_without_tokenizer_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"holds no tokenizer\.json"):
-        save_model(make_model(), tmp_path / "saved", tmp_path)
 
 
 def test_weights_can_be_stored_in_bf16_and_load_as_fp32(make_model: MakeModel, tmp_path: Path) -> None:

@@ -1,0 +1,38 @@
+# Two commands are enough: `make quickstart` and `make test`. Both set the machine up first and can be repeated.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test check format soak clean
+
+quickstart: .venv/installed
+	$(BIN)/fledge run recipes/quickstart.yaml
+
+test: check
+	$(BIN)/python -m pytest -m "road and not slow" --durations=10
+	$(BIN)/python -m pytest -n 2 -m "not slow and not road" --durations=10
+
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+soak: .venv/installed-dev
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf .venv
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Fledge needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,257 @@
+"""`fledge <verb> <recipe> [a.b=c ...]`: parses the line, loads the recipe, calls the stage, and turns errors into two lines.
+
+Nothing heavy is imported before a verb is known: `fledge --help` and a typo in a recipe never wait for torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import shlex
+import signal
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from fledge import __version__
+from fledge.core import config, console, process
+from fledge.core.errors import ConfigError, FledgeError
+from fledge.recipe import Recipe, find_recipe, load_recipe, smoke, without_wandb
+from fledge.stages import STAGES, TRAINING_STAGES, Stage, run_stage, wanted
+from fledge.stages.run import Run, run_folder, set_aside
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file (.yaml or .json), or the name of one that Fledge brings.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Values that replace the recipe's, like pretrain.steps=100.")
+]
+Name = Annotated[str | None, typer.Option("--name", help="Results lie in runs/NAME; a path is used as it is. Default: the recipe's name.")]
+Force = Annotated[bool, typer.Option("--force", help="Move this stage's results and all later ones aside and make them anew.")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="Shrink everything to about a minute on a CPU, keeping every stage.")]
+NoWandb = Annotated[bool, typer.Option("--no-wandb", help="Never send metrics to wandb, whatever the recipe says.")]
+LogLevel = Annotated[console.LogLevel, typer.Option("--log-level", help="From which level on notes and warnings are shown.")]
+Reference = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder, or RUN, RUN@latest, RUN@best, RUN@final, RUN@500.")
+]
+Place = Annotated[str, typer.Argument(metavar="PLACE", help="An artifact or run folder, or a name like a checkpoint's.")]
+
+_STAGE_HELP: dict[Stage, str] = {
+    "corpus": "Gather the documents, conversations and preference pairs.",
+    "tokenizer": "Train the tokenizer on the documents.",
+    "pack": "Turn documents, conversations and pairs into token ids.",
+    "pretrain": "Learn from the documents.",
+    "sft": "Learn to answer, from the conversations.",
+    "score": "Rate the preference pairs with the model that dpo starts from.",
+    "dpo": "Learn what is preferred, from the pairs.",
+    "evaluate": "Measure the checkpoints on held-out text and questions.",
+    "report": "Write the HTML report of the run.",
+}
+
+
+def main() -> None:
+    """The `fledge` command; exits with the code of the error's class (see core/errors.py)."""
+    _application()()
+
+
+def _application() -> typer.Typer:
+    app = typer.Typer(
+        name="fledge",
+        help="Raise small language models: from raw text to a model that answers.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    app.command("run", help="Run the whole road of a recipe, from raw text to an answer.")(_guarded(run))
+    for stage in STAGES:
+        app.command(stage, help=_STAGE_HELP[stage], rich_help_panel="Stages")(_guarded(_stage_verb(stage)))
+    app.command("generate", help="Continue a text, or answer with --chat.", rich_help_panel="Use")(_guarded(generate))
+    app.command("chat", help="Talk with a model.", rich_help_panel="Use")(_guarded(chat))
+    app.command("config", help="Print every value of a recipe and where it comes from.", rich_help_panel="Look")(_guarded(show_config))
+    app.command("show", help="Print what a result is, its figures, and what it was made from.", rich_help_panel="Look")(_guarded(show))
+    app.command("verify", help="Hash a result and everything it was made from again.", rich_help_panel="Look")(_guarded(verify))
+    return app
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=lambda asked: _show_version(asked))
+    ] = False,
+) -> None:
+    pass
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        console.say(f"fledge {__version__}")
+        raise typer.Exit
+
+
+def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
+    """The same verb, with our errors as two lines and their exit code."""
+
+    @functools.wraps(verb)
+    def guarded(*arguments: Any, **options: Any) -> None:
+        try:
+            verb(*arguments, **options)
+        except FledgeError as error:
+            console.error(error.problem, error.remedy)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            raise typer.Exit(128 + signal.SIGINT) from error
+
+    return guarded
+
+
+def run(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    first: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Begin with this stage.")] = None,
+    last: Annotated[str | None, typer.Option("--to", metavar="STAGE", help="End after this stage.")] = None,
+    name: Name = None,
+    force: Force = False,
+    small: Smoke = False,
+    no_wandb: NoWandb = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    stages = _stretch(first, last)
+    this = _prepare(recipe, overrides, name, small, no_wandb)
+    _refuse_ranks("run")
+    with process.run_lock(this.folder):
+        if force:
+            set_aside(this, STAGES[STAGES.index(stages[0]) :])
+        for stage in stages:
+            if wanted(stage, this):
+                run_stage(stage, this)
+    if stages[-1] == STAGES[-1]:
+        from fledge.stages.closing import close
+
+        close(this)
+
+
+def _stage_verb(stage: Stage) -> Callable[..., None]:
+    def verb(
+        recipe: RecipeArgument,
+        overrides: Overrides = None,
+        name: Name = None,
+        force: Force = False,
+        small: Smoke = False,
+        no_wandb: NoWandb = False,
+        log_level: LogLevel = "info",
+    ) -> None:
+        console.configure(log_level)
+        this = _prepare(recipe, overrides, name, small, no_wandb)
+        if stage not in TRAINING_STAGES:
+            _refuse_ranks(stage)
+        if not process.is_main():
+            run_stage(stage, this)
+            return
+        with process.run_lock(this.folder):
+            if force:
+                set_aside(this, STAGES[STAGES.index(stage) :])
+            run_stage(stage, this)
+
+    return verb
+
+
+def generate(
+    checkpoint: Reference,
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="The text to continue; may be given several times.")],
+    chat_format: Annotated[bool, typer.Option("--chat", help="Ask the prompt as a question in the chat format.")] = False,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Draw from so many likeliest tokens; 0 from all.")] = 50,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this probability.")] = 0.95,
+    max_tokens: Annotated[int, typer.Option(help="Cut an answer off after so many tokens.")] = 200,
+    seed: Annotated[int | None, typer.Option(help="Makes the draws repeatable.")] = None,
+    small: Smoke = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    from fledge.stages import answers
+
+    model = answers.open_model(checkpoint, small)
+    answers.generate(model, prompt, chat_format, answers.generation_settings(temperature, top_k, top_p, max_tokens, seed))
+
+
+def chat(
+    checkpoint: Reference,
+    system: Annotated[str | None, typer.Option("--system", help="An instruction before the conversation.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Draw from so many likeliest tokens; 0 from all.")] = 50,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this probability.")] = 0.95,
+    max_tokens: Annotated[int, typer.Option(help="Cut an answer off after so many tokens.")] = 200,
+    seed: Annotated[int | None, typer.Option(help="Makes the draws repeatable.")] = None,
+    small: Smoke = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    from fledge.stages import answers
+
+    model = answers.open_model(checkpoint, small)
+    answers.chat(model, system, answers.generation_settings(temperature, top_k, top_p, max_tokens, seed))
+
+
+def show_config(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    small: Smoke = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    parsed, tree = load_recipe(find_recipe(recipe), overrides or [])
+    written = {dotted: value for dotted, value, _ in config.leaves(Recipe, parsed, tree)}
+    rows = [
+        (dotted, repr(value), origin if written.get(dotted) == value else "--smoke")
+        for dotted, value, origin in config.leaves(Recipe, smoke(parsed) if small else parsed, tree)
+    ]
+    console.table(recipe, ["value", "is", "from"], rows)
+
+
+def show(place: Place, small: Smoke = False, log_level: LogLevel = "info") -> None:
+    console.configure(log_level)
+    from fledge.stages import inspection
+
+    inspection.show(place, small)
+
+
+def verify(place: Place, small: Smoke = False, log_level: LogLevel = "info") -> None:
+    console.configure(log_level)
+    from fledge.stages import inspection
+
+    inspection.verify(place, small)
+
+
+def _prepare(recipe: str, overrides: list[str] | None, name: str | None, small: bool, no_wandb: bool) -> Run:
+    path = find_recipe(recipe)
+    parsed, _ = load_recipe(path, overrides or [])
+    if small:
+        parsed = smoke(parsed)
+    if no_wandb:
+        parsed = without_wandb(parsed)
+    run_name = name or (f"{path.stem}-smoke" if small else path.stem)
+    command = " ".join(
+        [shlex.quote(recipe), *map(shlex.quote, overrides or []), *(["--name", name] if name else []), *(["--smoke"] if small else [])]
+    )
+    return Run(parsed, run_folder(run_name), command)
+
+
+def _stretch(first: str | None, last: str | None) -> tuple[Stage, ...]:
+    for given in (first, last):
+        if given is not None and given not in STAGES:
+            raise ConfigError(f"there is no stage {given!r}", f"name one of {', '.join(STAGES)}")
+    begin = STAGES.index(first) if first in STAGES else 0
+    end = STAGES.index(last) if last in STAGES else len(STAGES) - 1
+    if begin > end:
+        raise ConfigError(f"--from {first} comes after --to {last}", f"the order is {', '.join(STAGES)}")
+    return STAGES[begin : end + 1]
+
+
+def _refuse_ranks(verb: str) -> None:
+    if process.world_size() > 1:
+        raise ConfigError(
+            f"`{verb}` works in one process, this is one of {process.world_size()}",
+            f"start only {', '.join(TRAINING_STAGES)} under torchrun or accelerate, the other stages without",
+        )

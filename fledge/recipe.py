@@ -1,0 +1,167 @@
+"""The root of every recipe: one section per stage, and what `--smoke` makes of it.
+
+A section that is absent is a stage that does not run. The recipe knows only settings; the stages know what to do with them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fledge.core import config
+from fledge.core.config import settings
+from fledge.core.errors import ConfigError
+from fledge.corpus.settings import CorpusSettings, PythonDocsSource
+from fledge.evaluation.settings import EvaluateSettings
+from fledge.inference.settings import GenerationSettings
+from fledge.model.settings import ModelSettings
+from fledge.tokens.settings import PackSettings, TokenizerSettings
+from fledge.training.settings import TrainingSettings
+
+PACKAGED = Path(__file__).parent / "recipes"
+"""Where an installed Fledge carries its recipes; in a checkout they lie beside the package."""
+
+
+@settings
+class Recipe:
+    """Everything one road needs, from raw text to a model that answers."""
+
+    corpus: CorpusSettings | None = None
+    """Where the text comes from and how it is split."""
+    tokenizer: TokenizerSettings | None = None
+    """The tokenizer to train; leave it out and set pack.tokenizer to use one that exists."""
+    pack: PackSettings | None = None
+    """How documents, conversations and preference pairs become token ids."""
+    model: ModelSettings = ModelSettings()
+    """The shape of the model; a stage that starts from a checkpoint takes its shape from there."""
+    pretrain: TrainingSettings | None = None
+    """Learning from documents."""
+    sft: TrainingSettings | None = None
+    """Learning to answer, from conversations."""
+    dpo: TrainingSettings | None = None
+    """Learning what is preferred, from pairs of answers."""
+    evaluate: EvaluateSettings | None = None
+    """What is measured at the end; the report shows it."""
+    generation: GenerationSettings = GenerationSettings()
+    """How answers are sampled for samples and for the closing question."""
+    question: str | None = None
+    """Asked of the finished model at the end of `fledge run`."""
+
+    def section(self, name: str) -> Any:
+        """A stage's settings. Raises ConfigError if the recipe has no such section."""
+        found = getattr(self, name)
+        if found is None:
+            raise ConfigError(f"the recipe has no section {name!r}", f"add a section `{name}:` to it, or run another stage")
+        return found
+
+
+def find_recipe(given: str) -> Path:
+    """The file of a recipe given by path, or by the name of one that Fledge brings. A path is used as it is."""
+    path = Path(given)
+    if path.exists() or path.suffix:
+        return path
+    for folder in (PACKAGED, Path(__file__).parent.parent / "recipes"):
+        if (folder / f"{given}.yaml").is_file():
+            return folder / f"{given}.yaml"
+    return path
+
+
+def load_recipe(path: Path, overrides: list[str]) -> tuple[Recipe, config.Tree]:
+    """Read, merge and validate a recipe. Raises ConfigError."""
+    tree = config.read(path, overrides)
+    recipe = config.parse(Recipe, tree)
+    _check(recipe)
+    return recipe, tree
+
+
+def _check(recipe: Recipe) -> None:
+    """What no section can see alone."""
+    for stage, kind in (("pretrain", "next_token"), ("sft", "next_token"), ("dpo", "preference")):
+        training = getattr(recipe, stage)
+        if training is not None and training.objective.kind != kind:
+            raise ConfigError(f"{stage}.objective.kind is {training.objective.kind!r}", f"{stage} learns by {kind}: set it")
+    if recipe.pretrain is not None and not recipe.pretrain.tokens and recipe.pretrain.sequence_length is None:
+        raise ConfigError("pretrain.sequence_length is required and missing", "set the tokens per row, like pretrain.sequence_length=1024")
+
+
+def without_wandb(recipe: Recipe) -> Recipe:
+    """The same recipe with the wandb sink off everywhere."""
+
+    def off(training: TrainingSettings | None) -> TrainingSettings | None:
+        return training and replace(training, metrics=replace(training.metrics, wandb="off"))
+
+    return replace(recipe, pretrain=off(recipe.pretrain), sft=off(recipe.sft), dpo=off(recipe.dpo))
+
+
+SMOKE_DOCUMENTS = 600
+SMOKE_STEPS = 12
+SMOKE_ROWS = 8
+SMOKE_TOKENS = 128
+SMOKE_VOCABULARY = 1_024
+SMOKE_QUESTIONS = 12
+
+
+def smoke(recipe: Recipe) -> Recipe:
+    """A recipe of the same stages that takes about a minute on a CPU: embedded text, small vocabulary, short rows, few steps.
+
+    Source names stay (a mixture names them), and so does everything whose cost does not grow with the size.
+    """
+    return replace(
+        recipe,
+        corpus=recipe.corpus and _small_corpus(recipe.corpus),
+        tokenizer=recipe.tokenizer and replace(recipe.tokenizer, vocabulary_size=min(recipe.tokenizer.vocabulary_size, SMOKE_VOCABULARY)),
+        pack=recipe.pack and replace(recipe.pack, sequence_length=min(recipe.pack.sequence_length, 2 * SMOKE_TOKENS)),
+        model=_small_model(recipe.model),
+        pretrain=_small_training(recipe.pretrain),
+        sft=_small_training(recipe.sft),
+        dpo=_small_training(recipe.dpo),
+        evaluate=recipe.evaluate and _small_evaluation(recipe.evaluate),
+        generation=replace(recipe.generation, maximum_new_tokens=min(recipe.generation.maximum_new_tokens, 48)),
+    )
+
+
+def _small_corpus(corpus: CorpusSettings) -> CorpusSettings:
+    sources = tuple(
+        PythonDocsSource(name=source.name, content=source.content, maximum_documents=SMOKE_DOCUMENTS) for source in corpus.sources
+    )
+    return replace(corpus, sources=sources)
+
+
+def _small_model(model: ModelSettings) -> ModelSettings:
+    """Two layers of width 128; heads keep their grouping."""
+    grouped = model.key_value_heads < model.num_attention_heads
+    return replace(
+        model,
+        hidden_size=128,
+        num_hidden_layers=min(model.num_hidden_layers, 2),
+        num_attention_heads=4,
+        num_key_value_heads=2 if grouped else None,
+        head_dim=None,
+        intermediate_size=256,
+    )
+
+
+def _small_training(training: TrainingSettings | None) -> TrainingSettings | None:
+    if training is None:
+        return None
+    steps = min(training.steps, SMOKE_STEPS)
+    warmup_steps = min(training.schedule.warmup_steps, steps // 4)
+    return replace(
+        training,
+        steps=steps,
+        batch_rows=min(training.batch_rows, SMOKE_ROWS),
+        sequence_length=training.sequence_length and min(training.sequence_length, SMOKE_TOKENS),
+        schedule=replace(training.schedule, warmup_steps=warmup_steps),
+        micro_batch_rows=None,
+        log_every_steps=min(training.log_every_steps, 4),
+        validate_every_steps=training.validate_every_steps and steps // 2,
+        validation_rows=SMOKE_ROWS,
+        sample_every_steps=training.sample_every_steps and steps,
+        save_every_steps=training.save_every_steps and steps // 2,
+    )
+
+
+def _small_evaluation(evaluate: EvaluateSettings) -> EvaluateSettings:
+    counts = ("last_word_passages", "yes_no_questions", "questions", "choice_questions", "preference_pairs")
+    return replace(evaluate, **{name: min(getattr(evaluate, name), SMOKE_QUESTIONS) for name in counts})

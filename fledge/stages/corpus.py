@@ -1,0 +1,22 @@
+"""Stage 1: sources become one corpus artifact per content (documents, conversations, preferences)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fledge.core import artifact
+from fledge.corpus import build
+from fledge.stages.run import Run, make
+
+
+def run(run: Run) -> None:
+    settings = run.recipe.section("corpus")
+    for content in build.contents(settings):
+        wanted = artifact.request("corpus", build.identity_with_fingerprints(settings, content))
+
+        def fill(folder: Path, stats: dict[str, Any], content: build.Content = content) -> None:
+            stats["content"] = content
+            stats.update(build.build_corpus(settings, content, folder))
+
+        make(run.folder / "corpus" / content, wanted, fill, f"corpus/{content}")

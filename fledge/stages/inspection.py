@@ -1,0 +1,66 @@
+"""`fledge show` and `fledge verify`: what a result is, what it was made from, and whether every byte is still as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fledge.core import artifact, console
+from fledge.core.artifact import Artifact
+from fledge.core.errors import ArtifactError
+from fledge.stages.references import find_checkpoint
+from fledge.stages.run import run_folder
+
+
+def show(place: str, small: bool) -> None:
+    """Print kind, id, figures and lineage of an artifact, or of every artifact of a run."""
+    for found in _artifacts(place, small):
+        console.say(f"{found.path}  {found.manifest.kind} {found.id[:12]}")
+        for name, value in found.stats.items():
+            if isinstance(value, (str, int, float)):
+                console.say(
+                    f"    {name.replace('_', ' ')}: {value:,}" if isinstance(value, int) else f"    {name.replace('_', ' ')}: {value}"
+                )
+        for depth, role, given, there in artifact.lineage(found):
+            note = "" if there else "  (not there any more)"
+            console.say(f"{'  ' * depth}<- {role}: {given.kind} {given.id[:12]} {given.path}{note}")
+
+
+def verify(place: str, small: bool) -> None:
+    """Hash every file again, here and along the lineage. Raises ArtifactError if anything differs."""
+    checked: dict[str, Artifact] = {}
+    absent: set[str] = set()
+    for found in _artifacts(place, small):
+        checked[found.id] = found
+        for _, role, given, there in artifact.lineage(found):
+            if there is None:
+                absent.add(f"{role} {given.kind} {given.id[:12]} at {given.path}")
+            else:
+                checked[there.id] = there
+    problems: list[str] = []
+    size_bytes = sum(digest.size_bytes for found in checked.values() for digest in found.manifest.files.values())
+    with console.progress("verify", size_bytes, "bytes") as progress:
+        for found in checked.values():
+            problems += artifact.verify(found)
+            progress.advance(sum(digest.size_bytes for digest in found.manifest.files.values()), note=str(found.path))
+    for line in sorted(absent):
+        console.warn(f"not there any more, not checked: {line}")
+    if problems:
+        raise ArtifactError("; ".join(problems), "restore these files, or make the stage anew with --force")
+    console.say(f"{len(checked)} artifacts, {console.format_bytes(size_bytes)}: every byte is as it was written")
+
+
+def _artifacts(place: str, small: bool) -> Iterator[Artifact]:
+    folder = Path(place) if Path(place).is_dir() and not small else run_folder(f"{place}-smoke" if small else place)
+    if "@" in place or not folder.is_dir():
+        yield artifact.open_artifact(find_checkpoint(place))
+        return
+    if (folder / artifact.MANIFEST).is_file():
+        yield artifact.open_artifact(folder)
+        return
+    manifests = sorted(folder.rglob(artifact.MANIFEST))
+    finished = [path.parent for path in manifests if "~" not in path.relative_to(folder).parts[0]]
+    if not finished:
+        raise ArtifactError(f"{folder} holds nothing finished", "name an artifact, a run or a checkpoint")
+    for path in finished:
+        yield artifact.open_artifact(path)

@@ -1,0 +1,121 @@
+"""What every stage gets: the recipe, the run's folder, and where the artifacts of other stages lie.
+
+    runs/NAME/corpus/{documents,conversations,preferences}   runs/NAME/pretrain/checkpoints/step-000500
+    runs/NAME/tokenizer                                      runs/NAME/sft, score, dpo
+    runs/NAME/pack/{documents,conversations,preferences}     runs/NAME/evaluate, report
+
+Corpora and token sets are one artifact per content, so adding conversations never touches what pretraining was made from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fledge.core import artifact, console, disk
+from fledge.core.artifact import Artifact, Request
+from fledge.core.errors import ArtifactError
+from fledge.recipe import Recipe
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recipe and the folder it fills."""
+
+    recipe: Recipe
+    folder: Path
+    command: str
+    """The recipe (and options) as the user gave them, for messages that name the next command."""
+
+    def corpora(self, given: Sequence[str], content: str) -> dict[str, Artifact]:
+        """The corpora of one content, by role: those given by path, or this run's own (none if it has none)."""
+        paths = [Path(path) for path in given] or [self.folder / "corpus" / content]
+        if not given and not (paths[0] / artifact.MANIFEST).is_file():
+            return {}
+        opened = [artifact.open_artifact(path, "corpus") for path in paths]
+        chosen = [found for found in opened if found.stats["content"] == content]
+        return {f"corpus.{index}": found for index, found in enumerate(chosen)}
+
+    def tokenizer(self) -> Artifact:
+        """The tokenizer this run packs with. Raises ArtifactError naming the command that trains one."""
+        given = self.recipe.pack.tokenizer if self.recipe.pack else None
+        return self.open(Path(given) if given else self.folder / "tokenizer", "tokenizer", "tokenizer")
+
+    def token_sets(self, given: Sequence[str], content: str) -> dict[str, Artifact]:
+        """The token sets a training stage reads, by role: those given by path, or this run's own."""
+        paths = [Path(path) for path in given] or [self.folder / "pack" / content]
+        return {f"tokens.{index}": self.open(path, "tokens", "pack") for index, path in enumerate(paths)}
+
+    def own(self, place: str, kind: str) -> Artifact | None:
+        """A finished artifact of this run, or None."""
+        folder = self.folder / place
+        return artifact.open_artifact(folder, kind) if (folder / artifact.MANIFEST).is_file() else None
+
+    def open(self, folder: Path, kind: str, stage: str) -> Artifact:
+        """Open an input of a stage. Raises ArtifactError naming the command that makes it."""
+        if not (folder / artifact.MANIFEST).is_file():
+            state = "started but not finished" if (folder / artifact.STARTED).is_file() else "not there yet"
+            raise ArtifactError(f"{folder} is {state}: no {kind} to work with", f"make it first: fledge {stage} {self.command}")
+        return artifact.open_artifact(folder, kind)
+
+
+def run_folder(name: str) -> Path:
+    """Where a run lies: `runs/NAME`; anything with a path separator is used as it is."""
+    return Path(name) if "/" in name or name in {".", ".."} else RUNS / name
+
+
+def make(folder: Path, wanted: Request, fill: Callable[[Path, dict[str, Any]], None], title: str) -> Artifact:
+    """Make a short artifact unless it is finished: `fill(folder, stats)` writes the files and the figures."""
+    if artifact.state(folder, wanted) == "finished":
+        console.debug(f"{title}: already done")
+        return artifact.open_artifact(folder)
+    started = time.monotonic()
+    with artifact.build(folder, wanted) as (partial, stats):
+        fill(partial, stats)
+        stats["seconds"] = round(time.monotonic() - started, 3)
+    made = artifact.open_artifact(folder)
+    console.say(f"{title}: {headline(made.stats)}")
+    return made
+
+
+def headline(stats: Mapping[str, Any]) -> str:
+    """The figures of a stage in one line: plain numbers only, time last."""
+    shown = [f"{_number(value)} {name.replace('_', ' ')}" for name, value in stats.items() if _is_number(value) and name != "seconds"]
+    return ", ".join([*shown[:5], console.format_seconds(stats["seconds"])])
+
+
+def set_aside(run: Run, stages: Sequence[str]) -> None:
+    """Move the results of these stages to STAGE~KEY8, so that they are made anew and nothing is lost."""
+    for stage in stages:
+        folder = run.folder / stage
+        if not folder.exists():
+            continue
+        target = _free_name(folder.with_name(f"{stage}~{_short_key(folder)}"))
+        disk.move(folder, target)
+        console.say(f"{folder} moved aside to {target}")
+
+
+def _short_key(folder: Path) -> str:
+    for name in (artifact.MANIFEST, artifact.STARTED):
+        for path in [folder / name, *sorted(folder.glob(f"*/{name}"))]:
+            if path.is_file():
+                return artifact.read_key(path)[:8]
+    return "unfinished"
+
+
+def _free_name(path: Path) -> Path:
+    candidates = [path, *(path.with_name(f"{path.name}.{number}") for number in range(2, 1000))]
+    return next(candidate for candidate in candidates if not candidate.exists())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -1,0 +1,195 @@
+"""The stages together: the whole road on small files, what is never done twice, what is refused, what a kill leaves."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fledge.core import artifact
+from fledge.core.errors import ArtifactError, ConfigError, DataError, FledgeError
+from fledge.model.folder import load_model
+from fledge.stages import STAGES, run_stage
+from fledge.stages.references import find_checkpoint
+from fledge.stages.run import Run, set_aside
+
+MakeRun = Callable[..., Run]
+Walk = Callable[..., None]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_model(find_checkpoint(f"{folder}@final")).state_dict()
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_the_whole_road(make_run: MakeRun, walk: Walk) -> None:
+    run = make_run()
+    walk(run)
+    for stage in STAGES:
+        assert list((run.folder / stage).rglob("manifest.json")), stage
+    assert artifact.open_artifact(run.folder / "dpo").stats["initial_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    results = json.loads((run.folder / "evaluate" / "results.json").read_text())
+    names = {score["name"] for one in results["evaluations"] for score in one["scores"]}
+    assert {"bits_per_byte", "stop_rate", "answer_choice", "reward_accuracy"} <= names
+
+
+def test_the_same_recipe_makes_the_same_ids(make_run: MakeRun, walk: Walk) -> None:
+    first, second = make_run(name="first"), make_run(name="second")
+    walk(first, "dpo")
+    walk(second, "dpo")
+    for stage in ("corpus/documents", "tokenizer", "pack/documents", "pretrain", "sft", "score", "dpo"):
+        assert artifact.open_artifact(first.folder / stage).id == artifact.open_artifact(second.folder / stage).id, stage
+
+
+def test_a_change_touches_only_what_depends_on_it(make_run: MakeRun, walk: Walk) -> None:
+    walk(make_run(), "sft")
+    pretrained = artifact.open_artifact(make_run().folder / "pretrain").id
+    changed = make_run("sft.learning_rate=5e-4")
+    run_stage("pretrain", changed)
+    with pytest.raises(ArtifactError, match=r"learning_rate: 0\.001 -> 0\.0005"):
+        run_stage("sft", changed)
+    set_aside(changed, STAGES[STAGES.index("sft") :])
+    run_stage("sft", changed)
+    assert artifact.open_artifact(changed.folder / "pretrain").id == pretrained
+    assert len(list(changed.folder.glob("sft~*"))) == 1
+
+
+def test_how_a_run_looks_and_saves_is_no_other_run(make_run: MakeRun, walk: Walk) -> None:
+    walk(make_run(), "pretrain")
+    run_stage("pretrain", make_run("pretrain.log_every_steps=1", "pretrain.save_every_steps=3", "pretrain.validate_every_steps=1"))
+
+
+def test_observers_and_saving_change_no_weight(make_run: MakeRun, walk: Walk) -> None:
+    quiet = make_run("pretrain.save_every_steps=null", name="quiet")
+    busy = make_run(
+        "pretrain.save_every_steps=1",
+        "pretrain.validate_every_steps=1",
+        "pretrain.sample_every_steps=1",
+        "pretrain.log_every_steps=1",
+        name="busy",
+    )
+    walk(quiet, "pretrain")
+    walk(busy, "pretrain")
+    assert same(weights(quiet.folder / "pretrain"), weights(busy.folder / "pretrain"))
+
+
+def test_killed_in_the_middle_and_run_again_is_bitwise_the_same(make_run: MakeRun, walk: Walk) -> None:
+    longer = ("pretrain.steps=400", "pretrain.save_every_steps=20")
+    undisturbed, killed = make_run(*longer, name="undisturbed"), make_run(*longer, name="killed")
+    walk(undisturbed, "pretrain")
+    walk(killed, "pack")
+    command = [sys.executable, "-m", "fledge", "pretrain", killed.command, *longer, "--name", str(killed.folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoints = killed.folder / "pretrain" / "checkpoints"
+    deadline = time.monotonic() + 60
+    while not (checkpoints / "step-000060").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (checkpoints / "step-000060").exists(), "nothing was saved before the kill"
+    assert not (killed.folder / "pretrain" / "manifest.json").exists(), "it ended before the kill"
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert "continues after step" in again.stdout
+    assert same(weights(undisturbed.folder / "pretrain"), weights(killed.folder / "pretrain"))
+    assert artifact.open_artifact(undisturbed.folder / "pretrain").id == artifact.open_artifact(killed.folder / "pretrain").id
+
+
+def test_one_tokenizer_serves_another_recipe(make_run: MakeRun, walk: Walk) -> None:
+    first = make_run(name="first")
+    walk(first, "pretrain")
+    tokens, base = first.folder / "pack" / "documents", first.folder / "pretrain"
+    second = make_run(
+        f"pack.tokenizer={first.folder / 'tokenizer'}",
+        "tokenizer=null",
+        f"pretrain.tokens=[{tokens}]",
+        f"pretrain.start_from={base}@final",
+        "corpus.seed=1",
+        name="second",
+    )
+    walk(second, "pretrain")
+    inputs = artifact.open_artifact(second.folder / "pretrain").manifest.inputs
+    assert inputs["tokens.0"].id == artifact.open_artifact(tokens).id
+    assert inputs["start_from"].kind == "checkpoint"
+    assert not (second.folder / "tokenizer").exists()
+
+
+def test_another_tokenizer_is_refused_by_hash(make_run: MakeRun, walk: Walk) -> None:
+    first, second = make_run(name="first"), make_run("tokenizer.vocabulary_size=310", name="second")
+    walk(first, "pretrain")
+    walk(second, "pack")
+    mixed = make_run(f"sft.start_from={first.folder / 'pretrain'}", "tokenizer.vocabulary_size=310", name="second")
+    with pytest.raises(DataError) as caught:
+        run_stage("sft", mixed)
+    for folder in (first.folder, second.folder):
+        assert artifact.open_artifact(folder / "tokenizer").stats["canonical_sha256"][:12] in str(caught.value)
+    assert "--force" in str(caught.value)
+
+
+def test_a_shard_cut_short_is_found(make_run: MakeRun, walk: Walk) -> None:
+    run = make_run()
+    walk(run, "pack")
+    shard = next((run.folder / "pack" / "documents").glob("train-*.tokens"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match="bytes"):
+        run_stage("pretrain", run)
+
+
+def test_rows_longer_than_the_context_are_refused(make_run: MakeRun, walk: Walk) -> None:
+    walk(make_run(), "pack")
+    with pytest.raises(ConfigError, match="max_position_embeddings = 128"):
+        run_stage("pretrain", make_run("pretrain.sequence_length=256"))
+
+
+def test_sft_needs_a_start(make_run: MakeRun, walk: Walk) -> None:
+    walk(make_run(), "pack")
+    with pytest.raises(ConfigError, match="sft has nothing to start from"):
+        run_stage("sft", make_run("pretrain=null"))
+
+
+@pytest.mark.parametrize("text", ["One short text, alone.", "A line of about forty characters, repeated.\n" * 24])
+def test_the_smallest_corpora_train(make_run: MakeRun, walk: Walk, tmp_path: Path, text: str) -> None:
+    (tmp_path / "small.txt").write_text(text)
+    source = f"{{kind: text, name: small, path: {tmp_path / 'small.txt'}}}"
+    run = make_run(f"corpus.sources=[{source}]", "sft=null", "dpo=null")
+    walk(run)
+    assert artifact.open_artifact(run.folder / "pretrain").stats["steps"] == 6
+    assert (run.folder / "report" / "report.html").is_file()
+
+
+def test_no_document_at_all_is_an_error(make_run: MakeRun, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text(" \n \n")
+    source = f"{{kind: text, name: small, path: {tmp_path / 'empty.txt'}}}"
+    with pytest.raises(DataError):
+        run_stage("corpus", make_run(f"corpus.sources=[{source}]"))
+    assert not (tmp_path / "run" / "corpus" / "documents").exists()
+
+
+def test_a_run_that_was_moved_still_knows_what_it_was_made_from(make_run: MakeRun, walk: Walk, tmp_path: Path) -> None:
+    run = make_run()
+    walk(run, "sft")
+    shutil.move(run.folder, tmp_path / "elsewhere")
+    moved = artifact.open_artifact(tmp_path / "elsewhere" / "sft")
+    assert all(found is not None for _, _, _, found in artifact.lineage(moved))
+
+
+@pytest.mark.parametrize("which", ["", "@latest", "@final", "@6", "@best"])
+def test_a_checkpoint_goes_by_many_names(make_run: MakeRun, walk: Walk, which: str) -> None:
+    run = make_run()
+    walk(run, "pretrain")
+    assert find_checkpoint(f"{run.folder}{which}").name == "step-000006"
+    assert find_checkpoint(f"{run.folder / 'pretrain'}{which}").name == "step-000006"
+    with pytest.raises(FledgeError, match="no checkpoint '5'"):
+        find_checkpoint(f"{run.folder}@5")

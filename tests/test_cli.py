@@ -1,0 +1,155 @@
+"""The command line as a process: quick help, two-line errors with their exit codes, lines that come when they are written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+def fledge(*arguments: str, folder: Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fledge", *arguments],
+        cwd=folder,
+        env={**os.environ, "NO_COLOR": "1", **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def expect_error(result: subprocess.CompletedProcess[str], exit_code: int, *words: str) -> None:
+    lines = result.stderr.strip().splitlines()
+    assert result.returncode == exit_code, result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(lines) == 2, result.stderr
+    assert lines[0].startswith("error: ")
+    assert lines[1].startswith("  fix: ")
+    for word in words:
+        assert word in result.stderr, f"{word!r} is not in {result.stderr!r}"
+
+
+def test_help_is_quick(tmp_path: Path) -> None:
+    fastest = min(timed_help(tmp_path) for _ in range(3))
+    assert fastest < 0.5
+
+
+def timed_help(folder: Path) -> float:
+    started = time.monotonic()
+    result = fledge("--help", folder=folder)
+    assert result.returncode == 0
+    assert "pretrain" in result.stdout
+    return time.monotonic() - started
+
+
+def test_version(tmp_path: Path) -> None:
+    assert fledge("--version", folder=tmp_path).stdout.startswith("fledge ")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("pretrain.stesp=3", ("unknown key pretrain.stesp", "did you mean pretrain.steps?")),
+        ("pretrain.steps=0", ("steps must be at least 1",)),
+        ("pretrain.steps=many", ("pretrain.steps", "'many'")),
+        ("tokenizer.vocabulary_size=100", ("vocabulary_size must be at least 260",)),
+        ("model.num_attention_heads=3", ("256", "3")),
+        ("corpus.sources.7.name=x", ("list of 3",)),
+        ("nothing", ("is not an override",)),
+    ],
+)
+def test_a_wrong_recipe_is_explained_before_any_work(tmp_path: Path, override: str, words: tuple[str, ...]) -> None:
+    expect_error(fledge("run", "quickstart", override, folder=tmp_path), 2, *words)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_recipe_and_a_near_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("corpus: null\n")
+    expect_error(fledge("run", "mien.yaml", folder=tmp_path), 2, "there is no recipe file", "did you mean mine.yaml?")
+
+
+def test_stages_out_of_order_and_unknown(tmp_path: Path) -> None:
+    expect_error(fledge("run", "quickstart", "--from", "dpo", "--to", "corpus", folder=tmp_path), 2, "comes after")
+    expect_error(fledge("run", "quickstart", "--to", "shipping", folder=tmp_path), 2, "no stage 'shipping'")
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("tokenizer", ("no corpus of documents", "fledge corpus quickstart")),
+        ("pack", ("no corpus to pack", "fledge corpus quickstart")),
+        ("pretrain", ("no tokens to work with", "fledge pack quickstart")),
+        ("sft", ("no tokens to work with", "fledge pack quickstart")),
+        ("dpo", ("no tokens to work with", "fledge pack quickstart")),
+    ],
+)
+def test_a_stage_without_its_inputs_names_the_command_that_makes_them(tmp_path: Path, verb: str, words: tuple[str, ...]) -> None:
+    expect_error(fledge(verb, "quickstart", folder=tmp_path), 4, *words)
+
+
+def test_packing_without_a_tokenizer_names_the_command_that_trains_one(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("A line of text.\n" * 20)
+    override = f"corpus.sources.0.path={text}"
+    assert fledge("corpus", "own-text", override, folder=tmp_path).returncode == 0
+    expect_error(fledge("pack", "own-text", override, folder=tmp_path), 4, "no tokenizer", "fledge tokenizer own-text")
+
+
+def test_absent_and_incomplete_data_folders(tmp_path: Path) -> None:
+    expect_error(fledge("corpus", "own-text", "corpus.sources.0.path=nowhere", folder=tmp_path), 3, "nowhere")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "one.txt").write_text("one file")
+    overrides = ("corpus.sources.0.path=data", "corpus.sources.0.expect_files=300")
+    expect_error(fledge("corpus", "own-text", *overrides, folder=tmp_path), 3, "300", "1")
+
+
+def test_an_empty_corpus_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("  \n")
+    expect_error(fledge("corpus", "own-text", "corpus.sources.0.path=empty.txt", folder=tmp_path), 3)
+
+
+def test_unknown_runs_and_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    expect_error(fledge("generate", "quickstrat", "--prompt", "x", folder=tmp_path), 4, "did you mean quickstart?")
+    expect_error(fledge("chat", "quickstart", folder=tmp_path), 4, "holds no checkpoint")
+    expect_error(fledge("show", "quickstart", folder=tmp_path), 4, "nothing finished")
+
+
+def test_the_same_place_asked_for_differently_is_refused_and_force_moves_it_aside(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("A line of text.\n" * 20)
+    arguments = ("corpus", "own-text", "corpus.sources.0.path=text.txt")
+    assert fledge(*arguments, folder=tmp_path).returncode == 0
+    changed = (*arguments, "corpus.seed=1")
+    expect_error(fledge(*changed, folder=tmp_path), 4, "seed: 0 -> 1", "--force")
+    forced = fledge(*changed, "--force", folder=tmp_path)
+    assert forced.returncode == 0
+    assert "moved aside" in forced.stdout
+    assert len(list((tmp_path / "runs" / "own-text").glob("corpus~*"))) == 1
+
+
+def test_only_training_runs_in_many_processes(tmp_path: Path) -> None:
+    ranks = {"RANK": "0", "WORLD_SIZE": "2"}
+    expect_error(fledge("corpus", "quickstart", folder=tmp_path, environment=ranks), 2, "one process")
+
+
+def test_config_prints_every_value_and_its_origin(tmp_path: Path) -> None:
+    result = fledge("config", "quickstart", "pretrain.steps=77", folder=tmp_path)
+    assert result.returncode == 0
+    line = next(line for line in result.stdout.splitlines() if line.startswith("pretrain.steps"))
+    assert "77" in line
+    assert "override pretrain.steps=77" in line
+    small = fledge("config", "quickstart", "--smoke", folder=tmp_path)
+    line = next(line for line in small.stdout.splitlines() if line.startswith("pretrain.steps"))
+    assert "--smoke" in line
+
+
+def test_a_given_path_is_used_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("A line of text.\n" * 20)
+    result = fledge("corpus", "own-text", "corpus.sources.0.path=text.txt", "--name", "./here", folder=tmp_path)
+    assert result.returncode == 0
+    assert (tmp_path / "here" / "corpus" / "documents" / "manifest.json").is_file()
+    assert not (tmp_path / "runs").exists()

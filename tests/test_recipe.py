@@ -1,0 +1,134 @@
+"""Recipes: those that lie in recipes/ parse, `--smoke` keeps every stage, and every option there is is known to a golden file."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from fledge.core import config
+from fledge.core.errors import ConfigError
+from fledge.recipe import Recipe, find_recipe, load_recipe, smoke, without_wandb
+from fledge.stages import STAGES
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+GOLDEN = Path(__file__).parent / "golden_options.txt"
+QUICKSTART = find_recipe("quickstart")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_parses(path: Path) -> None:
+    recipe, _ = load_recipe(path, [])
+    assert recipe.corpus is not None
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_smoke_keeps_every_stage_and_shrinks_it(path: Path) -> None:
+    recipe, _ = load_recipe(path, [])
+    small = smoke(recipe)
+    for name in ("corpus", "tokenizer", "pack", "pretrain", "sft", "dpo", "evaluate"):
+        assert (getattr(small, name) is None) == (getattr(recipe, name) is None), name
+    for name in ("pretrain", "sft", "dpo"):
+        if getattr(recipe, name) is not None:
+            assert getattr(small, name).steps <= 12
+            assert getattr(small, name).objective == getattr(recipe, name).objective
+    assert [source.name for source in small.corpus.sources] == [source.name for source in recipe.corpus.sources]
+    assert all(source.kind == "python_docs" for source in small.corpus.sources)
+
+
+def test_smoke_is_pure_and_settles() -> None:
+    recipe, _ = load_recipe(QUICKSTART, [])
+    before = config.plain(recipe)
+    once = smoke(recipe)
+    assert config.plain(recipe) == before
+    assert smoke(once) == once
+
+
+def test_the_quickstart_has_every_stage() -> None:
+    recipe, _ = load_recipe(QUICKSTART, [])
+    from fledge.stages import wanted
+    from fledge.stages.run import Run
+
+    assert all(wanted(stage, Run(recipe, Path("runs/x"), "")) for stage in STAGES)
+
+
+def test_a_stage_with_another_objective_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"dpo\.objective\.kind is 'next_token'"):
+        load_recipe(QUICKSTART, ["dpo.objective.kind=next_token"])
+
+
+def test_documents_need_a_row_length() -> None:
+    with pytest.raises(ConfigError, match=r"pretrain\.sequence_length is required"):
+        load_recipe(QUICKSTART, ["pretrain.sequence_length=null"])
+
+
+def test_no_wandb_overrides_any_recipe() -> None:
+    recipe, _ = load_recipe(QUICKSTART, ["pretrain.metrics.wandb=online", "sft.metrics.wandb=offline"])
+    assert recipe.pretrain is not None
+    assert recipe.pretrain.metrics.wandb == "online"
+    off = without_wandb(recipe)
+    assert off.pretrain is not None
+    assert off.sft is not None
+    assert (off.pretrain.metrics.wandb, off.sft.metrics.wandb) == ("off", "off")
+
+
+def test_overrides_index_lists() -> None:
+    recipe, tree = load_recipe(find_recipe("own-text"), ["corpus.sources.0.path=my.txt"])
+    assert recipe.corpus is not None
+    assert recipe.corpus.sources[0].path == "my.txt"  # type: ignore[union-attr]
+    assert tree.origin(("corpus", "sources", "0", "path")) == "override corpus.sources.0.path=my.txt"
+
+
+def test_the_options_are_those_of_the_golden_file() -> None:
+    """A new option is a visible change: regenerate with `python tests/test_recipe.py`."""
+    assert options() == GOLDEN.read_text(encoding="utf-8")
+
+
+def options() -> str:
+    """Every leaf option: its dotted name, whether it decides the result, its default and its help text."""
+    schema = TypeAdapter(Recipe).json_schema()
+    lines: list[str] = []
+
+    def walk(cls: Any, prefix: str) -> None:
+        properties = schema["$defs"].get(cls.__name__, schema)["properties"]
+        for field in dataclasses.fields(cls):
+            name = f"{prefix}.{field.name}" if prefix else field.name
+            below = [known for known in classes_in(field.type, cls) if known is not cls]
+            if below:
+                for known in below:
+                    kind = f"<{known.__name__}>" if len(below) > 1 else ""
+                    walk(known, f"{name}{kind}")
+            else:
+                role = "operation" if field.metadata.get("operation") else "identity"
+                default = properties[field.name].get("default", "required")
+                lines.append(f"{name} [{role}] = {default}: {properties[field.name].get('description', '')}")
+
+    walk(Recipe, "")
+    return "\n".join(lines) + "\n"
+
+
+def classes_in(annotation: Any, owner: type) -> list[type]:
+    """The settings classes that a field's annotation mentions."""
+    import typing
+
+    hint = typing.get_type_hints(owner)
+    resolved = next(
+        value for name, value in hint.items() if next(f for f in dataclasses.fields(owner) if f.name == name).type == annotation
+    )
+    found: list[type] = []
+
+    def visit(value: Any) -> None:
+        if dataclasses.is_dataclass(value) and isinstance(value, type):
+            found.append(value)
+        for argument in typing.get_args(value):
+            visit(argument)
+
+    visit(resolved)
+    return found
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(options(), encoding="utf-8")
