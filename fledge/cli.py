@@ -13,8 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fledge import __version__
-from fledge.core import config, console, process
+from fledge.core import __version__, config, console, process
 from fledge.core.errors import ConfigError, FledgeError
 from fledge.recipe import Recipe, find_recipe, load_recipe, smoke, without_wandb
 from fledge.stages import STAGES, TRAINING_STAGES, Stage, run_stage, wanted
@@ -35,6 +34,11 @@ Reference = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder, or RUN, RUN@latest, RUN@best, RUN@final, RUN@500.")
 ]
 Place = Annotated[str, typer.Argument(metavar="PLACE", help="An artifact or run folder, or a name like a checkpoint's.")]
+Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token each time.")]
+TopK = Annotated[int, typer.Option("--top-k", help="Draw from so many likeliest tokens; 0 from all.")]
+TopP = Annotated[float, typer.Option("--top-p", help="Draw from the likeliest tokens that hold this probability.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Cut an answer off after so many tokens.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Makes the draws repeatable.")]
 
 _STAGE_HELP: dict[Stage, str] = {
     "corpus": "Gather the documents, conversations and preference pairs.",
@@ -161,11 +165,11 @@ def generate(
     checkpoint: Reference,
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="The text to continue; may be given several times.")],
     chat_format: Annotated[bool, typer.Option("--chat", help="Ask the prompt as a question in the chat format.")] = False,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Draw from so many likeliest tokens; 0 from all.")] = 50,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this probability.")] = 0.95,
-    max_tokens: Annotated[int, typer.Option(help="Cut an answer off after so many tokens.")] = 200,
-    seed: Annotated[int | None, typer.Option(help="Makes the draws repeatable.")] = None,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 50,
+    top_p: TopP = 0.95,
+    max_tokens: MaxTokens = 200,
+    seed: Seed = None,
     small: Smoke = False,
     log_level: LogLevel = "info",
 ) -> None:
@@ -179,11 +183,11 @@ def generate(
 def chat(
     checkpoint: Reference,
     system: Annotated[str | None, typer.Option("--system", help="An instruction before the conversation.")] = None,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Draw from so many likeliest tokens; 0 from all.")] = 50,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this probability.")] = 0.95,
-    max_tokens: Annotated[int, typer.Option(help="Cut an answer off after so many tokens.")] = 200,
-    seed: Annotated[int | None, typer.Option(help="Makes the draws repeatable.")] = None,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 50,
+    top_p: TopP = 0.95,
+    max_tokens: MaxTokens = 200,
+    seed: Seed = None,
     small: Smoke = False,
     log_level: LogLevel = "info",
 ) -> None:

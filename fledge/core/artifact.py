@@ -23,8 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fledge import __version__
-from fledge.core import disk
+from fledge.core import __version__, disk
 from fledge.core.config import differences, identity
 from fledge.core.errors import ArtifactError
 from fledge.core.explain import shorten

@@ -35,6 +35,7 @@ _TOPICS_FILE = f"{_TOPICS_FOLDER}/topics.py"
 _MAXIMUM_PIECE_CHARACTERS = 4_000
 _MINIMUM_TEXT_CHARACTERS = 20
 _ANSWER_CHARACTERS = range(20, 201)
+_MINIMUM_LETTER_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -121,18 +122,24 @@ def _question(entry: Entry) -> Message:
 
 
 def _answerable(entries: Sequence[Entry]) -> Iterator[Entry]:
-    """Entries with a summary of a sentence's length, each name and each summary once.
+    """Entries with a summary of a sentence's length and in words, each name and each summary once.
 
-    A summary that several names share says nothing about any of them.
+    A summary that several names share says nothing about any of them. Doctests, signatures and file paths are no answers: a
+    greedy model that has learned to begin one runs in circles.
     """
     names: set[str] = set()
     summaries: set[str] = set()
     for entry in entries:
         summary = normalised(entry.summary)
-        if len(entry.summary) in _ANSWER_CHARACTERS and entry.name not in names and summary not in summaries:
+        if _is_in_words(entry.summary) and entry.name not in names and summary not in summaries:
             names.add(entry.name)
             summaries.add(summary)
             yield entry
+
+
+def _is_in_words(summary: str) -> bool:
+    letters = sum(character.isalpha() or character.isspace() for character in summary)
+    return len(summary) in _ANSWER_CHARACTERS and letters >= _MINIMUM_LETTER_SHARE * len(summary) and ">>>" not in summary
 
 
 def _following_answers(entries: Sequence[Entry], splitter: Splitter) -> dict[str, str]:

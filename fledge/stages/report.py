@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from fledge import __version__
-from fledge.core import artifact, disk
+from fledge.core import __version__, artifact, disk
 from fledge.core.artifact import Artifact
 from fledge.core.console import format_bytes
 from fledge.core.errors import ArtifactError

@@ -27,5 +27,5 @@ def test_beyond_the_borders_is_refused(values: dict[str, Any]) -> None:
 
 def test_how_it_is_computed_is_not_what_is_computed() -> None:
     kept = identity(EvaluateSettings())
-    assert not {"batch_tokens", "precision", "checkpoints"} & kept.keys()
+    assert not {"batch_tokens", "checkpoints"} & kept.keys()
     assert {"seed", "questions", "window_tokens"} <= kept.keys()
