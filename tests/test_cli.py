@@ -153,3 +153,12 @@ def test_a_given_path_is_used_as_it_is(tmp_path: Path) -> None:
     assert result.returncode == 0
     assert (tmp_path / "here" / "corpus" / "documents" / "manifest.json").is_file()
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_library_shows_what_it_promises() -> None:
+    import fledge as library
+
+    assert library.__all__ == ["create_model", "load", "open_tokenizer", "open_tokens"]
+    assert all(callable(getattr(library, name)) for name in library.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'train'"):
+        _ = library.train  # type: ignore[attr-defined]

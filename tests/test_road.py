@@ -245,12 +245,13 @@ def test_the_readme_is_true(road: Road) -> None:
 
 
 @pytest.mark.parametrize(
-    "launcher",
-    [["torch.distributed.run", "--nproc-per-node", "2", "-m"], ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m"]],
+    ("launcher", "processes"),
+    # accelerate starts several processes on GPUs or by MPI only; on a CPU it starts one.
+    [(["torch.distributed.run", "--nproc-per-node", "2", "-m"], 2), (["accelerate.commands.launch", "--cpu", "-m"], 1)],
+    ids=["torchrun", "accelerate"],
 )
-def test_training_starts_under_torchrun_and_accelerate(road: Road, launcher: list[str]) -> None:
-    name = launcher[0].split(".")[0]
-    home = road.home / name
+def test_training_starts_under_torchrun_and_accelerate(road: Road, launcher: list[str], processes: int) -> None:
+    home = road.home / launcher[0].split(".")[0]
     home.mkdir()
     made = fledge("run", "quickstart", "--smoke", "--to", "pack", home=home)
     assert made.returncode == 0, made.stderr
@@ -263,6 +264,7 @@ def test_training_starts_under_torchrun_and_accelerate(road: Road, launcher: lis
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
-    assert "2 x cpu" in result.stdout
-    machine = json.loads((home / "runs" / "quickstart-smoke" / "pretrain" / "machine.json").read_text())
-    assert machine["circumstances"]["processes"] == 2
+    assert f"{processes} x cpu" in result.stdout
+    folder = home / "runs" / "quickstart-smoke" / "pretrain"
+    assert json.loads((folder / "machine.json").read_text())["circumstances"]["processes"] == processes
+    assert artifact.open_artifact(folder).stats["steps"] == 12

@@ -9,7 +9,7 @@ from fledge.core import artifact, console
 from fledge.core.artifact import Artifact
 from fledge.core.errors import ArtifactError
 from fledge.stages.references import find_checkpoint
-from fledge.stages.run import run_folder
+from fledge.stages.run import RUNS
 
 
 def show(place: str, small: bool) -> None:
@@ -51,7 +51,7 @@ def verify(place: str, small: bool) -> None:
 
 
 def _artifacts(place: str, small: bool) -> Iterator[Artifact]:
-    folder = Path(place) if Path(place).is_dir() and not small else run_folder(f"{place}-smoke" if small else place)
+    folder = Path(place) if Path(place).is_dir() and not small else RUNS / (f"{place}-smoke" if small else place)
     if "@" in place or not folder.is_dir():
         yield artifact.open_artifact(find_checkpoint(place))
         return

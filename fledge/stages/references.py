@@ -4,7 +4,7 @@
     runs/demo/sft@best                       of that stage: final | latest | best | a step
     demo, demo@500, runs/demo@final          of the last stage of the run that has checkpoints: dpo, else sft, else pretrain
 
-Without @ the final checkpoint is meant if the stage is finished, the latest otherwise.
+A name that is no folder is looked for under runs/. Without @ the final checkpoint is meant if the stage is finished, the latest otherwise.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fledge.core import artifact
 from fledge.core.artifact import Artifact
 from fledge.core.errors import CheckpointError
 from fledge.stages import TRAINING_STAGES
-from fledge.stages.run import RUNS, run_folder
+from fledge.stages.run import RUNS
 from fledge.training.checkpoint import best_checkpoint, list_checkpoints
 
 
@@ -25,7 +25,7 @@ def find_checkpoint(reference: str) -> Path:
     if (Path(reference) / "config.json").is_file():
         return Path(reference)
     place, _, which = reference.partition("@")
-    folder = Path(place) if Path(place).is_dir() else run_folder(place)
+    folder = Path(place) if Path(place).is_dir() else RUNS / place
     if not folder.is_dir():
         raise CheckpointError(
             f"there is no run or checkpoint {place}{_suggestion(place)}", "give a folder, or the name of a run under runs/"
