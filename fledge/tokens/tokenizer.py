@@ -139,8 +139,9 @@ class TokenizerMeta:
     """Texts with their ids when the tokenizer was trained; encoded again whenever it is opened."""
 
 
-def open_tokenizer(folder: Path) -> Tokenizer:
+def open_tokenizer(folder: str | Path) -> Tokenizer:
     """Open a tokenizer folder and check that it still is what was trained. Raises DataError naming the file and the field."""
+    folder = Path(folder)
     path = folder / TOKENIZER_FILE
     if not path.is_file():
         raise DataError(f"there is no tokenizer in {folder} ({TOKENIZER_FILE} is missing)", "train one: fledge tokenizer RECIPE")
