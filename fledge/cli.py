@@ -104,6 +104,7 @@ def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
             console.error(error.problem, error.remedy)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
+            console.error("stopped before this stage had finished", "run the same command again: what is finished is kept")
             raise typer.Exit(128 + signal.SIGINT) from error
 
     return guarded

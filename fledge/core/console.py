@@ -1,4 +1,4 @@
-"""What a person sees: results on stdout; progress, warnings and notes on stderr; nothing at all from ranks other than 0.
+"""What a person sees: results on stdout; progress, warnings and notes on stderr; from ranks other than 0 nothing but errors.
 
 A terminal gets rich's tables and a live bar. Anything else (a pipe, a log file, CI) gets plain lines, each flushed as it is
 written, so `fledge run ... | tee log` is never behind. NO_COLOR is honoured. Everything longer than two seconds shows what is
@@ -74,8 +74,9 @@ def warn(text: str) -> None:
 
 
 def error(problem: str, remedy: str) -> None:
-    """Print on stderr what went wrong and, on a line of its own, what to do."""
-    _write(sys.stderr, f"{_styled('error:', '31')} {_visible(problem)}\n  {_styled('fix:', '32')} {_visible(remedy)}")
+    """Print on stderr what went wrong and, on a line of its own, what to do; the one thing that every rank may say."""
+    who = "" if process.is_main() else f"process {process.rank()}: "
+    _print(sys.stderr, f"{_styled('error:', '31')} {who}{_visible(problem)}\n  {_styled('fix:', '32')} {_visible(remedy)}")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -324,6 +325,10 @@ def _visible(text: str) -> str:
 
 def _write(stream: TextIO, text: str, end: str = "\n") -> None:
     if process.is_main():
-        # A stream in a narrow encoding must not end the run over a character it cannot show.
-        encoding = stream.encoding or "utf-8"
-        print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, file=stream, flush=True)
+        _print(stream, text, end)
+
+
+def _print(stream: TextIO, text: str, end: str = "\n") -> None:
+    # A stream in a narrow encoding must not end the run over a character it cannot show.
+    encoding = stream.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, file=stream, flush=True)

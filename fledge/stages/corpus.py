@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fledge.core import artifact
+from fledge.core import artifact, console
 from fledge.corpus import build
 from fledge.stages.run import Run, make
 
@@ -15,8 +15,11 @@ def run(run: Run) -> None:
     for content in build.contents(settings):
         wanted = artifact.request("corpus", build.identity_with_fingerprints(settings, content))
 
-        def fill(folder: Path, stats: dict[str, Any], content: build.Content = content) -> None:
+        def fill(folder: Path, stats: dict[str, Any], content: build.Content = content) -> str:
             stats["content"] = content
             stats.update(build.build_corpus(settings, content, folder))
+            size_bytes = sum(sides["train"]["utf8_bytes"] for sides in stats["sources"].values())
+            rows = stats["rows"]
+            return f"{rows['train']:,} {content} ({console.format_bytes(size_bytes)}) to train on, {rows['validation']:,} held out"
 
         make(run.folder / "corpus" / content, wanted, fill, f"corpus/{content}")

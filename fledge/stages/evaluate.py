@@ -51,7 +51,7 @@ def run(run: Run) -> None:
     inputs |= {f"{content}.{role}": found for content, by_role in corpora.items() for role, found in by_role.items()}
     inputs |= {f"tokens.{content}": found for content, found in tokens.items() if found} | ({"scores": scores} if scores else {})
 
-    def fill(folder: Path, stats: dict[str, Any]) -> None:
+    def fill(folder: Path, stats: dict[str, Any]) -> str:
         keep_freed_memory()
         use_fast_fp32("cpu")
         held_out = HeldOut(
@@ -71,8 +71,9 @@ def run(run: Run) -> None:
         disk.write_json(folder / RESULTS, results)
         stats["checkpoints"] = len(evaluations)
         stats["scores"] = sum(len(one.scores) for one in evaluations)
-        console.table("held-out results", *results_table(evaluations))
+        console.table("held-out results (? : not distinguishable from guessing)", *results_table(evaluations))
         console.table("bits per byte of compressors on the same text", ["compressor", "bits per byte"], _rows(compressors))
+        return f"{stats['scores']} scores of {len(evaluations)} checkpoints"
 
     make(run.folder / "evaluate", artifact.request("evaluation", settings, inputs), fill, "evaluate")
 

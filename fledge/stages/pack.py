@@ -31,13 +31,14 @@ def _pack(run: Run, settings: PackSettings, content: Content, corpora: dict[str,
     # The row length means nothing to a stream of documents, so changing it must not ask for another one.
     identity = {"content": content} if content == "documents" else {"content": content, "row_tokens": settings.sequence_length}
 
-    def fill(folder: Path, stats: dict[str, Any]) -> None:
+    def fill(folder: Path, stats: dict[str, Any]) -> str:
         stats["content"] = content
         for split in get_args(Split):
             stats[split] = _pack_split(
                 content, [found.path for found in corpora.values()], tokenizer, folder, split, settings.sequence_length
             )
-        stats["tokens"] = stats["train"]["tokens"] + stats["validation"]["tokens"]
+        tokens = {split: stats[split]["tokens"] for split in get_args(Split)}
+        return f"{tokens['train']:,} tokens to train on, {tokens['validation']:,} held out"
 
     make(run.folder / "pack" / content, artifact.request("tokens", identity, {**corpora, "tokenizer": frozen}), fill, f"pack/{content}")
 

@@ -33,8 +33,9 @@ def run(run: Run) -> None:
     if "evaluate" not in made:
         raise ArtifactError(f"{run.folder} has no evaluation to report", f"make it first: fledge evaluate {run.command}")
 
-    def fill(folder: Path, stats: dict[str, Any]) -> None:
+    def fill(folder: Path, stats: dict[str, Any]) -> str:
         stats["size_bytes"] = disk.write_text(folder / REPORT, report(_gather(run, made))).size_bytes
+        return f"{REPORT}, {format_bytes(stats['size_bytes'])}"
 
     make(run.folder / "report", artifact.request("report", {"run": run.folder.name}, made), fill, "report")
 

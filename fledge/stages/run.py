@@ -10,7 +10,7 @@ Corpora and token sets are one artifact per content, so adding conversations nev
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,24 +69,17 @@ def run_folder(name: str) -> Path:
     return Path(name) if "/" in name or name in {".", ".."} else RUNS / name
 
 
-def make(folder: Path, wanted: Request, fill: Callable[[Path, dict[str, Any]], None], title: str) -> Artifact:
-    """Make a short artifact unless it is finished: `fill(folder, stats)` writes the files and the figures."""
+def make(folder: Path, wanted: Request, fill: Callable[[Path, dict[str, Any]], str], title: str) -> Artifact:
+    """Make a short artifact unless it is finished: `fill(folder, stats)` writes files and figures and says in a line what came out."""
     if artifact.state(folder, wanted) == "finished":
         console.debug(f"{title}: already done")
         return artifact.open_artifact(folder)
     started = time.monotonic()
     with artifact.build(folder, wanted) as (partial, stats):
-        fill(partial, stats)
+        outcome = fill(partial, stats)
         stats["seconds"] = round(time.monotonic() - started, 3)
-    made = artifact.open_artifact(folder)
-    console.say(f"{title}: {headline(made.stats)}")
-    return made
-
-
-def headline(stats: Mapping[str, Any]) -> str:
-    """The figures of a stage in one line: plain numbers only, time last."""
-    shown = [f"{_number(value)} {name.replace('_', ' ')}" for name, value in stats.items() if _is_number(value) and name != "seconds"]
-    return ", ".join([*shown[:5], console.format_seconds(stats["seconds"])])
+    console.say(f"{title}: {outcome}; {console.format_seconds(stats['seconds'])}")
+    return artifact.open_artifact(folder)
 
 
 def set_aside(run: Run, stages: Sequence[str]) -> None:
@@ -111,11 +104,3 @@ def _short_key(folder: Path) -> str:
 def _free_name(path: Path) -> Path:
     candidates = [path, *(path.with_name(f"{path.name}.{number}") for number in range(2, 1000))]
     return next(candidate for candidate in candidates if not candidate.exists())
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -28,7 +28,7 @@ def run(run: Run) -> None:
     for token_set in token_sets:
         require_same_tokenizer(token_set.tokenizer_sha256, tokenizer.sha256, str(token_set.folder))
 
-    def fill(folder: Path, stats: dict[str, Any]) -> None:
+    def fill(folder: Path, stats: dict[str, Any]) -> str:
         keep_freed_memory()
         with open_world(settings.device) as world:
             machine = settle_machine(folder, settings, world, like=parent.path.parent.parent)
@@ -39,5 +39,6 @@ def run(run: Run) -> None:
             scores = {split: score_preferences(model, reader, rows, machine, world.device) for split, reader in readers.items()}
         write_scores(folder, scores)
         stats["pairs"] = sum(len(values) for of_split in scores.values() for values in of_split.values())
+        return f"{stats['pairs']:,} pairs"
 
     make(run.folder / "score", artifact.request("scores", {}, {**tokens, "start_from": parent}), fill, "score")

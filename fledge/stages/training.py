@@ -25,7 +25,7 @@ from fledge.model.llama import Llama
 from fledge.model.settings import ModelConfig, padded_vocabulary_size
 from fledge.stages import TRAINING_STAGES, Stage, wanted
 from fledge.stages.references import open_checkpoint
-from fledge.stages.run import Run, headline
+from fledge.stages.run import Run
 from fledge.tokens.chat import render
 from fledge.tokens.shards import TokenSet, open_token_set
 from fledge.tokens.tokenizer import Tokenizer, copy_tokenizer, open_tokenizer, require_same_tokenizer
@@ -226,8 +226,8 @@ def _finish(task: Task, trainer: Trainer, seconds: float) -> None:
         "planned_seconds": _planned_seconds(task.folder, progress.step * plan.batch_tokens),
         "seconds": round(seconds, 3),
     }
-    made = artifact.finish(task.folder, task.wanted, files, {name: value for name, value in stats.items() if value is not None})
-    console.say(f"{task.stage}: {headline(made.stats)}")
+    artifact.finish(task.folder, task.wanted, files, {name: value for name, value in stats.items() if value is not None})
+    console.say(f"{task.stage}: loss {progress.initial_loss:.3f} -> {progress.recent_losses[-1]:.3f}; {console.format_seconds(seconds)}")
 
 
 def _planned_seconds(folder: Path, tokens: int) -> float | None:

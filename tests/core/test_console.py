@@ -342,3 +342,10 @@ def test_counts(count: float, text: str) -> None:
 )  # fmt: skip
 def test_bytes(size: float, text: str) -> None:
     assert format_bytes(size) == text
+
+
+def test_a_process_that_fails_alone_is_heard(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    console.say("unheard")
+    console.error("lost", "look")
+    assert capsys.readouterr() == ("", "error: process 3: lost\n  fix: look\n")
