@@ -207,17 +207,18 @@ def verify(artifact: Artifact) -> list[str]:
 def lineage(artifact: Artifact) -> Iterator[tuple[int, str, Input, Artifact | None]]:
     """Everything an artifact was made from, depth first: (depth, role, input, the artifact or None if it is not there any more).
 
-    A folder that now holds another id counts as not there.
+    A folder that now holds another id counts as not there. What an artifact was made from is told once, where it first appears.
     """
-    yield from _lineage(artifact, 1)
+    yield from _lineage(artifact, 1, set())
 
 
-def _lineage(artifact: Artifact, depth: int) -> Iterator[tuple[int, str, Input, Artifact | None]]:
+def _lineage(artifact: Artifact, depth: int, told: set[str]) -> Iterator[tuple[int, str, Input, Artifact | None]]:
     for role, given in artifact.manifest.inputs.items():
         found = _find(given)
         yield depth, role, given, found
-        if found is not None:
-            yield from _lineage(found, depth + 1)
+        if found is not None and found.id not in told:
+            told.add(found.id)
+            yield from _lineage(found, depth + 1, told)
 
 
 def _find(given: Input) -> Artifact | None:

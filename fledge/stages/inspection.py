@@ -8,22 +8,24 @@ from pathlib import Path
 from fledge.core import artifact, console
 from fledge.core.artifact import Artifact
 from fledge.core.errors import ArtifactError
+from fledge.stages import STAGES
 from fledge.stages.references import find_checkpoint
 from fledge.stages.run import RUNS
 
 
 def show(place: str, small: bool) -> None:
-    """Print kind, id, figures and lineage of an artifact, or of every artifact of a run."""
-    for found in _artifacts(place, small):
+    """Print kind, id, figures and whole lineage of an artifact; of a run, every artifact with what it was made from directly."""
+    shown = list(_artifacts(place, small))
+    for found in shown:
         console.say(f"{found.path}  {found.manifest.kind} {found.id[:12]}")
-        for name, value in found.stats.items():
-            if isinstance(value, (str, int, float)):
-                console.say(
-                    f"    {name.replace('_', ' ')}: {value:,}" if isinstance(value, int) else f"    {name.replace('_', ' ')}: {value}"
-                )
+        figures = [
+            f"{name.replace('_', ' ')} {_plain(value)}" for name, value in found.stats.items() if isinstance(value, (str, int, float))
+        ]
+        console.say(f"    {', '.join(figures)}")
         for depth, role, given, there in artifact.lineage(found):
-            note = "" if there else "  (not there any more)"
-            console.say(f"{'  ' * depth}<- {role}: {given.kind} {given.id[:12]} {given.path}{note}")
+            if depth == 1 or len(shown) == 1:
+                note = "" if there else "  (not there any more)"
+                console.say(f"  {'  ' * depth}<- {role}: {given.kind} {given.id[:12]} {given.path}{note}")
 
 
 def verify(place: str, small: bool) -> None:
@@ -58,9 +60,12 @@ def _artifacts(place: str, small: bool) -> Iterator[Artifact]:
     if (folder / artifact.MANIFEST).is_file():
         yield artifact.open_artifact(folder)
         return
-    manifests = sorted(folder.rglob(artifact.MANIFEST))
-    finished = [path.parent for path in manifests if "~" not in path.relative_to(folder).parts[0]]
+    finished = [path.parent for stage in STAGES for path in sorted((folder / stage).rglob(artifact.MANIFEST))]
     if not finished:
         raise ArtifactError(f"{folder} holds nothing finished", "name an artifact, a run or a checkpoint")
     for path in finished:
         yield artifact.open_artifact(path)
+
+
+def _plain(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -76,9 +76,9 @@ def make(folder: Path, wanted: Request, fill: Callable[[Path, dict[str, Any]], s
         return artifact.open_artifact(folder)
     started = time.monotonic()
     with artifact.build(folder, wanted) as (partial, stats):
-        outcome = fill(partial, stats)
+        stats["outcome"] = fill(partial, stats)
         stats["seconds"] = round(time.monotonic() - started, 3)
-    console.say(f"{title}: {outcome}; {console.format_seconds(stats['seconds'])}")
+    console.say(f"{title}: {stats['outcome']}; {console.format_seconds(stats['seconds'])}")
     return artifact.open_artifact(folder)
 
 
