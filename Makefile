@@ -3,16 +3,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test check format soak clean
+.PHONY: quickstart test check lint format soak clean
 
 quickstart: .venv/installed
 	$(BIN)/fledge run recipes/quickstart.yaml
 
-test: check
-	$(BIN)/python -m pytest -m "road and not slow" --durations=10
+test: lint
+	$(BIN)/python -m pytest -m road --durations=10
 	$(BIN)/python -m pytest -n 2 -m "not slow and not road" --durations=10
 
-check: .venv/installed-dev
+check: lint
+	$(BIN)/python -m pytest -n 2 -m "not slow and not road" --ignore tests/training --ignore tests/stages --ignore tests/test_cli.py
+
+lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

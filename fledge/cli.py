@@ -15,9 +15,11 @@ import typer
 
 from fledge.core import __version__, config, console, process
 from fledge.core.errors import ConfigError, FledgeError
+from fledge.core.metrics import require_sinks
+from fledge.inference.settings import GenerationSettings
 from fledge.recipe import Recipe, find_recipe, load_recipe, smoke, without_wandb
-from fledge.stages import STAGES, TRAINING_STAGES, Stage, run_stage, wanted
-from fledge.stages.run import Run, run_folder, set_aside
+from fledge.stages import STAGES, TRAINING_STAGES, Stage, has_stage, run_stage
+from fledge.stages.run import Run, run_folder, set_aside, smoke_name
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file (.yaml or .json), or the name of one that Fledge brings.")
@@ -27,6 +29,7 @@ Overrides = Annotated[
 ]
 Name = Annotated[str | None, typer.Option("--name", help="Results lie in runs/NAME; a path is used as it is. Default: the recipe's name.")]
 Force = Annotated[bool, typer.Option("--force", help="Move this stage's results and all later ones aside and make them anew.")]
+SmokeRun = Annotated[bool, typer.Option("--smoke", help="Of the run that --smoke made under this name.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Shrink everything to about a minute on a CPU, keeping every stage.")]
 NoWandb = Annotated[bool, typer.Option("--no-wandb", help="Never send metrics to wandb, whatever the recipe says.")]
 LogLevel = Annotated[console.LogLevel, typer.Option("--log-level", help="From which level on notes and warnings are shown.")]
@@ -40,6 +43,7 @@ TopP = Annotated[float, typer.Option("--top-p", help="Draw from the likeliest to
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Cut an answer off after so many tokens.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Makes the draws repeatable.")]
 
+GENERATION = GenerationSettings()
 _STAGE_HELP: dict[Stage, str] = {
     "corpus": "Gather the documents, conversations and preference pairs.",
     "tokenizer": "Train the tokenizer on the documents.",
@@ -129,10 +133,10 @@ def run(
         if force:
             set_aside(this, STAGES[STAGES.index(stages[0]) :])
         for stage in stages:
-            if wanted(stage, this):
+            if has_stage(stage, this):
                 run_stage(stage, this)
     if stages[-1] == STAGES[-1]:
-        from fledge.stages.closing import close
+        from fledge.verbs.closing import close
 
         close(this)
 
@@ -151,6 +155,8 @@ def _stage_verb(stage: Stage) -> Callable[..., None]:
         this = _prepare(recipe, overrides, name, small, no_wandb)
         if stage not in TRAINING_STAGES:
             _refuse_ranks(stage)
+        if not has_stage(stage, this):
+            raise ConfigError(f"the recipe has no stage {stage!r}", "add its section to the recipe, or run another stage")
         if not process.is_main():
             run_stage(stage, this)
             return
@@ -166,16 +172,16 @@ def generate(
     checkpoint: Reference,
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="The text to continue; may be given several times.")],
     chat_format: Annotated[bool, typer.Option("--chat", help="Ask the prompt as a question in the chat format.")] = False,
-    temperature: Temperature = 0.8,
-    top_k: TopK = 50,
-    top_p: TopP = 0.95,
-    max_tokens: MaxTokens = 200,
-    seed: Seed = None,
-    small: Smoke = False,
+    temperature: Temperature = GENERATION.temperature,
+    top_k: TopK = GENERATION.top_k,
+    top_p: TopP = GENERATION.top_p,
+    max_tokens: MaxTokens = GENERATION.maximum_new_tokens,
+    seed: Seed = GENERATION.seed,
+    small: SmokeRun = False,
     log_level: LogLevel = "info",
 ) -> None:
     console.configure(log_level)
-    from fledge.stages import answers
+    from fledge.verbs import answers
 
     model = answers.open_model(checkpoint, small)
     answers.generate(model, prompt, chat_format, answers.generation_settings(temperature, top_k, top_p, max_tokens, seed))
@@ -184,16 +190,16 @@ def generate(
 def chat(
     checkpoint: Reference,
     system: Annotated[str | None, typer.Option("--system", help="An instruction before the conversation.")] = None,
-    temperature: Temperature = 0.8,
-    top_k: TopK = 50,
-    top_p: TopP = 0.95,
-    max_tokens: MaxTokens = 200,
-    seed: Seed = None,
-    small: Smoke = False,
+    temperature: Temperature = GENERATION.temperature,
+    top_k: TopK = GENERATION.top_k,
+    top_p: TopP = GENERATION.top_p,
+    max_tokens: MaxTokens = GENERATION.maximum_new_tokens,
+    seed: Seed = GENERATION.seed,
+    small: SmokeRun = False,
     log_level: LogLevel = "info",
 ) -> None:
     console.configure(log_level)
-    from fledge.stages import answers
+    from fledge.verbs import answers
 
     model = answers.open_model(checkpoint, small)
     answers.chat(model, system, answers.generation_settings(temperature, top_k, top_p, max_tokens, seed))
@@ -215,16 +221,16 @@ def show_config(
     console.table(recipe, ["value", "is", "from"], rows)
 
 
-def show(place: Place, small: Smoke = False, log_level: LogLevel = "info") -> None:
+def show(place: Place, small: SmokeRun = False, log_level: LogLevel = "info") -> None:
     console.configure(log_level)
-    from fledge.stages import inspection
+    from fledge.verbs import inspection
 
     inspection.show(place, small)
 
 
-def verify(place: Place, small: Smoke = False, log_level: LogLevel = "info") -> None:
+def verify(place: Place, small: SmokeRun = False, log_level: LogLevel = "info") -> None:
     console.configure(log_level)
-    from fledge.stages import inspection
+    from fledge.verbs import inspection
 
     inspection.verify(place, small)
 
@@ -234,13 +240,17 @@ def _prepare(recipe: str, overrides: list[str] | None, name: str | None, small: 
     parsed, _ = load_recipe(path, overrides or [])
     if small:
         parsed = smoke(parsed)
+        console.info("--smoke: everything is shrunk, and Python's own documentation stands in for every source of text")
     if no_wandb:
         parsed = without_wandb(parsed)
-    run_name = name or (f"{path.stem}-smoke" if small else path.stem)
+    run_name = name or (smoke_name(path.stem) if small else path.stem)
     command = " ".join(
         [shlex.quote(recipe), *map(shlex.quote, overrides or []), *(["--name", name] if name else []), *(["--smoke"] if small else [])]
     )
-    return Run(parsed, run_folder(run_name), command)
+    for stage in TRAINING_STAGES:
+        if has_stage(stage, this := Run(parsed, run_folder(run_name), command)):
+            require_sinks(this.recipe.section(stage).metrics, stage)
+    return this
 
 
 def _stretch(first: str | None, last: str | None) -> tuple[Stage, ...]:

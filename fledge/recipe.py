@@ -5,6 +5,7 @@ A section that is absent is a stage that does not run. The recipe knows only set
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,9 @@ class Recipe:
     evaluate: EvaluateSettings | None = None
     """What is measured at the end; the report shows it."""
     generation: GenerationSettings = GenerationSettings()
-    """How answers are sampled for samples and for the closing question."""
+    """How the samples that training shows are drawn."""
     question: str | None = None
-    """Asked of the finished model at the end of `fledge run`."""
+    """Asked of the finished model at the end of `fledge run`, and answered greedily."""
 
     def section(self, name: str) -> Any:
         """A stage's settings. Raises ConfigError if the recipe has no such section."""
@@ -57,14 +58,16 @@ class Recipe:
 
 
 def find_recipe(given: str) -> Path:
-    """The file of a recipe given by path, or by the name of one that Fledge brings. A path is used as it is."""
+    """The file of a recipe given by path, or by the name of one that Fledge brings. Raises ConfigError for a name nobody knows."""
     path = Path(given)
-    if path.exists() or path.suffix:
+    if path.is_file() or path.suffix:
         return path
-    for folder in (PACKAGED, Path(__file__).parent.parent / "recipes"):
-        if (folder / f"{given}.yaml").is_file():
-            return folder / f"{given}.yaml"
-    return path
+    ours = {file.stem: file for folder in (PACKAGED, Path(__file__).parent.parent / "recipes") for file in folder.glob("*.yaml")}
+    if given in ours:
+        return ours[given]
+    close = difflib.get_close_matches(given, ours, n=1)
+    remedy = f"did you mean {close[0]}?" if close else f"give the path of a recipe file, or one of: {', '.join(sorted(ours))}"
+    raise ConfigError(f"there is no recipe {given!r}", remedy)
 
 
 def load_recipe(path: Path, overrides: list[str]) -> tuple[Recipe, config.Tree]:
@@ -81,8 +84,20 @@ def _check(recipe: Recipe) -> None:
         training = getattr(recipe, stage)
         if training is not None and training.objective.kind != kind:
             raise ConfigError(f"{stage}.objective.kind is {training.objective.kind!r}", f"{stage} learns by {kind}: set it")
-    if recipe.pretrain is not None and not recipe.pretrain.tokens and recipe.pretrain.sequence_length is None:
+    if recipe.pretrain is None:
+        return
+    if not recipe.pretrain.tokens and recipe.pretrain.sequence_length is None:
         raise ConfigError("pretrain.sequence_length is required and missing", "set the tokens per row, like pretrain.sequence_length=1024")
+    context_tokens = recipe.model.max_position_embeddings
+    rows = {"pretrain.sequence_length": recipe.pretrain.sequence_length or 0}
+    if recipe.pack is not None and (recipe.sft or recipe.dpo):
+        rows["pack.sequence_length"] = recipe.pack.sequence_length
+    for name, row_tokens in rows.items():
+        if row_tokens > context_tokens and recipe.pretrain.start_from is None:
+            raise ConfigError(
+                f"{name} is {row_tokens}, more than the model's context: model.max_position_embeddings is {context_tokens}",
+                f"shorten the rows, or raise model.max_position_embeddings to {row_tokens}",
+            )
 
 
 def without_wandb(recipe: Recipe) -> Recipe:

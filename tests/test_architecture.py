@@ -23,17 +23,16 @@ MAY_IMPORT = {
     "inference": {"core", "corpus", "tokens", "model"},
     "evaluation": {"core", "corpus", "tokens", "model", "inference"},
 }
-TOP = {"stages", "recipe", "cli", "library", "__main__", "__init__"}
 NO_TORCH = {"core", "corpus", "tokens"}
 # Where an import of a heavy or delicate module may stand; a package name allows the whole package.
 ONLY_IN = {
-    "torch.distributed": {"training/parallel.py", "training/checkpoint.py"},
+    "torch.distributed": {"training/parallel.py"},
     "wandb": {"core/metrics.py"},
     "tensorboard": {"core/metrics.py"},
     "yaml": {"core/config.py"},
     "jinja2": set(),
     "tokenizers": {"tokens/tokenizer.py", "tokens/trainers.py"},
-    "safetensors": {"model/folder.py", "model/tensors.py"},
+    "safetensors": {"model/tensors.py"},
     "transformers": set(),
     "pickle": set(),
     "shelve": set(),
@@ -41,6 +40,10 @@ ONLY_IN = {
 }
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 WRITES = {"write_text", "write_bytes", "mkdir", "rmdir", "unlink", "rename", "replace", "touch", "symlink_to", "hardlink_to", "chmod"}
+FILE_MODULES = {
+    "os": {"replace", "rename", "remove", "makedirs", "mkdir", "unlink", "rmdir", "truncate"},
+    "shutil": {"move", "rmtree", "copy", "copytree", "copyfile"},
+}
 LIGHT = ["torch", "numba", "pyarrow", "transformers", "peft", "tokenizers", "numpy"]
 
 
@@ -127,13 +130,16 @@ def test_only_disk_changes_the_disk(trees: dict[Path, ast.Module]) -> None:
                 continue
             function = node.func
             called = function.id if isinstance(function, ast.Name) else function.attr if isinstance(function, ast.Attribute) else ""
-            modes = [argument.value for argument in node.args if isinstance(argument, ast.Constant) and isinstance(argument.value, str)]
+            given = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "mode")]
+            modes = [argument.value for argument in given if isinstance(argument, ast.Constant) and isinstance(argument.value, str)]
             opens_to_write = called == "open" and any(set(mode) <= set("rwxab+t") and set(mode) & set("wxa+") for mode in modes)
             on_disk_module = isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id == "disk"
             string_method = called == "replace" and len(node.args) == 2
             dataclass_replace = called == "replace" and bool(node.keywords)
             changes = called in WRITES and isinstance(function, ast.Attribute) and not on_disk_module
-            if opens_to_write or (changes and not string_method and not dataclass_replace):
+            module = function.value.id if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) else ""
+            by_module = called in FILE_MODULES.get(module, set())
+            if opens_to_write or by_module or (changes and not string_method and not dataclass_replace):
                 wrong.append(f"{name_of(path)}:{node.lineno} calls {called}")
     assert not wrong, "\n".join(wrong)
 
@@ -178,7 +184,7 @@ def test_files_and_functions_stay_short(trees: dict[Path, ast.Module]) -> None:
     wrong = []
     for path, tree in trees.items():
         lines = len(path.read_text(encoding="utf-8").splitlines())
-        if lines > 460:
+        if lines > 400:
             wrong.append(f"{name_of(path)} has {lines} lines")
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):

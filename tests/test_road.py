@@ -28,7 +28,7 @@ from fledge.inference.engine import Engine
 from fledge.inference.settings import GenerationSettings
 from fledge.model.folder import load_model
 from fledge.stages import STAGES
-from fledge.stages.references import find_checkpoint
+from fledge.stages.checkpoint_names import find_checkpoint
 from fledge.tokens.chat import render
 from fledge.tokens.tokenizer import open_tokenizer
 
@@ -236,12 +236,35 @@ def test_generate_and_chat(road: Road) -> None:
 
 
 def test_the_readme_is_true(road: Road) -> None:
-    """Its Python runs as it stands, and every path it names in a finished run is there."""
+    """Its Python runs as it stands, and the test that it names is there."""
     readme = (ROOT / "README.md").read_text()
+    named = re.search(r"-m pytest (tests/\S+::\w+)", readme)
+    assert named is not None
+    file, _, function = named[1].partition("::")
+    assert f"def {function}(" in (ROOT / file).read_text()
     for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL):
         ran = subprocess.run([sys.executable, "-c", code], cwd=road.home, capture_output=True, text=True, timeout=120)
         assert ran.returncode == 0, ran.stderr
         assert ran.stdout.strip()
+
+
+def test_smoke_works_on_every_verb(tmp_path: Path) -> None:
+    walked = fledge("run", "quickstart", "--smoke", home=tmp_path)
+    assert walked.returncode == 0, walked.stderr
+    for stage in STAGES:
+        again = fledge(stage, "quickstart", "--smoke", home=tmp_path)
+        assert again.returncode == 0, again.stderr
+        assert "already done" in again.stderr, stage
+    for arguments in (
+        ("config", "quickstart", "--smoke"),
+        ("show", "quickstart", "--smoke"),
+        ("verify", "quickstart", "--smoke"),
+        ("generate", "quickstart", "--prompt", "A", "--max-tokens", "4", "--smoke"),
+        ("chat", "quickstart@final", "--max-tokens", "4", "--smoke"),
+    ):
+        result = fledge(*arguments, home=tmp_path, stdin="Hello\n")
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.strip()
 
 
 @pytest.mark.parametrize(

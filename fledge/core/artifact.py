@@ -104,20 +104,21 @@ def request(kind: str, settings: Any, inputs: Mapping[str, Artifact] | None = No
     return Request(kind, identity(settings), {role: given.as_input() for role, given in (inputs or {}).items()})
 
 
-def state(folder: Path, wanted: Request) -> State:
+def state(folder: Path, wanted: Request, anew: str = "move it aside and make it anew") -> State:
     """Whether `folder` holds nothing yet, a start of `wanted`, or the finished thing.
 
-    Raises ArtifactError if it holds something that was asked for differently (naming the fields), or a damaged one.
+    Raises ArtifactError if it holds a damaged artifact, or one that was asked for differently: it names the fields, and `anew`
+    as the other way out besides another name.
     """
     if (folder / MANIFEST).is_file():
         found = open_artifact(folder)
-        _require_same(folder, found.manifest.key, found.manifest.kind, found.manifest.settings, found.manifest.inputs, wanted)
+        _require_same(folder, found.manifest.key, found.manifest.kind, found.manifest.settings, found.manifest.inputs, wanted, anew)
         return "finished"
     if (folder / STARTED).is_file():
         with _well_formed(folder / STARTED):
             started = _read_json(folder / STARTED)
             inputs = _inputs(started["inputs"], folder)
-            _require_same(folder, started["key"], started["kind"], started["settings"], inputs, wanted)
+            _require_same(folder, started["key"], started["kind"], started["settings"], inputs, wanted, anew)
         return "started"
     if folder.exists() and not _is_bare(folder):
         raise ArtifactError(f"{folder} exists and is no {wanted.kind} of ours", "choose another --name, or move it away")
@@ -258,7 +259,7 @@ def _artifact_id(key: str, files: Mapping[str, disk.FileDigest]) -> str:
     return _hash_json([key, {name: digest.sha256 for name, digest in sorted(files.items())}])
 
 
-def _require_same(folder: Path, key: str, kind: str, settings: Any, inputs: Mapping[str, Input], wanted: Request) -> None:
+def _require_same(folder: Path, key: str, kind: str, settings: Any, inputs: Mapping[str, Input], wanted: Request, anew: str) -> None:
     if key == wanted.key:
         return
     before = {"kind of artifact": kind, "settings": settings, "input": {role: given.id[:12] for role, given in inputs.items()}}
@@ -271,7 +272,7 @@ def _require_same(folder: Path, key: str, kind: str, settings: Any, inputs: Mapp
     shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
     raise ArtifactError(
         f"{folder} was made differently ({shown or 'by another version of Fledge'})",
-        "keep it and use another --name, or repeat the command with --force to move it aside and make it anew",
+        f"keep it and use another --name, or {anew}",
     )
 
 

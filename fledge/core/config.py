@@ -327,7 +327,7 @@ def _apply_override(values: dict[str, Any], origins: dict[KeyPath, str], overrid
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise ConfigError(f"{override!r} is not an override", "write key.subkey=value")
-    value, _ = _load_yaml(f"override {override!r}", text)
+    value = _override_value(text)
     path = tuple(dotted.split("."))
     target: Any = values
     for position in range(1, len(path)):
@@ -335,6 +335,17 @@ def _apply_override(values: dict[str, Any], origins: dict[KeyPath, str], overrid
     _place(target, path, value, origins, override)
     for leaf, _item in _walk(value, path):
         origins[leaf] = f"override {override}"
+
+
+def _override_value(text: str) -> Any:
+    """A value in YAML, except where YAML would make something else of plain text: a comment, an alias, a mapping without braces."""
+    if " #" in text:
+        return text
+    try:
+        value, _ = _load_yaml("the override", text)
+    except ConfigError:
+        return text
+    return text if isinstance(value, dict) and not text.lstrip().startswith("{") else value
 
 
 def _descend(target: Any, path: KeyPath, override: str) -> Any:

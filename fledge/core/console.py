@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from fledge.core import process
+from fledge.core.errors import DistributedError
 
 if TYPE_CHECKING:
     import rich.progress
@@ -75,7 +76,10 @@ def warn(text: str) -> None:
 
 def error(problem: str, remedy: str) -> None:
     """Print on stderr what went wrong and, on a line of its own, what to do; the one thing that every rank may say."""
-    who = "" if process.is_main() else f"process {process.rank()}: "
+    try:
+        who = "" if process.is_main() else f"process {process.rank()}: "
+    except DistributedError:
+        who = ""  # what cannot be read is the very thing being told
     _print(sys.stderr, f"{_styled('error:', '31')} {who}{_visible(problem)}\n  {_styled('fix:', '32')} {_visible(remedy)}")
 
 

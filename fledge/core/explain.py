@@ -34,6 +34,12 @@ def explain(errors: Sequence[Any], schema: dict[str, Any], values: Any, origin: 
     if first["type"] in _NO_KIND:
         return _unknown_kind(keys, place, schema, values)
     reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        # A check of a whole section begins its message with the field it is about.
+        section, field = _lookup(values, keys), reason.split()[0]
+        if isinstance(section, dict) and field in section:
+            dotted = ".".join((*keys, field))
+            return ConfigError(f"{'.'.join((*keys, reason))} ({origin((*keys, field))})", f"change {dotted}")
     value = "" if first["type"] == "value_error" else f", not {shorten(_lookup(values, keys))}"
     return ConfigError(f"{dotted}: {reason}{value}{place}", f"change {dotted}")
 

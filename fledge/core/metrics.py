@@ -85,8 +85,7 @@ def open_metrics(folder: Path, settings: MetricsSettings, run_name: str, keep_un
 
     Raises MachineError, before anything is written, if Weights & Biases was asked for and cannot work.
     """
-    if settings.wandb != "off":
-        _require_wandb(settings)
+    require_sinks(settings)
     if not process.is_main():
         return Metrics([])
     kept = _cut(folder / METRICS, keep_until_step)
@@ -202,13 +201,17 @@ class _Appender:
         disk.append_bytes(self._path, content)
 
 
-def _require_wandb(settings: MetricsSettings) -> None:
+def require_sinks(settings: MetricsSettings, section: str = "") -> None:
+    """Raises MachineError, before any work, if the wandb that a section of the recipe asks for cannot be had."""
+    option = f"{section}.metrics.wandb" if section else "metrics.wandb"
     if settings.wandb == "online" and not os.environ.get("WANDB_API_KEY"):
-        raise MachineError("metrics.wandb is online, but WANDB_API_KEY is not set", "set it, or use --no-wandb or metrics.wandb=offline")
+        raise MachineError(f"{option} is online, but WANDB_API_KEY is not set", f"set it, or use --no-wandb or {option}=offline")
+    if settings.wandb == "off":
+        return
     try:
         import wandb  # noqa: F401
     except ImportError as error:
-        raise MachineError(f"metrics.wandb is {settings.wandb}, but wandb is not installed", "pip install 'fledge[wandb]'") from error
+        raise MachineError(f"{option} is {settings.wandb}, but wandb is not installed", "pip install wandb") from error
 
 
 class _WeightsAndBiases:

@@ -1,7 +1,7 @@
 """Everything that is measured on one checkpoint: the functions that the evaluate stage calls, and the table it prints.
 
-`evaluate_base` needs a model and text, `evaluate_chat` a model that knows the chat format, `evaluate_preference` one that was
-trained on pairs. A task for which the held-out text offers no sample yields no score, never a made-up one.
+`evaluate_base` needs a model and text, `evaluate_chat` a model that knows the chat format; pairs are measured in `preference`.
+A task for which the held-out text offers no sample yields no score, never a made-up one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 from fledge.corpus.document import Conversation, Document
 from fledge.evaluation.generations import Answer, answer_questions, answer_scores
-from fledge.evaluation.preference import PairLogProbabilities, pair_log_probabilities, preference_scores
 from fledge.evaluation.scoring import Likelihood, ScoredSequence, bits_per_byte, continuation, loglikelihoods
 from fledge.evaluation.settings import EvaluateSettings
 from fledge.evaluation.statistics import Score, percent, score_from_plain, share_score
@@ -86,13 +85,6 @@ def evaluate_chat(
     answers = answer_questions(model, tokenizer, conversations, settings)
     choice = answer_choice_score(model, tokenizer, conversations, settings)
     return [*answer_scores(answers, settings.maximum_answer_tokens), *([choice] if choice else [])], answers
-
-
-def evaluate_preference(
-    model: Llama, token_set: TokenSet, settings: EvaluateSettings, reference: PairLogProbabilities | None, beta: float = 0.1
-) -> list[Score]:
-    """Preference scores on held-out pairs. `reference` is what `pair_log_probabilities` or `drawn_pairs` gave; None: only raw accuracy."""
-    return preference_scores(pair_log_probabilities(model, token_set, settings), reference, beta)
 
 
 def context_window_tokens(model: Llama, settings: EvaluateSettings) -> int:

@@ -15,7 +15,10 @@ STEPS = {
 
 HELD_OUT = "All scores below come from text and questions that were held out: the model was not trained on them."
 
-SAMPLES = ("Written by the model to prompts that a person chose; unlike the questions below, these may occur in the training text.",)
+SAMPLES = (
+    "How the first of the models goes on, greedily, with the first lines of held-out documents: names it has not seen, in a style "
+    "it should have learned.",
+)
 
 ANSWERS = (
     "Questions that were held out, answered greedily: at each step the most likely token is taken. These are the first ones of a "

@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fledge.corpus.document import Conversation
+from fledge.corpus.document import Conversation, Document
 from fledge.evaluation.settings import EvaluateSettings
 from fledge.evaluation.statistics import Score, share_score
 from fledge.inference.engine import Engine
@@ -17,6 +17,8 @@ from fledge.inference.settings import GenerationSettings
 from fledge.model.llama import Llama
 from fledge.tokens.chat import render_batch
 from fledge.tokens.tokenizer import Tokenizer
+
+SAMPLED_DOCUMENTS = 3
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,29 @@ class Answer:
     text: str
     stopped: bool
     """Whether the model ended its answer by itself."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and how a model went on."""
+
+    prompt: str
+    text: str
+    note: str = ""
+
+
+def continued_documents(model: Llama, tokenizer: Tokenizer, documents: Sequence[Document], settings: EvaluateSettings) -> list[Sample]:
+    """Greedy continuations of the first lines of a few held-out documents: what a base model does."""
+    engine = Engine(model, tokenizer.vocabulary_size, model.config.end_token_ids, settings.precision)
+    chosen = random.Random(settings.seed).sample(list(documents), min(SAMPLED_DOCUMENTS, len(documents)))
+    prompts = [document.text.partition("\n")[0] + "\n\n" for document in chosen]
+    ids = [[tokenizer.end_of_text, *encoded] for encoded in tokenizer.encode_batch(prompts)]
+    asked = [(prompt, one) for prompt, one in zip(prompts, ids, strict=True) if len(one) < engine.context_tokens]
+    greedy = GenerationSettings(temperature=0, maximum_new_tokens=settings.maximum_answer_tokens)
+    completions = engine.generate([one for _, one in asked], greedy)
+    return [
+        Sample(prompt.strip(), tokenizer.decode(completion.ids).strip()) for (prompt, _), completion in zip(asked, completions, strict=True)
+    ]
 
 
 def answer_questions(model: Llama, tokenizer: Tokenizer, conversations: Sequence[Conversation], settings: EvaluateSettings) -> list[Answer]:

@@ -12,11 +12,8 @@ because an average hides a kind that was not learned.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from fledge.corpus.document import Split
 from fledge.evaluation.scoring import ScoredSequence, loglikelihoods
@@ -54,22 +51,6 @@ def pair_log_probabilities(
             sequences.append(ScoredSequence(shard.tokens[begin:end].tolist(), shard.supervised[begin:end].astype(bool).tolist()))
     found = [likelihood.log_probability for likelihood in loglikelihoods(model, sequences, settings.batch_tokens, settings.precision)]
     return PairLogProbabilities(tuple(found[0::2]), tuple(found[1::2]), tuple(damages))
-
-
-def drawn_pairs(
-    token_set: TokenSet, settings: EvaluateSettings, scores: Mapping[str, NDArray[np.float32]], split: Split = "validation"
-) -> PairLogProbabilities:
-    """The drawn pairs' part of log-probabilities that are known for every pair: by source, (pairs, 2), chosen and rejected."""
-    for shard in token_set.shards(split):
-        if scores[shard.source].shape != (len(shard.starts) // 2, 2):
-            raise ValueError(f"{shard.source}: scores of shape {scores[shard.source].shape} for {len(shard.starts) // 2} pairs")
-    drawn = _drawn_pairs(token_set, settings, split)
-    picked = [scores[shard.source][pair] for shard, pair in drawn]
-    return PairLogProbabilities(
-        tuple(float(pair[0]) for pair in picked),
-        tuple(float(pair[1]) for pair in picked),
-        tuple(_damage(shard, pair) for shard, pair in drawn),
-    )
 
 
 def preference_scores(model: PairLogProbabilities, reference: PairLogProbabilities | None, beta: float = 0.1) -> list[Score]:

@@ -17,7 +17,7 @@ from fledge.evaluation import explanations
 from fledge.evaluation.checkpoint import CheckpointEvaluation, results_table, score_title
 from fledge.evaluation.compression import CompressorFigure
 from fledge.evaluation.explanations import MetricsChart
-from fledge.evaluation.generations import Answer
+from fledge.evaluation.generations import Answer, Sample
 from fledge.evaluation.statistics import Score, percent
 
 SHOWN_ANSWERS = 6
@@ -36,8 +36,6 @@ class StageUse:
     seconds: float | None = None
     planned_seconds: float | None = None
     """Expected at the stage's pace after warming up."""
-    planned_steps: int | None = None
-    used_steps: int | None = None
     planned_tokens: int | None = None
     used_tokens: int | None = None
     note: str = ""
@@ -62,15 +60,6 @@ class LineageLine:
     kind: str
     id: str
     path: str
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A prompt and how a model went on."""
-
-    prompt: str
-    text: str
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -281,8 +270,6 @@ def _use(stages: Sequence[StageUse]) -> Section | None:
     rows = [
         [
             stage.name,
-            _count(stage.planned_steps),
-            _count(stage.used_steps),
             _count(stage.planned_tokens),
             _count(stage.used_tokens),
             *("" if seconds is None else format_seconds(seconds) for seconds in (stage.planned_seconds, stage.seconds)),
@@ -291,9 +278,9 @@ def _use(stages: Sequence[StageUse]) -> Section | None:
         for stage in stages
     ]
     total_seconds = sum(stage.seconds or 0.0 for stage in stages)
-    rows.append(["all", "", "", "", "", "", format_seconds(total_seconds), ""])
-    columns = ["stage", "steps planned", "steps used", "tokens planned", "tokens used", "time expected", "time used", "result"]
-    return page.section("Plan and use", *explanations.USE, page.table(columns, rows, frozenset(range(1, 7))))
+    rows.append(["all", "", "", "", format_seconds(total_seconds), ""])
+    columns = ["stage", "tokens planned", "tokens used", "time expected", "time used", "result"]
+    return page.section("Plan and use", *explanations.USE, page.table(columns, rows, frozenset(range(1, 5))))
 
 
 def _count(value: int | None) -> str:

@@ -1,4 +1,4 @@
-"""How the next token is chosen; read by `fledge generate`, `fledge chat`, the training samples and the evaluation."""
+"""How the next token is chosen, by `fledge generate`, `fledge chat` and the samples that training shows."""
 
 from __future__ import annotations
 

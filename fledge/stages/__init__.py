@@ -15,10 +15,12 @@ from fledge.stages.run import Run
 
 Stage = Literal["corpus", "tokenizer", "pack", "pretrain", "sft", "score", "dpo", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+REPORT = "report.html"
+"""The file that the last stage writes."""
 TRAINING_STAGES: tuple[Stage, ...] = ("pretrain", "sft", "dpo")
 
 
-def wanted(stage: Stage, run: Run) -> bool:
+def has_stage(stage: Stage, run: Run) -> bool:
     """Whether the recipe has this stage: a section of its own, or what it is made for."""
     section = {"score": "dpo", "report": "evaluate"}.get(stage, stage)
     return getattr(run.recipe, section) is not None

@@ -20,6 +20,8 @@ def run(run: Run) -> None:
             stats.update(build.build_corpus(settings, content, folder))
             size_bytes = sum(sides["train"]["utf8_bytes"] for sides in stats["sources"].values())
             rows = stats["rows"]
-            return f"{rows['train']:,} {content} ({console.format_bytes(size_bytes)}) to train on, {rows['validation']:,} held out"
+            rejected = sum(tally["rejected"] for tally in stats["rejects"].values())
+            note = f", {rejected:,} rejected (see rejects.jsonl)" if rejected else ""
+            return f"{rows['train']:,} {content} ({console.format_bytes(size_bytes)}) to train on, {rows['validation']:,} held out{note}"
 
-        make(run.folder / "corpus" / content, wanted, fill, f"corpus/{content}")
+        make(run, f"corpus/{content}", wanted, fill)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,113 +11,173 @@ from fledge.core import artifact, console, disk
 from fledge.core.artifact import Artifact
 from fledge.core.process import keep_freed_memory
 from fledge.corpus.document import Conversation, Document, read_conversations, read_documents
-from fledge.evaluation.checkpoint import CheckpointEvaluation, evaluate_base, evaluate_chat, evaluate_preference, results_table
+from fledge.evaluation.checkpoint import CheckpointEvaluation, evaluate_base, evaluate_chat, results_table
 from fledge.evaluation.compression import CompressorFigure, compressor_figures
-from fledge.evaluation.generations import Answer
-from fledge.evaluation.preference import drawn_pairs
+from fledge.evaluation.generations import Answer, Sample, continued_documents
+from fledge.evaluation.preference import PairLogProbabilities, pair_log_probabilities, preference_scores
 from fledge.evaluation.scoring import leading_texts
 from fledge.evaluation.settings import EvaluateSettings
 from fledge.evaluation.statistics import Score
 from fledge.model.folder import load_model
+from fledge.model.llama import Llama
 from fledge.model.precision import use_fast_fp32
-from fledge.stages import TRAINING_STAGES, wanted
-from fledge.stages.references import open_checkpoint
+from fledge.stages import TRAINING_STAGES, has_stage
+from fledge.stages.checkpoint_names import open_checkpoint
 from fledge.stages.run import Run, make
-from fledge.tokens.shards import TokenSet, open_token_set
+from fledge.tokens.shards import TokenSet, join_token_sets, open_token_set
 from fledge.tokens.tokenizer import open_tokenizer, require_same_tokenizer
-from fledge.training.score import read_scores
 
 RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What is measured on."""
+    """What is measured on, and the log-probabilities of its pairs by checkpoint, since dpo's reference is a checkpoint too."""
 
+    settings: EvaluateSettings
     documents: Sequence[Document]
     conversations: Sequence[Conversation]
+    training_documents: Sequence[Path]
+    """Folders of the corpora trained on, for the compressor that may read them too."""
     document_tokens: TokenSet | None
     pair_tokens: TokenSet | None
-    scores_folder: Path | None
+    pairs: dict[str, PairLogProbabilities] = field(default_factory=dict)
 
 
 def run(run: Run) -> None:
     settings: EvaluateSettings = run.recipe.section("evaluate")
     checkpoints = dict(_checkpoints(run, settings))
-    corpora = {content: run.corpora((), content) for content in ("documents", "conversations")}
-    tokens = {content: run.own(f"pack/{content}", "tokens") for content in ("documents", "preferences")}
-    scores = run.own("score", "scores")
+    given = run.recipe.pack.corpus if run.recipe.pack else ()
+    corpora = {content: run.corpora(given, content) for content in ("documents", "conversations")}
+    tokens = {content: _tokens(run, stage, content) for stage, content in (("pretrain", "documents"), ("dpo", "preferences"))}
     inputs = {f"checkpoint.{name}": found for name, found in checkpoints.items()}
-    inputs |= {f"{content}.{role}": found for content, by_role in corpora.items() for role, found in by_role.items()}
-    inputs |= {f"tokens.{content}": found for content, found in tokens.items() if found} | ({"scores": scores} if scores else {})
+    inputs |= {f"{content}.{role}": found for content, by_role in (corpora | tokens).items() for role, found in by_role.items()}
 
     def fill(folder: Path, stats: dict[str, Any]) -> str:
         keep_freed_memory()
         use_fast_fp32("cpu")
         held_out = HeldOut(
+            settings,
             [row for found in corpora["documents"].values() for row in read_documents(found.path, "validation")],
             [row for found in corpora["conversations"].values() for row in read_conversations(found.path, "validation")],
-            open_token_set(tokens["documents"].path) if tokens["documents"] else None,
-            open_token_set(tokens["preferences"].path) if tokens["preferences"] else None,
-            scores.path if scores else None,
+            [found.path for found in corpora["documents"].values()],
+            _open(tokens["documents"]),
+            _open(tokens["preferences"]),
         )
+        evaluations = []
         with console.progress("evaluate", len(checkpoints), "checkpoints") as progress:
-            evaluations = []
             for name, found in checkpoints.items():
-                evaluations.append(_evaluate(run, settings, name, found, held_out))
+                evaluations.append(_evaluate(name, found, held_out))
                 progress.advance(note=name)
-        compressors = _compressors(settings, held_out, tokens["documents"], corpora["documents"])
-        results = {"evaluations": [asdict(one) for one in evaluations], "compressors": [asdict(one) for one in compressors]}
+        compressors = _compressors(held_out, next(iter(checkpoints.values()))) if checkpoints else []
+        samples = _samples(held_out, next(iter(checkpoints.values()))) if checkpoints else []
+        results = {
+            "evaluations": [asdict(one) for one in evaluations],
+            "compressors": [asdict(one) for one in compressors],
+            "samples": [asdict(one) for one in samples],
+        }
         disk.write_json(folder / RESULTS, results)
-        stats["checkpoints"] = len(evaluations)
         stats["scores"] = sum(len(one.scores) for one in evaluations)
-        console.table("held-out results (? : not distinguishable from guessing)", *results_table(evaluations))
-        console.table("bits per byte of compressors on the same text", ["compressor", "bits per byte"], _rows(compressors))
+        _print(evaluations, compressors)
         return f"{stats['scores']} scores of {len(evaluations)} checkpoints"
 
-    make(run.folder / "evaluate", artifact.request("evaluation", settings, inputs), fill, "evaluate")
-
-
-def _compressors(
-    settings: EvaluateSettings, held_out: HeldOut, tokens: Artifact | None, corpora: dict[str, Artifact]
-) -> list[CompressorFigure]:
-    """What zlib and xz make of the very text that bits per byte are measured on."""
-    if not settings.compressors or held_out.document_tokens is None or tokens is None:
-        return []
-    tokenizer = open_tokenizer(Path(tokens.manifest.inputs["tokenizer"].path))
-    texts = leading_texts(held_out.document_tokens, tokenizer, "validation", settings.maximum_text_bytes)
-    training_texts = (row.text for found in corpora.values() for row in read_documents(found.path, "train"))
-    return compressor_figures(texts, training_texts)
-
-
-def _rows(compressors: Sequence[CompressorFigure]) -> list[list[str]]:
-    return [[figure.name, f"{figure.bits_per_byte:.3f}"] for figure in compressors]
+    make(run, "evaluate", artifact.request("evaluation", settings, inputs), fill)
 
 
 def _checkpoints(run: Run, settings: EvaluateSettings) -> Iterator[tuple[str, Artifact]]:
     for name in settings.checkpoints:
         if name not in TRAINING_STAGES:
             yield name, open_checkpoint(name)
-        elif wanted(name, run):
+        elif has_stage(name, run):
             yield name, open_checkpoint(f"{run.folder / name}@final")
 
 
-def _evaluate(run: Run, settings: EvaluateSettings, name: str, checkpoint: Artifact, held_out: HeldOut) -> CheckpointEvaluation:
+def _tokens(run: Run, stage: str, content: str) -> dict[str, Artifact]:
+    """The token sets that a stage was trained on, by role; of a stage the recipe lacks, this run's own if there are any."""
+    training = getattr(run.recipe, stage)
+    if training is not None and training.tokens:
+        return {f"tokens.{role}": found for role, found in run.token_sets(training.tokens, content).items()}
+    found = run.own(f"pack/{content}", "tokens")
+    return {"tokens": found} if found else {}
+
+
+def _open(tokens: dict[str, Artifact]) -> TokenSet | None:
+    return join_token_sets([open_token_set(found.path) for found in tokens.values()]) if tokens else None
+
+
+def _evaluate(name: str, checkpoint: Artifact, held_out: HeldOut) -> CheckpointEvaluation:
     model, tokenizer = load_model(checkpoint.path).eval(), open_tokenizer(checkpoint.path)
+    for token_set in (held_out.document_tokens, held_out.pair_tokens):
+        if token_set is not None:
+            require_same_tokenizer(token_set.tokenizer_sha256, tokenizer.sha256, str(checkpoint.path))
     scores: list[Score] = []
     answers: list[Answer] = []
     if held_out.document_tokens is not None:
-        require_same_tokenizer(held_out.document_tokens.tokenizer_sha256, tokenizer.sha256, str(checkpoint.path))
-        isolate = run.recipe.pretrain is None or run.recipe.pretrain.isolate_documents
-        tokens, documents = held_out.document_tokens, held_out.documents
-        scores += evaluate_base(model, tokenizer, tokens, documents, settings, isolate_documents=isolate)
-    if held_out.conversations and tokenizer.turn_end in model.config.end_token_ids:
-        chat_scores, answers = evaluate_chat(model, tokenizer, held_out.conversations, settings)
-        scores += chat_scores
-    if held_out.pair_tokens is not None and held_out.pair_tokens.shards("validation") and tokenizer.turn_end in model.config.end_token_ids:
-        reference, beta = None, 0.1
-        if name == "dpo" and held_out.scores_folder is not None:
-            reference = drawn_pairs(held_out.pair_tokens, settings, read_scores(held_out.scores_folder, "validation"))
-            beta = run.recipe.section("dpo").objective.beta
-        scores += evaluate_preference(model, held_out.pair_tokens, settings, reference, beta)
+        isolated = _training_settings(checkpoint).get("isolate_documents", True)
+        scores += evaluate_base(
+            model, tokenizer, held_out.document_tokens, held_out.documents, held_out.settings, isolate_documents=isolated
+        )
+    if tokenizer.turn_end in model.config.end_token_ids:
+        if held_out.conversations:
+            chat_scores, answers = evaluate_chat(model, tokenizer, held_out.conversations, held_out.settings)
+            scores += chat_scores
+        scores += _preference_scores(checkpoint, model, held_out)
     return CheckpointEvaluation(name, tuple(scores), tuple(answers))
+
+
+def _preference_scores(checkpoint: Artifact, model: Llama, held_out: HeldOut) -> list[Score]:
+    """Scores on the pairs; of a checkpoint that learned from pairs also what it gained since the one it started from.
+
+    The reference is computed here like the checkpoint itself: the scores that dpo trained with are of another precision, and the
+    difference of the two would look like a preference.
+    """
+    if held_out.pair_tokens is None or not held_out.pair_tokens.shards("validation"):
+        return []
+    manifest = checkpoint.manifest
+    if "scores" not in manifest.inputs:
+        return preference_scores(_pairs(checkpoint.id, model, held_out), None)
+    parent = manifest.inputs["start_from"]
+    if parent.id not in held_out.pairs and not Path(parent.path, "config.json").is_file():
+        console.warn(f"{parent.path} is not there any more: no rewards, which compare with it")
+        return preference_scores(_pairs(checkpoint.id, model, held_out), None)
+    reference = held_out.pairs.get(parent.id) or _pairs(parent.id, load_model(Path(parent.path)).eval(), held_out)
+    beta = _training_settings(checkpoint)["objective"]["beta"]
+    return preference_scores(_pairs(checkpoint.id, model, held_out), reference, beta)
+
+
+def _training_settings(checkpoint: Artifact) -> dict[str, Any]:
+    """What a checkpoint was trained with; empty for one that others wrote."""
+    found: dict[str, Any] = checkpoint.manifest.settings.get("settings", {}).get("training", {})
+    return found
+
+
+def _pairs(checkpoint_id: str, model: Llama, held_out: HeldOut) -> PairLogProbabilities:
+    assert held_out.pair_tokens is not None
+    if checkpoint_id not in held_out.pairs:
+        held_out.pairs[checkpoint_id] = pair_log_probabilities(model, held_out.pair_tokens, held_out.settings)
+    return held_out.pairs[checkpoint_id]
+
+
+def _samples(held_out: HeldOut, checkpoint: Artifact) -> list[Sample]:
+    """How the first of the checkpoints goes on with held-out documents."""
+    model = load_model(checkpoint.path).eval()
+    return continued_documents(model, open_tokenizer(checkpoint.path), held_out.documents, held_out.settings)
+
+
+def _compressors(held_out: HeldOut, checkpoint: Artifact) -> list[CompressorFigure]:
+    """What zlib and xz make of the very text that bits per byte are measured on."""
+    if not held_out.settings.compressors or held_out.document_tokens is None:
+        return []
+    texts = leading_texts(held_out.document_tokens, open_tokenizer(checkpoint.path), "validation", held_out.settings.maximum_text_bytes)
+    training_texts = (row.text for folder in held_out.training_documents for row in read_documents(folder, "train"))
+    return compressor_figures(texts, training_texts)
+
+
+def _print(evaluations: Sequence[CheckpointEvaluation], compressors: Sequence[CompressorFigure]) -> None:
+    if not any(one.scores for one in evaluations):
+        console.warn("nothing was measured: there is no held-out text, or no checkpoint to measure")
+        return
+    console.table("held-out results (? : not distinguishable from guessing)", *results_table(evaluations))
+    if compressors:
+        rows = [[figure.name, f"{figure.bits_per_byte:.3f}"] for figure in compressors]
+        console.table("bits per byte of compressors on the same text", ["compressor", "bits per byte"], rows)

@@ -40,7 +40,7 @@ def _pack(run: Run, settings: PackSettings, content: Content, corpora: dict[str,
         tokens = {split: stats[split]["tokens"] for split in get_args(Split)}
         return f"{tokens['train']:,} tokens to train on, {tokens['validation']:,} held out"
 
-    make(run.folder / "pack" / content, artifact.request("tokens", identity, {**corpora, "tokenizer": frozen}), fill, f"pack/{content}")
+    make(run, f"pack/{content}", artifact.request("tokens", identity, {**corpora, "tokenizer": frozen}), fill)
 
 
 def _pack_split(content: Content, folders: list[Path], tokenizer: Tokenizer, target: Path, split: Split, row_tokens: int) -> dict[str, Any]:

@@ -19,12 +19,12 @@ from fledge.core.metrics import read_metrics
 from fledge.corpus.settings import Content
 from fledge.evaluation.checkpoint import evaluation_from_plain
 from fledge.evaluation.compression import CompressorFigure
+from fledge.evaluation.generations import Sample
 from fledge.evaluation.report import LineageLine, ReportData, StageUse, TrainingHistory, report
-from fledge.stages import STAGES, TRAINING_STAGES, wanted
+from fledge.stages import REPORT, STAGES, TRAINING_STAGES, has_stage
 from fledge.stages.evaluate import RESULTS
 from fledge.stages.run import Run, make
 
-REPORT = "report.html"
 CONTENT_OF: dict[str, Content] = {"pretrain": "documents", "sft": "conversations", "dpo": "preferences"}
 
 
@@ -37,14 +37,14 @@ def run(run: Run) -> None:
         stats["size_bytes"] = disk.write_text(folder / REPORT, report(_gather(run, made))).size_bytes
         return f"{REPORT}, {format_bytes(stats['size_bytes'])}"
 
-    make(run.folder / "report", artifact.request("report", {"run": run.folder.name}, made), fill, "report")
+    make(run, "report", artifact.request("report", {}, made), fill)
 
 
 def _artifacts(run: Run) -> Iterator[tuple[str, Artifact]]:
     """Every finished artifact of the run before this stage, by its place: "corpus/documents", "pretrain", ..."""
     for stage in STAGES[:-1]:
         for path in [run.folder / stage / artifact.MANIFEST, *sorted((run.folder / stage).glob(f"*/{artifact.MANIFEST}"))]:
-            if path.is_file() and wanted(stage, run):
+            if path.is_file() and has_stage(stage, run):
                 yield path.parent.relative_to(run.folder).as_posix(), artifact.open_artifact(path.parent)
 
 
@@ -58,6 +58,7 @@ def _gather(run: Run, made: dict[str, Artifact]) -> ReportData:
         stages=[_use(run, place, found) for place, found in made.items()],
         training=[TrainingHistory(stage, read_metrics(made[stage].path), CONTENT_OF[stage]) for stage in trained],
         compressors=[CompressorFigure(**figure) for figure in results["compressors"]],
+        samples=[Sample(**sample) for sample in results["samples"]],
         evaluations=[evaluation_from_plain(one) for one in results["evaluations"]],
         corpus=[
             fact for place, found in made.items() if place.startswith(("corpus/", "tokenizer", "pack/")) for fact in _facts(place, found)
@@ -82,11 +83,9 @@ def _use(run: Run, place: str, found: Artifact) -> StageUse:
         place,
         seconds=stats.get("seconds"),
         planned_seconds=stats.get("planned_seconds"),
-        planned_steps=settings.steps,
-        used_steps=stats["steps"],
         planned_tokens=settings.steps * stats["tokens"] // stats["steps"],
         used_tokens=stats["tokens"],
-        note=f"{stats['epochs']:.2f} epochs",
+        note=f"{stats['steps']:,} steps, {stats['epochs']:.2f} epochs",
     )
 
 
@@ -104,9 +103,10 @@ def _facts(place: str, found: Artifact) -> Iterator[tuple[str, str]]:
 
 def _model_facts(trained: Artifact) -> list[tuple[str, str]]:
     shape = trained.manifest.settings["model"] or {}
-    return [("parameters", f"{trained.stats['parameters']:,}"), *((name, str(value)) for name, value in shape.items() if value is not None)]
+    facts = [("parameters", f"{trained.stats['parameters']:,}"), ("compute of pretraining", f"{trained.stats['flops']:.2e} FLOPs")]
+    return [*facts, *((name, str(value)) for name, value in shape.items() if value is not None)]
 
 
 def _lineage(root: Artifact) -> list[LineageLine]:
-    lines = [LineageLine(0, "", root.manifest.kind, root.id, str(root.path))]
+    lines = [LineageLine(0, "the last model", root.manifest.kind, root.id, str(root.path))]
     return lines + [LineageLine(depth, role, given.kind, given.id, given.path) for depth, role, given, _ in artifact.lineage(root)]

@@ -38,7 +38,7 @@ class Run:
         if not given and not (paths[0] / artifact.MANIFEST).is_file():
             return {}
         opened = [artifact.open_artifact(path, "corpus") for path in paths]
-        chosen = [found for found in opened if found.stats["content"] == content]
+        chosen = [found for found in opened if found.manifest.settings["content"] == content]
         return {f"corpus.{index}": found for index, found in enumerate(chosen)}
 
     def tokenizer(self) -> Artifact:
@@ -50,6 +50,13 @@ class Run:
         """The token sets a training stage reads, by role: those given by path, or this run's own."""
         paths = [Path(path) for path in given] or [self.folder / "pack" / content]
         return {f"tokens.{index}": self.open(path, "tokens", "pack") for index, path in enumerate(paths)}
+
+    def state(self, place: str, wanted: Request) -> artifact.State:
+        """What lies at a place of this run. Raises ArtifactError naming the command that makes it anew, if it was made differently."""
+        stage = place.partition("/")[0]
+        return artifact.state(
+            self.folder / place, wanted, f"make it and what follows anew: fledge run {self.command} --from {stage} --force"
+        )
 
     def own(self, place: str, kind: str) -> Artifact | None:
         """A finished artifact of this run, or None."""
@@ -69,16 +76,23 @@ def run_folder(name: str) -> Path:
     return Path(name) if "/" in name or name in {".", ".."} else RUNS / name
 
 
-def make(folder: Path, wanted: Request, fill: Callable[[Path, dict[str, Any]], str], title: str) -> Artifact:
+def smoke_name(name: str) -> str:
+    """What the run that `--smoke` makes of NAME is called; NAME may be followed by @WHICH."""
+    place, at, which = name.rpartition("@")
+    return f"{place}-smoke{at}{which}" if at else f"{name}-smoke"
+
+
+def make(run: Run, place: str, wanted: Request, fill: Callable[[Path, dict[str, Any]], str]) -> Artifact:
     """Make a short artifact unless it is finished: `fill(folder, stats)` writes files and figures and says in a line what came out."""
-    if artifact.state(folder, wanted) == "finished":
-        console.debug(f"{title}: already done")
+    folder = run.folder / place
+    if run.state(place, wanted) == "finished":
+        console.info(f"{place}: already done")
         return artifact.open_artifact(folder)
     started = time.monotonic()
     with artifact.build(folder, wanted) as (partial, stats):
         stats["outcome"] = fill(partial, stats)
         stats["seconds"] = round(time.monotonic() - started, 3)
-    console.say(f"{title}: {stats['outcome']}; {console.format_seconds(stats['seconds'])}")
+    console.say(f"{place}: {stats['outcome']}; {console.format_seconds(stats['seconds'])}")
     return artifact.open_artifact(folder)
 
 

@@ -31,7 +31,7 @@ def run(run: Run) -> None:
     def fill(folder: Path, stats: dict[str, Any]) -> str:
         keep_freed_memory()
         with open_world(settings.device) as world:
-            machine = settle_machine(folder, settings, world, like=parent.path.parent.parent)
+            machine = settle_machine(folder, settings, world)
             model = open_model(parent, run, tokenizer, answers=True, seed=settings.seed).to(world.device)
             # The shape of training's micro-batches: another one would change the last bits, and with them the first loss.
             rows = rows_at_once(settings.batch_rows, settings.micro_batch_rows, world.size)
@@ -41,4 +41,4 @@ def run(run: Run) -> None:
         stats["pairs"] = sum(len(values) for of_split in scores.values() for values in of_split.values())
         return f"{stats['pairs']:,} pairs"
 
-    make(run.folder / "score", artifact.request("scores", {}, {**tokens, "start_from": parent}), fill, "score")
+    make(run, "score", artifact.request("scores", {"precision": settings.precision}, {**tokens, "start_from": parent}), fill)

@@ -23,4 +23,4 @@ def run(run: Run) -> None:
         stats.update(train_tokenizer(settings, texts, folder))
         return f"{stats['vocabulary_size']:,} entries from {console.format_bytes(stats['text_bytes'])}"
 
-    make(run.folder / "tokenizer", artifact.request("tokenizer", settings, corpora), fill, "tokenizer")
+    make(run, "tokenizer", artifact.request("tokenizer", settings, corpora), fill)

@@ -19,12 +19,13 @@ from fledge.core.metrics import open_metrics, read_metrics
 from fledge.core.process import StopSignals, keep_freed_memory
 from fledge.corpus.document import Content, Message, Split
 from fledge.inference.engine import Engine
-from fledge.model.cost import parameter_count
+from fledge.inference.settings import GenerationSettings
+from fledge.model.cost import flops_per_token, parameter_count
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.model.settings import ModelConfig, padded_vocabulary_size
-from fledge.stages import TRAINING_STAGES, Stage, wanted
-from fledge.stages.references import open_checkpoint
+from fledge.stages import TRAINING_STAGES, Stage, has_stage
+from fledge.stages.checkpoint_names import open_checkpoint
 from fledge.stages.run import Run
 from fledge.tokens.chat import render
 from fledge.tokens.shards import TokenSet, open_token_set
@@ -34,7 +35,7 @@ from fledge.training.checkpoint import CheckpointWriter, Progress, list_checkpoi
 from fledge.training.objectives import make_objective
 from fledge.training.observers import Log, Sample, Validate
 from fledge.training.optimizer import make_optimizer
-from fledge.training.parallel import World, open_world, settle_machine
+from fledge.training.parallel import Machine, World, chosen_machine, open_world, settle_machine
 from fledge.training.plan import Plan, make_plan
 from fledge.training.score import read_scores
 from fledge.training.settings import TrainingSettings
@@ -73,10 +74,10 @@ def train(run: Run, stage: Stage, content: Content) -> None:
     """Run one training stage, on this process or on its share of many."""
     task = open_task(run, stage, content)
     with open_world(task.settings.device) as world:
-        finished = artifact.state(task.folder, task.wanted) == "finished"
+        finished = run.state(stage, task.wanted) == "finished"
         world.barrier()
         if finished:
-            console.debug(f"{stage}: already done")
+            console.info(f"{stage}: already done")
             return
         started = time.monotonic()
         if world.main:
@@ -112,7 +113,7 @@ def open_parent(run: Run, stage: Stage) -> Artifact | None:
     if stage == "pretrain":
         return None
     earlier = TRAINING_STAGES[: TRAINING_STAGES.index(stage)]
-    before = next((one for one in reversed(earlier) if wanted(one, run)), None)
+    before = next((one for one in reversed(earlier) if has_stage(one, run)), None)
     if before is None:
         raise ConfigError(f"{stage} has nothing to start from", f"set {stage}.start_from to a checkpoint")
     run.open(run.folder / before, "training", before)
@@ -135,7 +136,9 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     """Build the parts and put them together; nothing runs yet."""
     keep_freed_memory()
     settings, folder = task.settings, task.folder
-    machine = settle_machine(folder, settings, world, like=_machine_before(task))
+    machine = settle_machine(folder, settings, world, like=task.scores.path if task.scores else None)
+    if task.scores is not None:
+        _require_same_arithmetic(task, task.scores.path, machine)
     train, validation = task.rows("train"), task.rows("validation")
     model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings.seed).to(world.device)
     _require_context(task, train, model)
@@ -159,18 +162,21 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
             batches=batches,
             world=world,
             machine=machine,
-            observers=[Log(settings, metrics), validate, Sample(settings, model, world, _sampler(task))],
+            observers=[Log(settings, metrics, progress.step), validate, Sample(settings, model, world, _sampler(task))],
             writer=writer,
             stop=stop,
             progress=progress,
         )
 
 
-def _machine_before(task: Task) -> Path | None:
-    """The stage whose arithmetic is taken over: dpo computes as the scores were computed, sft as pretraining."""
-    if task.scores is not None:
-        return task.scores.path
-    return task.parent.path.parent.parent if task.parent else None
+def _require_same_arithmetic(task: Task, scores: Path, machine: Machine) -> None:
+    """The first loss is ln 2 only if the policy is computed as its reference was."""
+    scored = chosen_machine(scores)
+    if scored is not None and scored.precision != machine.precision:
+        raise ConfigError(
+            f"the pairs were scored in {scored.precision}, {task.stage} would compute in {machine.precision}",
+            f"score them again: fledge score {task.run.command} --force",
+        )
 
 
 def _require_context(task: Task, rows: RowReader, model: Llama) -> None:
@@ -195,7 +201,7 @@ def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, machine:
 
 def _sampler(task: Task) -> Callable[[Llama], str]:
     """A text of its own, or the answer to the recipe's question; with random numbers of its own."""
-    tokenizer, generation = task.tokenizer, replace(task.run.recipe.generation, seed=task.settings.seed)
+    tokenizer, generation = task.tokenizer, _seeded(task.run.recipe.generation, task.settings.seed)
     if task.answers and task.run.recipe.question:
         prompt = render(tokenizer, [Message("user", task.run.recipe.question)], answer_follows=True).ids
     else:
@@ -208,6 +214,10 @@ def _sampler(task: Task) -> Callable[[Llama], str]:
     return sample
 
 
+def _seeded(generation: GenerationSettings, seed: int) -> GenerationSettings:
+    return generation if generation.seed is not None else replace(generation, seed=seed)
+
+
 def _finish(task: Task, trainer: Trainer, seconds: float) -> None:
     """The manifest names the files of the final checkpoint, so the stage's id is that of its weights."""
     final = list_checkpoints(task.folder)[-1]
@@ -218,6 +228,7 @@ def _finish(task: Task, trainer: Trainer, seconds: float) -> None:
         "parameters": parameter_count(trainer.model.config),
         "steps": progress.step,
         "tokens": progress.step * plan.batch_tokens,
+        "flops": progress.step * plan.batch_tokens * flops_per_token(trainer.model.config, plan.row_tokens),
         "epochs": plan.epochs(progress.step),
         "initial_loss": progress.initial_loss,
         "loss": progress.recent_losses[-1],

@@ -172,6 +172,22 @@ def open_token_set(folder: Path) -> TokenSet:
     return TokenSet(folder, meta, tuple((shard, _open_shard(folder, meta, shard)) for shard in meta.shards))
 
 
+def join_token_sets(token_sets: Sequence[TokenSet]) -> TokenSet:
+    """Several sets of one content, tokenizer and row length as one. Raises DataError if they do not go together."""
+    first, *others = token_sets
+    for other in others:
+        for name in ("content", "tokenizer_sha256", "row_tokens"):
+            found, expected = getattr(other, name), getattr(first, name)
+            if found != expected:
+                problem = f"{other.folder} and {first.folder} do not go together: {name} is {found} and {expected}"
+                raise DataError(problem, "pack both with the same settings and tokenizer")
+    names = [(meta.split, shard.source) for token_set in token_sets for meta, shard in token_set._shards]
+    repeated = next((source for split, source in names if names.count((split, source)) > 1), None)
+    if repeated is not None:
+        raise DataError(f"the source {repeated!r} is in more than one of the token sets", "name the sources of each corpus differently")
+    return TokenSet(first.folder, first.meta, tuple(shard for token_set in token_sets for shard in token_set._shards))
+
+
 def record_shards(folder: Path, added: TokenSetMeta) -> None:
     """Write `tokens.json`, or add the shards of another split to the one that is there."""
     shards = added.shards

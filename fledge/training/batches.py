@@ -24,7 +24,7 @@ from torch import Tensor
 from fledge.core.errors import ConfigError, DataError
 from fledge.corpus.document import Content, Split
 from fledge.model.head import IGNORE
-from fledge.tokens.shards import TokenSet, TokenShard, open_token_set
+from fledge.tokens.shards import TokenSet, TokenShard, join_token_sets, open_token_set
 from fledge.training.plan import Plan, Row, Source, rows_per_rank, shuffled, slice_for_rank
 
 Scores = Mapping[str, NDArray[np.float32]]
@@ -197,24 +197,14 @@ def open_rows(
     Raises DataError if the sets do not go together or nothing in the training split is a target, ConfigError if the length of
     rows is missing or contradicts the sets.
     """
-    first, *others = token_sets
-    for other in others:
-        for name in ("content", "tokenizer_sha256", "row_tokens"):
-            found, expected = getattr(other, name), getattr(first, name)
-            if found != expected:
-                problem = f"{other.folder} and {first.folder} do not go together: {name} is {found} and {expected}"
-                raise DataError(problem, "pack both with the same settings and tokenizer")
-    row_tokens = _row_tokens(first, sequence_length)
-    shards = [shard for token_set in token_sets for shard in token_set.shards(split)]
-    names = [shard.source for shard in shards]
-    repeated = next((name for name in names if names.count(name) > 1), None)
-    if repeated is not None:
-        raise DataError(f"the source {repeated!r} is in more than one of the token sets", "name the sources of each corpus differently")
+    token_set = join_token_sets(token_sets)
+    row_tokens = _row_tokens(token_set, sequence_length)
+    shards = token_set.shards(split)
     if split == "train" and not any(shard.supervised is None or np.any(shard.supervised) for shard in shards):
         raise DataError(
-            f"{first.folder} has nothing to learn: no token of its training split is a target", "check the corpus it was packed from"
+            f"{token_set.folder} has nothing to learn: no token of its training split is a target", "check the corpus it was packed from"
         )
-    return RowReader(shards, first.content, row_tokens, isolate_documents, first.tokenizer_sha256, scores)
+    return RowReader(shards, token_set.content, row_tokens, isolate_documents, token_set.tokenizer_sha256, scores)
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,10 @@ from fledge.training.trainer import StepReport, is_due
 class Log:
     """A line for people and a record for `Metrics`; the first step too, whose loss tells whether the start is sane."""
 
-    def __init__(self, settings: TrainingSettings, metrics: Metrics) -> None:
+    def __init__(self, settings: TrainingSettings, metrics: Metrics, start_step: int) -> None:
+        """`start_step`: steps done before this process began, whose seconds it does not count."""
         self._settings, self._metrics = settings, metrics
-        self._before: StepReport | None = None
+        self._before_step, self._before_seconds = start_step, 0.0
 
     def due(self, step: int) -> bool:
         return step == 1 or is_due(step, self._settings.log_every_steps, self._settings.steps)
@@ -55,10 +56,10 @@ class Log:
         return {}
 
     def _pace(self, report: StepReport) -> tuple[float, float]:
-        """Seconds per step and tokens per second since the last line; of a first line the pace since the process started."""
+        """Seconds per step and tokens per second since the last line; of a first line since the process started."""
         tokens_per_step = report.tokens // report.step
-        steps, seconds = (report.step - self._before.step, report.seconds - self._before.seconds) if self._before else (1, report.seconds)
-        self._before = report
+        steps, seconds = report.step - self._before_step, report.seconds - self._before_seconds
+        self._before_step, self._before_seconds = report.step, report.seconds
         seconds_per_step = max(seconds, 1e-9) / steps
         return seconds_per_step, tokens_per_step / seconds_per_step
 

@@ -138,6 +138,12 @@ def settle_machine(folder: Path, settings: TrainingSettings, world: World, like:
     return machine
 
 
+def chosen_machine(folder: Path) -> Machine | None:
+    """What a stage computed with; None if it has not started."""
+    record = _read(folder)
+    return Machine(**record["chosen"]) if record else None
+
+
 def _settle(known: Machine | None, settings: TrainingSettings, device: torch.device) -> Machine:
     threads = settings.threads or (known.threads if known else torch.get_num_threads())
     torch.set_num_threads(threads)

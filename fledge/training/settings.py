@@ -1,7 +1,7 @@
 """What a recipe says about training; pretraining, fine-tuning and preference training are the same block with other values.
 
-Fields made by `operation` decide how a run uses the machine and how often it looks, not which weights come out; they may
-change when a run continues. All others are part of the identity of the result.
+Fields made by `operation` decide how a run uses the machine and how often it looks; they may change when a run continues, and
+precision, threads and micro-batches then change the last bits of the weights. All others are part of the identity of the result.
 """
 
 from __future__ import annotations

@@ -181,7 +181,7 @@ class Trainer:
             raise NumericsError(
                 f"step {self.progress.step + 1:,}: the loss is {float(measures['loss'])}, the norm of the gradient {float(gradient_norm)}; "
                 "the step was not applied",
-                "continue from an earlier checkpoint with a lower learning_rate, a longer warm-up or precision fp32",
+                "start the stage anew (--force) with a lower learning_rate or a longer warm-up, or continue with precision fp32",
             )
         return None if not signals else self.stop.requested or int(signal.SIGTERM)
 

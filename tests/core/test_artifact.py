@@ -103,7 +103,7 @@ def test_another_key_in_the_same_place_is_refused_with_the_difference(tmp_path: 
     error = refused(tmp_path / "x", request("training", Training(steps=20), {"tokenizer": other}))
     assert f"(steps: 10 -> 20; input.tokenizer: '{tokenizer.id[:12]}' -> '{other.id[:12]}')" in error.problem
     assert "--name" in error.remedy
-    assert "--force" in error.remedy
+    assert "make it anew" in error.remedy
     assert "(kind of artifact: 'training' -> 'corpus'" in refused(tmp_path / "x", request("corpus", Training())).problem
     many = refused(tmp_path / "x", request("training", {f"s{index}": index for index in range(9)}, {"tokenizer": tokenizer}))
     assert "and 6 more" in many.problem

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from fledge.evaluation.checkpoint import evaluate_preference
-from fledge.evaluation.preference import PairLogProbabilities, drawn_pairs, pair_log_probabilities, preference_scores
+from fledge.evaluation.preference import PairLogProbabilities, pair_log_probabilities, preference_scores
 from fledge.evaluation.scoring import continuation, loglikelihoods
 from fledge.evaluation.settings import EvaluateSettings
 from fledge.evaluation.statistics import Score
@@ -78,28 +76,16 @@ def test_the_same_pairs_are_drawn_for_every_model(uniform_model: Llama, random_m
     assert len(first.chosen) == 7
 
 
-def test_known_scores_of_all_pairs_give_the_drawn_ones(random_model: Llama, corpus: Any) -> None:
-    (shard,) = corpus.preference_tokens.shards("validation")
-    every = np.zeros((len(shard.starts) // 2, 2), dtype=np.float32)
-    for pair in range(len(every)):
-        for place in (0, 1):
-            begin, length = int(shard.starts[2 * pair + place]), int(shard.lengths[2 * pair + place])
-            ids, mask = shard.tokens[begin : begin + length].tolist(), shard.supervised[begin : begin + length].tolist()
-            first = mask.index(1)
-            every[pair, place] = loglikelihoods(random_model, [continuation(ids[:first], ids[first:])])[0].log_probability
-    few = replace(SETTINGS, preference_pairs=9, seed=4)
-    found = drawn_pairs(corpus.preference_tokens, few, {"docs": every})
-    expected = pair_log_probabilities(random_model, corpus.preference_tokens, few)
-    assert found.damages == expected.damages
-    assert found.chosen == pytest.approx(expected.chosen, rel=1e-5)
-    assert found.rejected == pytest.approx(expected.rejected, rel=1e-5)
-    with pytest.raises(ValueError, match="shape"):
-        drawn_pairs(corpus.preference_tokens, few, {"docs": every[1:]})
+def test_a_model_against_itself_has_no_preference(trained_model: Llama, corpus: Any) -> None:
+    pairs = pair_log_probabilities(trained_model, corpus.preference_tokens, SETTINGS)
+    scores = by_name(preference_scores(pairs, pairs))
+    assert scores["reward_accuracy"].value == 0.5
+    assert scores["reward_margin"].value == 0.0
 
 
 def test_a_model_that_learned_the_answers_prefers_them(trained_model: Llama, random_model: Llama, corpus: Any) -> None:
     reference = pair_log_probabilities(random_model, corpus.preference_tokens, SETTINGS)
-    scores = by_name(evaluate_preference(trained_model, corpus.preference_tokens, SETTINGS, reference))
+    scores = by_name(preference_scores(pair_log_probabilities(trained_model, corpus.preference_tokens, SETTINGS), reference))
     assert scores["raw_accuracy"].value == 1.0
     assert scores["reward_accuracy/repeat"].value == 1.0
     assert scores["reward_margin"].low is not None and scores["reward_margin"].low > 0

@@ -40,7 +40,7 @@ def data() -> ReportData:
         "demo",
         "recipes/demo.yaml",
         "2026-11-21 12:00",
-        stages=[StageUse("pretrain", 61.5, 200, 150, 819_200, 614_400), StageUse("evaluate", 12.0, note="3 checkpoints")],
+        stages=[StageUse("pretrain", 61.5, planned_tokens=819_200, used_tokens=614_400), StageUse("evaluate", 12.0, note="3 checkpoints")],
         training=[TrainingHistory("pretrain", records), TrainingHistory("sft", records, "conversations")],
         compressors=[
             CompressorFigure("zlib", 2.65, 170_198),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fledge.recipe import load_recipe
-from fledge.stages import STAGES, Stage, run_stage, wanted
+from fledge.stages import STAGES, Stage, has_stage, run_stage
 from fledge.stages.run import Run
 
 RECIPE = """
@@ -76,7 +76,7 @@ def walk() -> Callable[..., None]:
 
     def walk_to(run: Run, last: Stage = "report") -> None:
         for stage in STAGES[: STAGES.index(last) + 1]:
-            if wanted(stage, run):
+            if has_stage(stage, run):
                 run_stage(stage, run)
 
     return walk_to

@@ -19,8 +19,9 @@ from fledge.core import artifact
 from fledge.core.errors import ArtifactError, ConfigError, DataError, FledgeError
 from fledge.model.folder import load_model
 from fledge.stages import STAGES, run_stage
-from fledge.stages.references import find_checkpoint
+from fledge.stages.checkpoint_names import find_checkpoint
 from fledge.stages.run import Run, set_aside
+from fledge.verbs import inspection
 
 MakeRun = Callable[..., Run]
 Walk = Callable[..., None]
@@ -68,7 +69,10 @@ def test_a_change_touches_only_what_depends_on_it(make_run: MakeRun, walk: Walk)
 
 def test_how_a_run_looks_and_saves_is_no_other_run(make_run: MakeRun, walk: Walk) -> None:
     walk(make_run(), "pretrain")
+    manifest = make_run().folder / "pretrain" / "manifest.json"
+    before = manifest.stat().st_mtime_ns
     run_stage("pretrain", make_run("pretrain.log_every_steps=1", "pretrain.save_every_steps=3", "pretrain.validate_every_steps=1"))
+    assert manifest.stat().st_mtime_ns == before
 
 
 def test_observers_and_saving_change_no_weight(make_run: MakeRun, walk: Walk) -> None:
@@ -147,10 +151,38 @@ def test_a_shard_cut_short_is_found(make_run: MakeRun, walk: Walk) -> None:
         run_stage("pretrain", run)
 
 
-def test_rows_longer_than_the_context_are_refused(make_run: MakeRun, walk: Walk) -> None:
-    walk(make_run(), "pack")
+@pytest.mark.parametrize("key", ["pretrain.sequence_length", "pack.sequence_length"])
+def test_rows_longer_than_the_context_are_refused_at_once(make_run: MakeRun, key: str) -> None:
+    with pytest.raises(ConfigError, match="max_position_embeddings is 128"):
+        make_run(f"{key}=256")
+
+
+def test_rows_longer_than_the_context_of_a_given_checkpoint_are_refused(make_run: MakeRun, walk: Walk) -> None:
+    first = make_run(name="first")
+    walk(first, "pretrain")
+    longer = make_run(f"pretrain.start_from={first.folder}", "pretrain.sequence_length=256", name="second")
+    walk(longer, "pack")
     with pytest.raises(ConfigError, match="max_position_embeddings = 128"):
-        run_stage("pretrain", make_run("pretrain.sequence_length=256"))
+        run_stage("pretrain", longer)
+
+
+def test_evaluation_measures_what_was_brought_from_elsewhere(make_run: MakeRun, walk: Walk) -> None:
+    first = make_run(name="first")
+    walk(first, "pack")
+    second = make_run(
+        "corpus=null",
+        "tokenizer=null",
+        "sft=null",
+        "dpo=null",
+        f"pack.tokenizer={first.folder / 'tokenizer'}",
+        f"pack.corpus=[{first.folder / 'corpus' / 'documents'}]",
+        f"pretrain.tokens=[{first.folder / 'pack' / 'documents'}]",
+        name="second",
+    )
+    walk(second)
+    results = json.loads((second.folder / "evaluate" / "results.json").read_text())
+    assert {score["name"] for score in results["evaluations"][0]["scores"]} >= {"bits_per_byte", "last_word"}
+    assert len(results["compressors"]) == 3
 
 
 def test_sft_needs_a_start(make_run: MakeRun, walk: Walk) -> None:
@@ -180,9 +212,37 @@ def test_no_document_at_all_is_an_error(make_run: MakeRun, tmp_path: Path) -> No
 def test_a_run_that_was_moved_still_knows_what_it_was_made_from(make_run: MakeRun, walk: Walk, tmp_path: Path) -> None:
     run = make_run()
     walk(run, "sft")
-    shutil.move(run.folder, tmp_path / "elsewhere")
-    moved = artifact.open_artifact(tmp_path / "elsewhere" / "sft")
+    shutil.move(run.folder, tmp_path / "else@where")
+    moved = artifact.open_artifact(tmp_path / "else@where" / "sft")
     assert all(found is not None for _, _, _, found in artifact.lineage(moved))
+    walk(make_run(name="else@where"))
+    assert artifact.open_artifact(tmp_path / "else@where" / "sft").id == moved.id
+
+
+def test_a_whole_run_that_was_moved_is_finished(make_run: MakeRun, walk: Walk, tmp_path: Path) -> None:
+    run = make_run()
+    walk(run)
+    shutil.move(run.folder, tmp_path / "elsewhere")
+    before = (tmp_path / "elsewhere" / "report" / "manifest.json").stat().st_mtime_ns
+    walk(make_run(name="elsewhere"))
+    assert (tmp_path / "elsewhere" / "report" / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_scores_of_another_precision_are_not_taken(make_run: MakeRun, walk: Walk) -> None:
+    walk(make_run(), "score")
+    with pytest.raises(ConfigError, match="scored in fp32, dpo would compute in bf16"):
+        run_stage("dpo", make_run("dpo.precision=bf16"))
+    with pytest.raises(ArtifactError, match="--from score --force"):
+        run_stage("score", make_run("dpo.precision=bf16"))
+
+
+def test_a_damaged_checkpoint_that_was_put_aside_does_not_trouble_show_and_verify(make_run: MakeRun, walk: Walk) -> None:
+    run = make_run()
+    walk(run, "pretrain")
+    shutil.move(run.folder / "pretrain" / "checkpoints" / "step-000004", run.folder / "pretrain" / "quarantine" / "step-000004")
+    (run.folder / "pretrain" / "quarantine" / "step-000004" / "model.safetensors").write_bytes(b"cut")
+    inspection.show(str(run.folder), small=False)
+    inspection.verify(str(run.folder), small=False)
 
 
 @pytest.mark.parametrize("which", ["", "@latest", "@final", "@6", "@best"])

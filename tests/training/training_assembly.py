@@ -134,7 +134,7 @@ def assembled(
         with open_metrics(folder, settings.metrics, folder.name, progress.step) as metrics:
             byte_lengths = np.ones(VOCABULARY, dtype=np.int64)
             observers = [
-                Log(settings, metrics),
+                Log(settings, metrics, progress.step),
                 Validate(settings, metrics, model, objective, validation, batches.micro_batch_rows, world, machine, byte_lengths),
             ]
             yield Trainer(

@@ -15,7 +15,8 @@ from fledge.corpus.document import Message, Role
 from fledge.inference.engine import Completion, Engine
 from fledge.inference.settings import GenerationSettings
 from fledge.model.folder import load_model
-from fledge.stages.references import find_checkpoint
+from fledge.stages.checkpoint_names import find_checkpoint
+from fledge.stages.run import smoke_name
 from fledge.tokens.chat import render
 from fledge.tokens.tokenizer import Tokenizer, open_tokenizer
 
@@ -48,9 +49,7 @@ class Speaker:
 
 def open_model(reference: str, small: bool) -> Speaker:
     """The checkpoint that a reference names, with its tokenizer; `small`: of the run that `--smoke` made."""
-    name, at, which = reference.partition("@")
-    folder = find_checkpoint(f"{name}-smoke{at}{which}" if small else reference)
-    return open_speaker(folder)
+    return open_speaker(find_checkpoint(smoke_name(reference) if small else reference))
 
 
 def open_speaker(folder: Path) -> Speaker:

@@ -9,8 +9,8 @@ from fledge.core import artifact, console
 from fledge.core.artifact import Artifact
 from fledge.core.errors import ArtifactError
 from fledge.stages import STAGES
-from fledge.stages.references import find_checkpoint
-from fledge.stages.run import RUNS
+from fledge.stages.checkpoint_names import find_checkpoint
+from fledge.stages.run import RUNS, smoke_name
 
 
 def show(place: str, small: bool) -> None:
@@ -53,18 +53,25 @@ def verify(place: str, small: bool) -> None:
 
 
 def _artifacts(place: str, small: bool) -> Iterator[Artifact]:
-    folder = Path(place) if Path(place).is_dir() and not small else RUNS / (f"{place}-smoke" if small else place)
+    place = smoke_name(place) if small else place
+    folder = Path(place) if Path(place).is_dir() else RUNS / place
     if "@" in place or not folder.is_dir():
         yield artifact.open_artifact(find_checkpoint(place))
         return
     if (folder / artifact.MANIFEST).is_file():
         yield artifact.open_artifact(folder)
         return
-    finished = [path.parent for stage in STAGES for path in sorted((folder / stage).rglob(artifact.MANIFEST))]
+    finished = [path.parent for stage in STAGES for path in _manifests(folder / stage)]
     if not finished:
         raise ArtifactError(f"{folder} holds nothing finished", "name an artifact, a run or a checkpoint")
     for path in finished:
         yield artifact.open_artifact(path)
+
+
+def _manifests(stage: Path) -> list[Path]:
+    """Of a stage, its parts and its checkpoints; what lies in quarantine is known to be damaged."""
+    patterns = ("*", "checkpoints/step-*", ".")
+    return [path for pattern in patterns for path in sorted(stage.glob(f"{pattern}/{artifact.MANIFEST}"))]
 
 
 def _plain(value: str | float) -> str:

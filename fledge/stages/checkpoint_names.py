@@ -1,6 +1,6 @@
 """How people name a checkpoint: a path, or RUN@WHICH.
 
-    runs/demo/sft/checkpoints/step-000100    a checkpoint, used as it is (any Hugging Face folder too)
+    runs/demo/sft/checkpoints/step-000100    a checkpoint, used as it is
     runs/demo/sft@best                       of that stage: final | latest | best | a step
     demo, demo@500, runs/demo@final          of the last stage of the run that has checkpoints: dpo, else sft, else pretrain
 
@@ -24,16 +24,17 @@ def find_checkpoint(reference: str) -> Path:
     """The checkpoint folder a reference names. Raises CheckpointError saying what is there instead."""
     if (Path(reference) / "config.json").is_file():
         return Path(reference)
-    place, _, which = reference.partition("@")
+    place, at, which = (reference, "", "") if Path(reference).is_dir() else reference.rpartition("@")
+    place = place if at else reference
+    which = which if at else ""
     folder = Path(place) if Path(place).is_dir() else RUNS / place
     if not folder.is_dir():
         raise CheckpointError(
             f"there is no run or checkpoint {place}{_suggestion(place)}", "give a folder, or the name of a run under runs/"
         )
-    stage = _stage_with_checkpoints(folder)
     if which == "" and (folder / "config.json").is_file():
         return folder
-    return _choose(stage, which)
+    return _choose(_stage_with_checkpoints(folder), which)
 
 
 def open_checkpoint(reference: str) -> Artifact:

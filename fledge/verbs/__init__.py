@@ -1,0 +1,1 @@
+"""What the command line does with results: answer, chat, show, verify, and the last lines of `fledge run`."""
