@@ -26,7 +26,7 @@ def read_source(source: Source, splitter: Splitter, rejects: Rejects) -> Iterato
 def fingerprint(source: Source) -> str:
     """SHA-256 over the names and contents of the files the source reads, for the artifact's key. Raises DataError."""
     if isinstance(source, PythonDocsSource):
-        return python_docs.library_fingerprint(python_docs.library_folder())
+        return python_docs.stdlib_fingerprint(python_docs.stdlib_folder())
     return files_fingerprint(find_files(source))
 
 
@@ -41,7 +41,7 @@ def _all_rows(source: Source, splitter: Splitter, rejects: Rejects) -> Iterator[
 
 
 def _python_rows(source: PythonDocsSource, splitter: Splitter) -> Iterator[Row]:
-    entries = python_docs.library_entries(python_docs.library_folder())
+    entries = python_docs.stdlib_entries(python_docs.stdlib_folder())
     match source.content:
         case "documents":
             yield from python_docs.documents(source.name, entries)

@@ -28,7 +28,7 @@ def lines(tmp_path: Path) -> JsonLinesSource:
 @pytest.fixture
 def embedded(library: Path, monkeypatch: pytest.MonkeyPatch) -> CorpusSettings:
     """All three contents of the small library."""
-    monkeypatch.setattr(python_docs, "library_folder", lambda: library)
+    monkeypatch.setattr(python_docs, "stdlib_folder", lambda: library)
     return settings(
         PythonDocsSource(name="pairs", content="preferences"),
         PythonDocsSource(name="docs"),
@@ -62,7 +62,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path, embedded: CorpusSet
     for content in build.contents(embedded):
         folders = [tmp_path / f"{content}-{attempt}" for attempt in (1, 2)]
         for folder in folders:
-            python_docs.library_entries.cache_clear()
+            python_docs.stdlib_entries.cache_clear()
             built(folder, embedded, content)
         first, second = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
         assert first == second and first

@@ -14,10 +14,10 @@ from fledge.corpus.python_docs import (
     Entry,
     conversations,
     documents,
-    library_entries,
-    library_fingerprint,
-    library_folder,
     preferences,
+    stdlib_entries,
+    stdlib_fingerprint,
+    stdlib_folder,
 )
 from fledge.corpus.split import Splitter
 
@@ -27,7 +27,7 @@ SPLITTER = Splitter(0.08, 0)
 
 
 def test_documents_start_with_the_name_and_signature(library: Path) -> None:
-    by_id = {document.id: document for document in documents("docs", library_entries(library))}
+    by_id = {document.id: document for document in documents("docs", stdlib_entries(library))}
     assert list(by_id) == [
         "docs:alpha",
         "docs:alpha.dedent",
@@ -51,7 +51,7 @@ def test_documents_start_with_the_name_and_signature(library: Path) -> None:
 
 
 def test_conversations_ask_for_the_first_paragraph(library: Path) -> None:
-    asked = {row.messages[0].content: row.messages[1].content for row in conversations("q", library_entries(library))}
+    asked = {row.messages[0].content: row.messages[1].content for row in conversations("q", stdlib_entries(library))}
     assert asked["What does `alpha.dedent` do?"] == "Remove common leading whitespace from every line."
     # The first of two definitions, one of two names with the same answer, no help topics, nothing short.
     assert asked["What does `alpha.fetch` do?"] == "Fetch a page and return the letters on it."
@@ -60,7 +60,7 @@ def test_conversations_ask_for_the_first_paragraph(library: Path) -> None:
 
 
 def test_groups_join_near_duplicates_equal_names_and_pieces_of_a_topic(library: Path) -> None:
-    groups = {document.id: document.group for document in documents("d", library_entries(library))}
+    groups = {document.id: document.group for document in documents("d", stdlib_entries(library))}
     assert groups["d:alpha.Reader.close"] == groups["d:package.beta.Writer.close"] == "python:alpha.Reader.close"
     assert groups["d:alpha.fetch"] == groups["d:alpha.fetch#2"]
     assert groups["d:assert"] == groups["d:assert#2"] == groups["d:assert#3"]
@@ -70,21 +70,21 @@ def test_groups_join_near_duplicates_equal_names_and_pieces_of_a_topic(library: 
 def test_what_is_missing_is_tolerated_as_long_as_something_remains(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "alone.py").write_text('"""The only module there is, with a docstring."""\n')
-    assert [entry.name for entry in library_entries(tmp_path / "one")] == ["alone"]
+    assert [entry.name for entry in stdlib_entries(tmp_path / "one")] == ["alone"]
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="has no readable docstrings"):
-        library_entries(tmp_path / "none")
+        stdlib_entries(tmp_path / "none")
     with pytest.raises(DataError, match="has no readable docstrings"):
-        library_entries(tmp_path / "absent")
+        stdlib_entries(tmp_path / "absent")
 
 
 def test_the_fingerprint_follows_the_files_read(library: Path) -> None:
-    before = library_fingerprint(library)
-    assert library_fingerprint(library) == before
+    before = stdlib_fingerprint(library)
+    assert stdlib_fingerprint(library) == before
     (library / "test" / "test_alpha.py").write_text("# skipped")
-    assert library_fingerprint(library) == before
+    assert stdlib_fingerprint(library) == before
     (library / "alpha.py").write_text('"""Another text in the same place."""')
-    assert library_fingerprint(library) != before
+    assert stdlib_fingerprint(library) != before
 
 
 def test_a_lone_entry_never_runs_on() -> None:
@@ -95,7 +95,7 @@ def test_a_lone_entry_never_runs_on() -> None:
 
 @pytest.fixture(scope="module")
 def entries() -> tuple[Entry, ...]:
-    return library_entries(library_folder())
+    return stdlib_entries(stdlib_folder())
 
 
 def sides(rows: list[AnyRow]) -> tuple[list[AnyRow], list[AnyRow]]:
