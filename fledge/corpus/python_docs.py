@@ -160,7 +160,8 @@ def _with_groups(entries: Sequence[Entry]) -> Iterator[Entry]:
     views: list[tuple[int, str]] = []
     for index, entry in enumerate(entries):
         views += ((index, view) for view in dict.fromkeys((entry.document, entry.text, entry.summary)) if view)
-    pairs = [(views[a][0], views[b][0]) for a, b in alike_pairs([shingles(text) for _, text in views])]
+    with console.progress("finding near duplicates", None, "entries"):
+        pairs = [(views[a][0], views[b][0]) for a, b in alike_pairs([shingles(text) for _, text in views])]
     pairs += equal_pairs(entry.name for entry in entries)
     first = components(len(entries), pairs)
     for index, entry in enumerate(entries):

@@ -170,7 +170,8 @@ def _compressors(held_out: HeldOut, checkpoint: Artifact) -> list[CompressorFigu
         return []
     texts = leading_texts(held_out.document_tokens, open_tokenizer(checkpoint.path), "validation", held_out.settings.maximum_text_bytes)
     training_texts = (row.text for folder in held_out.training_documents for row in read_documents(folder, "train"))
-    return compressor_figures(texts, training_texts)
+    with console.progress("compress the held-out text", None, "texts"):
+        return compressor_figures(texts, training_texts)
 
 
 def _print(evaluations: Sequence[CheckpointEvaluation], compressors: Sequence[CompressorFigure]) -> None:
