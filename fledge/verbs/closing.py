@@ -37,4 +37,5 @@ def _called_as() -> str:
     program = Path(sys.argv[0])
     if program.name == "__main__.py":
         return "python -m fledge"
-    return str(program.relative_to(Path.cwd())) if program.is_relative_to(Path.cwd()) else program.name
+    typed = not program.is_absolute()
+    return str(program) if typed else str(program.relative_to(Path.cwd())) if program.is_relative_to(Path.cwd()) else program.name
