@@ -15,8 +15,6 @@ A message says what is wrong with which value and where; the remedy says what to
 
 from __future__ import annotations
 
-import signal
-
 
 class FledgeError(Exception):
     """Something the user can mend. `problem`: what and where. `remedy`: what to do, often a command."""
@@ -78,4 +76,3 @@ class Stopped(FledgeError):
     def __init__(self, signal_number: int, problem: str, remedy: str) -> None:
         super().__init__(problem, remedy)
         self.exit_code = 128 + signal_number
-        self.signal_name = signal.Signals(signal_number).name

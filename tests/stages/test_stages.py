@@ -253,3 +253,13 @@ def test_a_checkpoint_goes_by_many_names(make_run: MakeRun, walk: Walk, which: s
     assert find_checkpoint(f"{run.folder / 'pretrain'}{which}").name == "step-000006"
     with pytest.raises(FledgeError, match="no checkpoint '5'"):
         find_checkpoint(f"{run.folder}@5")
+
+
+def test_an_id_outside_the_vocabulary_is_found_before_the_first_step(make_run: MakeRun, walk: Walk) -> None:
+    run = make_run()
+    walk(run, "pack")
+    shard = next((run.folder / "pack" / "documents").glob("train-*.tokens"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-2] + b"\xff\xff")
+    with pytest.raises(DataError, match="holds id 65535"):
+        run_stage("pretrain", run)
