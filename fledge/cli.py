@@ -24,6 +24,9 @@ from fledge.stages.run import Run, run_folder, set_aside, smoke_name
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file (.yaml or .json), or the name of one that Fledge brings.")
 ]
+OptionalRecipe = Annotated[
+    str | None, typer.Argument(metavar="RECIPE", help="A recipe file (.yaml or .json), or the name of one that Fledge brings.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Values that replace the recipe's, like pretrain.steps=100.")
 ]
@@ -74,7 +77,8 @@ def _application() -> typer.Typer:
     app.callback()(_options)
     app.command("run", help="Run the whole road of a recipe, from raw text to an answer.")(_guarded(run))
     for stage in STAGES:
-        app.command(stage, help=_STAGE_HELP[stage], rich_help_panel="Stages")(_guarded(_stage_verb(stage)))
+        verb = corpus if stage == "corpus" else _stage_verb(stage)
+        app.command(stage, help=_STAGE_HELP[stage], rich_help_panel="Stages")(_guarded(verb))
     app.command("generate", help="Continue a text, or answer with --chat.", rich_help_panel="Use")(_guarded(generate))
     app.command("chat", help="Talk with a model.", rich_help_panel="Use")(_guarded(chat))
     app.command("config", help="Print every value of a recipe and where it comes from.", rich_help_panel="Look")(_guarded(show_config))
@@ -166,6 +170,53 @@ def _stage_verb(stage: Stage) -> Callable[..., None]:
             run_stage(stage, this)
 
     return verb
+
+
+def corpus(
+    recipe: OptionalRecipe = None,
+    overrides: Overrides = None,
+    listing: Annotated[bool, typer.Option("--list", help="Show the datasets known by name, and what of them is downloaded.")] = False,
+    analyze_only: Annotated[bool, typer.Option("--analyze-only", help="Write the data card of the documents and nothing else.")] = False,
+    download_only: Annotated[bool, typer.Option("--download-only", help="Write the raw rows of the sources as JSON Lines chunks.")] = False,
+    test: Annotated[bool, typer.Option("--test", help="With --download-only: two chunks of each source.")] = False,
+    chunk_documents: Annotated[int, typer.Option("--chunk-documents", help="With --download-only: rows in a chunk.", min=1)] = 100_000,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes; with --download-only, readers (8).", min=1)] = None,
+    rank: Annotated[int, typer.Option("--rank", help="Which of --world processes this is, from 0.", min=0)] = 0,
+    world: Annotated[int, typer.Option("--world", help="Processes that share the work, each started by itself.", min=1)] = 1,
+    name: Name = None,
+    force: Force = False,
+    small: Smoke = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    _refuse_contradictions({"--list": listing, "--analyze-only": analyze_only, "--download-only": download_only}, test, rank, world)
+    if listing:
+        from fledge.verbs import corpus as verbs
+
+        verbs.list_presets(recipe, overrides or [])
+        return
+    if recipe is None:
+        raise ConfigError("no recipe is given", "name one, or look with: fledge corpus --list")
+    if workers is not None and not download_only:
+        overrides = [*(overrides or []), f"corpus.workers={workers}"]
+    this = _prepare(recipe, overrides, name, small, no_wandb=False)
+    _refuse_ranks("corpus")
+    if not has_stage("corpus", this):
+        raise ConfigError("the recipe has no stage 'corpus'", "add its section to the recipe, or run another stage")
+    from fledge.verbs import corpus as verbs
+
+    if rank != 0:
+        verbs.make(this, rank, world)
+        return
+    with process.run_lock(this.folder):
+        if download_only:
+            verbs.download(this, workers, chunk_documents, test)
+        elif analyze_only:
+            verbs.analyze(this)
+        else:
+            if force:
+                set_aside(this, STAGES)
+            verbs.make(this, rank, world)
 
 
 def generate(
@@ -262,6 +313,19 @@ def _stretch(first: str | None, last: str | None) -> tuple[Stage, ...]:
     if begin > end:
         raise ConfigError(f"--from {first} comes after --to {last}", f"the order is {', '.join(STAGES)}")
     return STAGES[begin : end + 1]
+
+
+def _refuse_contradictions(modes: dict[str, bool], test: bool, rank: int, world: int) -> None:
+    """Of the options of `corpus`: those that another one would leave without effect."""
+    given = [name for name, is_given in modes.items() if is_given]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} cannot be had at once", "give one of them")
+    if test and "--download-only" not in given:
+        raise ConfigError("--test means nothing without --download-only", "give both, or neither")
+    if rank >= world:
+        raise ConfigError(f"--rank {rank} is not one of --world {world}", f"count from 0 to {world - 1}")
+    if given and world > 1:
+        raise ConfigError(f"{given[0]} is done by one process, not by --world {world}", "leave out --rank and --world")
 
 
 def _refuse_ranks(verb: str) -> None:

@@ -103,7 +103,7 @@ def test_absent_and_incomplete_data_folders(tmp_path: Path) -> None:
     expect_error(fledge("corpus", "own-text", "corpus.sources.0.path=nowhere", folder=tmp_path), 3, "nowhere")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "one.txt").write_text("one file")
-    overrides = ("corpus.sources.0.path=data", "corpus.sources.0.expect_files=300")
+    overrides = ("corpus.sources.0.path=data", "corpus.sources.0.expect.files=300")
     expect_error(fledge("corpus", "own-text", *overrides, folder=tmp_path), 3, "300", "1")
 
 
@@ -134,6 +134,72 @@ def test_the_same_place_asked_for_differently_is_refused_and_force_moves_it_asid
 def test_only_training_runs_in_many_processes(tmp_path: Path) -> None:
     ranks = {"RANK": "0", "WORLD_SIZE": "2"}
     expect_error(fledge("corpus", "quickstart", folder=tmp_path, environment=ranks), 2, "one process")
+
+
+@pytest.mark.parametrize(
+    ("options", "exit_code", "words"),
+    [
+        ((), 2, ("no recipe is given", "fledge corpus --list")),
+        (("own-text", "--rank", "2", "--world", "2"), 2, ("--rank 2 is not one of --world 2", "from 0 to 1")),
+        (("own-text", "--list", "--analyze-only"), 2, ("--list and --analyze-only cannot be had at once",)),
+        (("own-text", "--test"), 2, ("--test means nothing without --download-only",)),
+        (("own-text", "--analyze-only", "--world", "2"), 2, ("--analyze-only is done by one process",)),
+        (("own-text", "corpus=null"), 2, ("no stage 'corpus'",)),
+        (("own-text", "corpus.quality.preset=wbe"), 2, ("corpus.quality.preset", "wbe")),
+        (("own-text", "corpus.sources.0.content=conversations"), 2, ("conversations",)),
+        (("quickstart", "corpus.sources.0.content=conversations", "--analyze-only"), 3, ("no source of documents to analyse",)),
+        (("quickstart", "corpus.sources.0.content=conversations", "--download-only"), 3, ("no source of documents to download",)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_wrong_options_of_corpus_are_explained(tmp_path: Path, options: tuple[str, ...], exit_code: int, words: tuple[str, ...]) -> None:
+    expect_error(fledge("corpus", *options, folder=tmp_path), exit_code, *words)
+    assert not list(tmp_path.rglob("corpus"))
+
+
+@pytest.mark.parametrize("option", ["--rank=-1", "--world=0", "--workers=0", "--chunk-documents=0"])
+def test_numbers_of_corpus_have_a_least_value(tmp_path: Path, option: str) -> None:
+    result = fledge("corpus", "own-text", option, folder=tmp_path)
+    assert result.returncode == 2
+    assert option.partition("=")[0] in result.stderr
+
+
+def test_datasets_are_listed_without_a_network(tmp_path: Path) -> None:
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
+    override = f"corpus.cache_folder={tmp_path / 'cache'}"
+    result = fledge("corpus", "--list", "own-text", override, folder=tmp_path, environment=nowhere)
+    assert result.returncode == 0
+    lines = {line.split()[0]: line for line in result.stdout.splitlines() if line}
+    for name in ("fineweb", "fineweb-edu-10bt", "c4", "wikipedia", "gutenberg", "pile-uncopyrighted"):
+        assert "nothing" in lines[name], "downloaded"
+    assert "27.6 GB" in lines["fineweb-10bt"] or "28 GB" in lines["fineweb-10bt"]
+    assert "CC BY-SA" in lines["wikipedia"]
+    assert result.stdout.splitlines()[-1] == f"downloads lie in {tmp_path / 'cache'}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_raw_chunks_can_be_downloaded_and_become_a_corpus(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("".join(f"Paragraph {number} is about number {number}.\n\n" for number in range(100)))
+    source = ("corpus.sources.0.path=text.txt", "corpus.sources.0.maximum_document_characters=50")
+    part = fledge("corpus", "own-text", *source, "--download-only", "--test", "--chunk-documents", "15", folder=tmp_path)
+    assert part.returncode == 0, part.stderr
+    assert "30 documents in 2 chunks" in part.stdout
+    whole = fledge("corpus", "own-text", *source, "--download-only", "--workers", "2", "--chunk-documents", "15", folder=tmp_path)
+    assert "100 documents in 7 chunks" in whole.stdout, whole.stderr
+    assert [entry.name for entry in (tmp_path / "runs" / "own-text").iterdir() if not entry.name.startswith(".")] == ["raw"]
+    chunks = "corpus.sources=[{kind: jsonl, name: chunks, path: runs/own-text/raw}]"
+    made = fledge("corpus", "own-text", chunks, "corpus.deduplicate.kind=exact", folder=tmp_path)
+    assert made.returncode == 0, made.stderr
+    shown = fledge("show", "own-text", folder=tmp_path)
+    assert "read 100" in shown.stdout
+
+
+def test_the_analysis_says_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("A line of text.\n" * 20)
+    result = fledge("corpus", "own-text", "corpus.sources.0.path=text.txt", "--analyze-only", "--name", "look", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == f"analysis: {tmp_path / 'runs' / 'look' / 'analysis' / 'card.html'}"
+    assert sorted(entry.name for entry in (tmp_path / "runs" / "look").iterdir()) == [".lock", "analysis"]
 
 
 def test_config_prints_every_value_and_its_origin(tmp_path: Path) -> None:

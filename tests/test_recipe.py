@@ -89,25 +89,36 @@ def test_the_options_are_those_of_the_golden_file() -> None:
 
 def options() -> str:
     """Every leaf option: its dotted name, whether it decides the result, its default and its help text."""
-    schema = TypeAdapter(Recipe).json_schema()
     lines: list[str] = []
 
-    def walk(cls: Any, prefix: str) -> None:
-        properties = schema["$defs"].get(cls.__name__, schema)["properties"]
+    def walk(cls: Any, prefix: str, is_operation: bool) -> None:
+        schema = TypeAdapter(cls).json_schema()
+        properties = schema.get("properties") or schema["$defs"][cls.__name__]["properties"]
         for field in dataclasses.fields(cls):
             name = f"{prefix}.{field.name}" if prefix else field.name
+            operation = is_operation or bool(field.metadata.get("operation"))
             below = [known for known in classes_in(field.type, cls) if known is not cls]
             if below:
                 for known in below:
                     kind = f"<{known.__name__}>" if len(below) > 1 else ""
-                    walk(known, f"{name}{kind}")
+                    walk(known, f"{name}{kind}", operation)
             else:
-                role = "operation" if field.metadata.get("operation") else "identity"
-                default = properties[field.name].get("default", "required")
-                lines.append(f"{name} [{role}] = {default}: {properties[field.name].get('description', '')}")
+                is_made = field.default_factory is not dataclasses.MISSING
+                default = field.default_factory() if is_made else properties[field.name].get("default", "required")
+                role = "operation" if operation else "identity"
+                lines.append(f"{name} [{role}] = {default}: {help_text(cls, field.name)}")
 
-    walk(Recipe, "")
+    walk(Recipe, "", False)
     return "\n".join(lines) + "\n"
+
+
+def help_text(cls: type, name: str) -> str:
+    """The text below a field, in the class or in the one that it has the field from."""
+    for one in cls.__mro__:
+        if dataclasses.is_dataclass(one) and name in getattr(one, "__annotations__", {}):
+            properties = TypeAdapter(one).json_schema()["properties"]
+            return str(properties[name].get("description", ""))
+    raise AssertionError(f"{cls.__name__} has no field {name}")
 
 
 def classes_in(annotation: Any, owner: type) -> list[type]:

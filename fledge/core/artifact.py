@@ -60,7 +60,7 @@ class Request:
     def key(self) -> str:
         """SHA-256 over everything that decides the result; paths are left out, ids count."""
         ids = {role: given.id for role, given in sorted(self.inputs.items())}
-        return _hash_json([FORMAT_VERSION, self.kind, self.settings, ids])
+        return hash_json([FORMAT_VERSION, self.kind, self.settings, ids])
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def open_artifact(folder: Path, kind: str | None = None) -> Artifact:
         version = raw["format_version"]
         if version != FORMAT_VERSION:
             raise ArtifactError(f"{path} has format {version}, this Fledge reads {FORMAT_VERSION}", "use the Fledge that wrote it")
-        if raw.pop("checksum") != _hash_json(raw):
+        if raw.pop("checksum") != hash_json(raw):
             raise ArtifactError(f"{path} is damaged or was edited: its checksum does not fit", _RESTORE)
         files = {name: disk.FileDigest(**digest) for name, digest in raw["files"].items()}
         manifest = Manifest(**{**raw, "inputs": _inputs(raw["inputs"], folder), "files": files})
@@ -246,7 +246,7 @@ def _write_manifest(folder: Path, wanted: Request, stats: dict[str, Any], files:
     content = {**asdict(manifest), "inputs": _plain_inputs(wanted.inputs, folder)}
     # The checksum is over what a reader will see: a number as a key, say, comes back as a string.
     content = json.loads(json.dumps(content, allow_nan=False))
-    disk.write_json(folder / MANIFEST, {**content, "checksum": _hash_json(content)})
+    disk.write_json(folder / MANIFEST, {**content, "checksum": hash_json(content)})
 
 
 def _digest_files(folder: Path, hidden: bool = True) -> dict[str, disk.FileDigest]:
@@ -256,7 +256,7 @@ def _digest_files(folder: Path, hidden: bool = True) -> dict[str, disk.FileDiges
 
 
 def _artifact_id(key: str, files: Mapping[str, disk.FileDigest]) -> str:
-    return _hash_json([key, {name: digest.sha256 for name, digest in sorted(files.items())}])
+    return hash_json([key, {name: digest.sha256 for name, digest in sorted(files.items())}])
 
 
 def _require_same(folder: Path, key: str, kind: str, settings: Any, inputs: Mapping[str, Input], wanted: Request, anew: str) -> None:
@@ -315,6 +315,7 @@ def _plain_inputs(inputs: Mapping[str, Input], folder: Path) -> dict[str, Any]:
     return {role: {**asdict(given), "path": os.path.relpath(given.path, folder)} for role, given in inputs.items()}
 
 
-def _hash_json(value: Any) -> str:
+def hash_json(value: Any) -> str:
+    """SHA-256 of a plain value, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()

@@ -30,6 +30,9 @@ PARTIAL_SUFFIX = ".partial"
 fail_point: Callable[[str, Path], None] | None = None
 
 _OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT}
+# Another file system, one without hard links, or a file that has as many names as it can have.
+_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS}
+_PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -107,15 +110,18 @@ def try_lock(path: Path, holder: str) -> int | None:
 
 
 @contextlib.contextmanager
-def staging(final: Path) -> Iterator[Path]:
+def staging(final: Path, maker: str = "") -> Iterator[Path]:
     """A fresh folder `final.partial/` to fill; on leaving the block it is flushed and renamed to `final`.
 
     If the block or the publishing fails, the partial folder is removed and nothing appears. A partial folder left by a killed
     process is cleared first. `final` must not exist, unless as an empty folder.
+
+    Several processes may make the same folder at once if each gives its own `maker`, which becomes part of the partial's name:
+    the first to publish wins and the folders of the others are removed, so what they hold must be the same.
     """
-    if final.is_file() or (final.is_dir() and any(final.iterdir())):
+    if not maker and (final.is_file() or (final.is_dir() and any(final.iterdir()))):
         raise MachineError(f"{final} is already there", "move it away, or choose another name")
-    partial = final.with_name(f"{final.name}{PARTIAL_SUFFIX}")
+    partial = final.with_name(f"{final.name}{maker}{PARTIAL_SUFFIX}")
     with _machine_errors(final):
         remove(partial)
         _pass_fail_point("mkdir", partial)
@@ -129,7 +135,13 @@ def staging(final: Path) -> Iterator[Path]:
             raise
         with _machine_errors(final):
             _fsync_tree(partial)
-            _rename(partial, final)
+            try:
+                _rename(partial, final)
+            except OSError as error:
+                # A folder cannot be renamed onto one that holds something: another maker was first.
+                if not maker or error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                    raise
+                remove(partial)
             _fsync_folder(final.parent)
 
 
@@ -147,6 +159,25 @@ def move(source: Path, target: Path) -> None:
         _fsync_folder(target.parent)
 
 
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name without copying its bytes; where the file system cannot, copy it. The target must not exist.
+
+    Both names then mean the same bytes on the device: neither may be edited in place.
+    """
+    with _machine_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _pass_fail_point("link", target)
+        try:
+            os.link(source, target)
+            _fsync_folder(target.parent)
+            return
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+        with source.open("rb") as file:
+            write_bytes(target, iter(lambda: file.read(_PIECE_BYTES), b""))
+
+
 def remove(path: Path) -> None:
     """Remove a file or folder if it is there. A folder's manifest goes first: what is half removed counts as absent."""
     with _machine_errors(path):
@@ -156,7 +187,10 @@ def remove(path: Path) -> None:
         elif path.is_dir():
             remove(path / "manifest.json")
             _pass_fail_point("rmtree", path)
-            shutil.rmtree(path)
+            while path.is_dir():
+                # Another process may be removing the same folder.
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(path)
 
 
 def truncate(path: Path, size_bytes: int) -> None:
@@ -176,11 +210,18 @@ def flush(path: Path) -> None:
             os.fsync(file.fileno())
 
 
+def touch(path: Path) -> None:
+    """Set the time of a file or folder to now, as a sign of life; not flushed to the device."""
+    with _machine_errors(path):
+        _pass_fail_point("touch", path)
+        os.utime(path)
+
+
 def digest_file(path: Path) -> FileDigest:
     """Size and SHA-256 of a file as it lies."""
     digest, size_bytes = hashlib.sha256(), 0
     with path.open("rb") as file:
-        while piece := file.read(1 << 20):
+        while piece := file.read(_PIECE_BYTES):
             digest.update(piece)
             size_bytes += len(piece)
     return FileDigest(size_bytes, digest.hexdigest())

@@ -22,7 +22,8 @@ class FledgeError(Exception):
     exit_code = 1
 
     def __init__(self, problem: str, remedy: str) -> None:
-        super().__init__(problem)
+        # All arguments go to the base, which hands them to the class again when an error arrives from a worker process.
+        super().__init__(problem, remedy)
         self.problem = problem
         self.remedy = remedy
 
@@ -75,4 +76,5 @@ class Stopped(FledgeError):
 
     def __init__(self, signal_number: int, problem: str, remedy: str) -> None:
         super().__init__(problem, remedy)
+        self.args = (signal_number, problem, remedy)
         self.exit_code = 128 + signal_number

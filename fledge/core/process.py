@@ -1,4 +1,4 @@
-"""The process a run lives in: its rank, its lock on the run folder, the signals that stop it, and how it keeps memory.
+"""The process a run lives in: its rank, its lock on the run folder, the signals that stop it, its parent, and how it keeps memory.
 
 `torchrun` and `accelerate launch` describe a process by the environment (RANK, WORLD_SIZE, LOCAL_RANK); this module is the only
 one that reads it, so the rest of the code asks `rank()` and behaves the same with one process and with many.
@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -29,6 +30,9 @@ LOCK = ".lock"
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_MAX = -4
+# From Linux' prctl.h.
+_PR_SET_PDEATHSIG = 1
+_PARENT_LOOK_SECONDS = 0.25
 
 
 def rank() -> int:
@@ -76,6 +80,25 @@ def keep_freed_memory() -> None:
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     libc.mallopt(_M_TOP_PAD, 64 << 20)
+
+
+def end_with_parent(parent: int) -> None:
+    """Make this process end within a second of `parent`, the process that started it, however that one ended.
+
+    Linux does it itself, even while this process is deep in foreign code; it goes by the thread that started this process, so
+    that thread has to stay. Elsewhere a thread of ours looks.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != parent:
+        os._exit(1)  # it ended before the system was told
+    threading.Thread(target=_end_when_orphaned, args=(parent,), daemon=True).start()
+
+
+def _end_when_orphaned(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_PARENT_LOOK_SECONDS)
+    os._exit(1)
 
 
 @contextlib.contextmanager

@@ -1,34 +1,42 @@
-"""Sources become a corpus folder: shards of rows, split by group, and the rejects; the same input gives the same bytes.
+"""Sources become a corpus folder: shards of rows, split by group, what was left out, and what became of everything.
 
-Rows stream from the sources into Parquet files; what stays in memory is one row group per split and the set of groups.
+Documents go through the factory (factory.py), in units that many processes share. Conversations and preference pairs are few: they
+stream, row by row, into Parquet files; what stays in memory is one row group per split and the set of groups.
 """
 
 from __future__ import annotations
 
 import platform
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fledge.core import console, disk
 from fledge.core.config import identity
 from fledge.core.errors import DataError
+from fledge.corpus.card import card_page, data_card
 from fledge.corpus.document import SCHEMAS, Content, Preference, Row, Split, as_columns
+from fledge.corpus.duplicates import GROUPS, KEEP, SIDE
+from fledge.corpus.factory import Factory, Surveyed, shard_statistics, statistics
+from fledge.corpus.filters import own_rules
+from fledge.corpus.filters.evaluation_files import EvaluationFile
+from fledge.corpus.limits import limits_of
 from fledge.corpus.rejects import Rejects
-from fledge.corpus.settings import CorpusSettings, PythonDocsSource, Source
-from fledge.corpus.sources import fingerprint, read_source
+from fledge.corpus.resolve import Resolved, here_files, require_few_rejects
+from fledge.corpus.settings import CorpusSettings
+from fledge.corpus.sources.reading import cut_pieces, read_piece
 from fledge.corpus.split import Splitter, assign_sides
 
-__all__ = ["Content", "build_corpus", "contents", "identity_with_fingerprints"]
-
-REJECTS = "rejects.jsonl"
+REJECTS, STATS, DATA_CARD, CARD_PAGE = "rejects.jsonl", "stats.json", "DATA_CARD.md", "card.html"
 
 _ROW_GROUP_ROWS = 1_024
+_ROW_SETTINGS = ("validation_fraction", "seed", "shard_documents")
 
 
 def contents(settings: CorpusSettings) -> tuple[Content, ...]:
@@ -37,22 +45,58 @@ def contents(settings: CorpusSettings) -> tuple[Content, ...]:
     return tuple(content for content in get_args(Content) if content in named)
 
 
-def identity_with_fingerprints(settings: CorpusSettings, content: Content) -> dict[str, Any]:
+def corpus_identity(
+    settings: CorpusSettings, content: Content, sources: Sequence[Resolved], evaluation_files: Sequence[EvaluationFile]
+) -> dict[str, Any]:
     """What decides the rows of one content, as plain JSON for the artifact's key: settings and what the sources hold now."""
     decisive = identity(settings)
-    sources = [{**identity(source), "fingerprint": fingerprint(source)} for source in _sources(settings, content)]
-    return {**decisive, "sources": sources, "content": content}
+    told = [{**identity(resolved.source), "fingerprint": resolved.fingerprint} for resolved in sources]
+    if content != "documents":
+        return {"sources": told, "content": content, **{name: decisive[name] for name in _ROW_SETTINGS}}
+    decisive["quality"]["own_rules"] = [[rule.function, rule.sha256] for rule in map(own_rules.find, settings.quality.own_rules)]
+    files = [[file.name, file.sha256] for file in evaluation_files]
+    return {**decisive, "sources": told, "content": content, "evaluation_files": files}
 
 
-def build_corpus(settings: CorpusSettings, content: Content, folder: Path) -> dict[str, Any]:
-    """Fill `folder` with the shards of one content and `rejects.jsonl`; returns the headline figures.
+def build_documents(
+    factory: Factory,
+    settings: CorpusSettings,
+    sources: Sequence[Resolved],
+    evaluation_files: Sequence[EvaluationFile],
+    folder: Path,
+) -> dict[str, Any]:
+    """Fill `folder` with the shards of documents, `rejects.jsonl`, `stats.json` and the data card; returns the headline figures.
+
+    Raises DataError if nothing is left of a source.
+    """
+    surveyed = factory.survey(sources)
+    shards, done = factory.shards(surveyed)
+    for shard, result in zip(shards, done, strict=True):
+        disk.link(result.folder / shard.name, folder / shard.name)
+    groups = _group_counts(surveyed)
+    stats = {**statistics(settings, surveyed, evaluation_files), **shard_statistics(shards, done, surveyed, groups)}
+    write_card(folder, stats)
+    _write_rejects(folder, [cleaned.rejects for cleaned in surveyed.cleaned])
+    _warn_of_gaps(settings, "documents", stats)
+    return {**_headline(stats), **_python_version(sources)}
+
+
+def write_card(folder: Path, stats: dict[str, Any]) -> None:
+    """`stats.json`, `DATA_CARD.md` and `card.html`."""
+    disk.write_json(folder / STATS, stats)
+    disk.write_text(folder / DATA_CARD, data_card(stats))
+    disk.write_text(folder / CARD_PAGE, card_page(stats))
+
+
+def build_rows(settings: CorpusSettings, content: Content, sources: Sequence[Resolved], folder: Path) -> dict[str, Any]:
+    """Fill `folder` with the shards of conversations or preference pairs and `rejects.jsonl`; returns the headline figures.
 
     A corpus too small to hold anything out gets no validation shard, and a warning. Raises DataError if there are no rows.
     """
-    rejects, tally = Rejects(), _Tally()
+    rejects: list[Rejects] = []
+    tally = _Tally()
     splitter = Splitter(settings.validation_fraction, settings.seed)
-    sources = _sources(settings, content)
-    rows = (row for source in sources for row in read_source(source, splitter, rejects))
+    rows = (row for resolved in sources for row in _rows(settings, resolved, splitter, rejects))
     with (
         _ShardWriter(folder, "train", content, settings.shard_documents) as train,
         _ShardWriter(folder, "validation", content, settings.shard_documents) as validation,
@@ -60,24 +104,67 @@ def build_corpus(settings: CorpusSettings, content: Content, folder: Path) -> di
         for side, row in assign_sides(rows, splitter):
             (train if side == "train" else validation).add(row)
             tally.add(side, row, splitter.draw(row.group))
-    if rejects.kept:
-        disk.write_bytes(folder / REJECTS, rejects.lines())
-    _require_rows(content, sources, tally, rejects)
-    if settings.validation_fraction > 0 and not tally.rows["validation"]:
+    _write_rejects(folder, rejects)
+    for resolved, rejected in zip(sources, rejects, strict=True):
+        if not tally.rows_of(resolved.source.name):
+            found = f"{rejected.seen[resolved.source.name]:,} read, {rejected.count(resolved.source.name):,} rejected"
+            raise DataError(
+                f"source {resolved.source.name} gives 0 {content} ({found})", "name a source with text in it, or leave this one out"
+            )
+    stats = tally.stats()
+    _warn_of_gaps(settings, content, stats)
+    told = {name: figures for rejected in rejects for name, figures in rejected.stats().items()}
+    return {**stats, "rejects": told, **_python_version(sources)}
+
+
+def _rows(settings: CorpusSettings, resolved: Resolved, splitter: Splitter, rejects: list[Rejects]) -> Iterator[Row]:
+    """The rows of a source; its rejects are appended when all have been read."""
+    source = resolved.source
+    pieces = cut_pieces(source, here_files(settings, source, resolved.files))
+    parts = [Rejects() for _ in pieces]
+    rows = (row for piece, part in zip(pieces, parts, strict=True) for row in read_piece(source, piece, part, splitter))
+    yield from limits_of(source).take(rows)
+    rejects.append(Rejects.merged(parts))
+    require_few_rejects(source, rejects[-1])
+
+
+def _write_rejects(folder: Path, rejects: Sequence[Rejects]) -> None:
+    if any(rejected.kept for rejected in rejects):
+        disk.write_bytes(folder / REJECTS, (line for rejected in rejects for line in rejected.lines()))
+
+
+def _warn_of_gaps(settings: CorpusSettings, content: Content, stats: dict[str, Any]) -> None:
+    if settings.validation_fraction > 0 and not stats["rows"]["validation"]:
         console.warn(f"the corpus has no validation {content}: too few to hold any out, so nothing will be measured on unseen text")
-    python = {"python": platform.python_version()} if any(isinstance(source, PythonDocsSource) for source in sources) else {}
-    return {**tally.stats(), "rejects": rejects.stats(), **python}
+    for source, sides in stats["sources"].items():
+        if not sides:
+            console.warn(f"nothing is left of source {source}: all its documents occur in the sources before it")
 
 
-def _sources(settings: CorpusSettings, content: Content) -> list[Source]:
-    return [source for source in settings.sources if source.content == content]
+def _python_version(sources: Sequence[Resolved]) -> dict[str, str]:
+    return {"python": platform.python_version()} if any(resolved.source.kind == "python_docs" for resolved in sources) else {}
 
 
-def _require_rows(content: Content, sources: list[Source], tally: _Tally, rejects: Rejects) -> None:
-    for source in sources:
-        if not tally.rows_of(source.name):
-            found = f"{rejects.seen[source.name]:,} read, {rejects.count(source.name):,} rejected"
-            raise DataError(f"source {source.name} gives 0 {content} ({found})", "name a source with text in it, or leave this one out")
+def _headline(stats: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest tells; the rest is in `stats.json`."""
+    filters = stats["filters"].values()
+    read = sum(counts["read"].get("documents", 0) for counts in filters)
+    dropped: Counter[str] = Counter()
+    for counts in filters:
+        dropped.update(counts.get("dropped", {}))
+    duplicates = {name: stats["duplicates"][name] for name in ("exact", "near")}
+    return {
+        **{name: stats[name] for name in ("rows", "sources", "groups", "rejects")},
+        "read": read,
+        "dropped": dict(dropped),
+        "duplicates": duplicates,
+    }
+
+
+def _group_counts(surveyed: Surveyed) -> dict[Split, int]:
+    keep, held_out, groups = (np.load(surveyed.clusters.folder / name, mmap_mode="r") for name in (KEEP, SIDE, GROUPS))
+    sides = {"train": keep & ~held_out, "validation": keep & held_out}
+    return {split: len(np.unique(groups[sides[split]], axis=0)) for split in get_args(Split)}
 
 
 class _ShardWriter:

@@ -1,12 +1,15 @@
 """The unit that flows: a document, a conversation or a preference pair, in memory as a dataclass and on disk as a Parquet row.
 
 A corpus folder holds one content in shards `train-00000.parquet`, `validation-00000.parquet`, ... whose columns are the
-fields of the dataclass. `group` names the cluster of near duplicates a row belongs to; it decides the split, so equal
-groups always lie on the same side, also across contents derived from the same text.
+fields of the dataclass; shards of documents may be JSON Lines instead (`.jsonl`, `.jsonl.zst`). `group` names the cluster of near
+duplicates a row belongs to; it decides the split, so equal groups always lie on the same side, also across contents derived from
+the same text.
 """
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fledge.core.errors import DataError
-from fledge.corpus.settings import Content as Content
+from fledge.corpus.sources.settings import Content as Content
 
 Split = Literal["train", "validation"]
 Role = Literal["system", "user", "assistant"]
 
 _READ_BATCH_ROWS = 1_024
+_SHARD_SUFFIXES = (".parquet", ".jsonl", ".jsonl.zst")
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def as_columns(row: Row) -> dict[str, Any]:
 
 def shard_paths(folder: Path, split: Split) -> list[Path]:
     """The shards of a split in reading order; empty if nothing was held out."""
-    return sorted(folder.glob(f"{split}-*.parquet"))
+    return sorted(path for path in folder.glob(f"{split}-*") if path.name.endswith(_SHARD_SUFFIXES))
 
 
 def read_documents(folder: Path, split: Split) -> Iterator[Document]:
@@ -116,6 +120,9 @@ def _read_rows(folder: Path, split: Split, content: Content) -> Iterator[dict[st
 
 
 def _read_shard(path: Path, content: Content) -> Iterator[dict[str, Any]]:
+    if path.suffix != ".parquet":
+        yield from _read_json_lines(path, content)
+        return
     expected = SCHEMAS[content]
     try:
         with pq.ParquetFile(path) as file:
@@ -124,6 +131,17 @@ def _read_shard(path: Path, content: Content) -> Iterator[dict[str, Any]]:
                 yield from batch.to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} cannot be read: {error}", "restore the file, or repeat the corpus stage with --force") from error
+
+
+def _read_json_lines(path: Path, content: Content) -> Iterator[dict[str, Any]]:
+    names = SCHEMAS[content].names
+    try:
+        with pa.input_stream(path) as stream, io.BufferedReader(stream) as lines:
+            for line in lines:
+                row = json.loads(line)
+                yield {name: row[name] for name in names}
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise DataError(f"{path} cannot be read: {error!r}", "restore the file, or repeat the corpus stage with --force") from error
 
 
 def _require_columns(path: Path, found: pa.Schema, expected: pa.Schema, content: Content) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fledge.core import page
 from fledge.core.console import format_count, format_seconds
 from fledge.core.page import Markup, Section
-from fledge.corpus.settings import Content
+from fledge.corpus.sources.settings import Content
 from fledge.evaluation import explanations
 from fledge.evaluation.checkpoint import CheckpointEvaluation, results_table, score_title
 from fledge.evaluation.compression import CompressorFigure

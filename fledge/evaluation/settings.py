@@ -13,6 +13,8 @@ class EvaluateSettings:
 
     checkpoints: tuple[str, ...] = operation(("pretrain", "sft", "dpo"))
     """Stages of this run, or checkpoints elsewhere (RUN@STEP, a folder), to evaluate."""
+    files: tuple[str, ...] = operation(())
+    """Text files (.txt, .md) whose bits per byte are measured as well; the corpus leaves out documents that quote them."""
     window_tokens: int | None = None
     """Context of the bits per byte, in tokens: non-overlapping windows of this length; None takes the model's longest context."""
     maximum_text_bytes: int = 4_000_000

@@ -1,27 +1,162 @@
-"""Stage 1: sources become one corpus artifact per content (documents, conversations, preferences)."""
+"""Stage 1: sources become one corpus artifact per content (documents, conversations, preferences).
+
+Documents are made by the factory, whose intermediate results lie in `runs/NAME/work/corpus`: a rerun after a kill, or after an edit
+of a rule, an input or a shard, makes again what is missing or depends on the edit, and nothing else.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fledge.core import artifact, console
+from fledge.core import artifact, console, disk
+from fledge.core.errors import ArtifactError, DataError, MachineError
 from fledge.corpus import build
-from fledge.stages.run import Run, make
+from fledge.corpus.document import Content
+from fledge.corpus.engine.units import Executor, WorkFolder
+from fledge.corpus.factory import Factory, statistics
+from fledge.corpus.filters.evaluation_files import EvaluationFile, find_evaluation_files
+from fledge.corpus.resolve import Resolved, resolve_sources
+from fledge.corpus.settings import CorpusSettings
+from fledge.stages.run import Run, free_name, make
+
+WORK = Path("work") / "corpus"
+ANALYSIS = "analysis"
 
 
-def run(run: Run) -> None:
-    settings = run.recipe.section("corpus")
+def run(run: Run, rank: int = 0, world: int = 1) -> None:
+    """Make what is missing. Of `world` ranks on a shared file system each does its share, and rank 0 brings the results together."""
+    settings: CorpusSettings = run.recipe.section("corpus")
     for content in build.contents(settings):
-        wanted = artifact.request("corpus", build.identity_with_fingerprints(settings, content))
+        place = f"corpus/{content}"
+        sources = _sources(run, settings, content, rank)
+        if sources is None:
+            continue
+        if content == "documents":
+            _make_documents(run, settings, sources, rank, world)
+        elif rank == 0:
+            wanted = artifact.request("corpus", build.corpus_identity(settings, content, sources, ()))
 
-        def fill(folder: Path, stats: dict[str, Any], content: build.Content = content) -> str:
-            stats["content"] = content
-            stats.update(build.build_corpus(settings, content, folder))
-            size_bytes = sum(sides["train"]["utf8_bytes"] for sides in stats["sources"].values())
-            rows = stats["rows"]
-            rejected = sum(tally["rejected"] for tally in stats["rejects"].values())
-            note = f", {rejected:,} rejected (see rejects.jsonl)" if rejected else ""
-            return f"{rows['train']:,} {content} ({console.format_bytes(size_bytes)}) to train on, {rows['validation']:,} held out{note}"
+            def fill(folder: Path, stats: dict[str, Any], content: Content = content, sources: list[Resolved] = sources) -> str:
+                stats.update(content=content, **build.build_rows(settings, content, sources, folder))
+                return _outcome(content, stats)
 
-        make(run, f"corpus/{content}", wanted, fill)
+            make(run, place, wanted, fill)
+
+
+def analyze(run: Run) -> Path:
+    """Write the data card of the documents, and nothing else; returns its folder."""
+    settings: CorpusSettings = run.recipe.section("corpus")
+    target = run.folder / ANALYSIS
+    scratch = target.with_name(f"{ANALYSIS}-work")
+    files = _evaluation_files(run, settings)
+    try:
+        sources = resolve_sources(settings, "documents", scratch)
+        if not sources:
+            raise DataError("the recipe has no source of documents to analyse", "add one to corpus.sources")
+        surveyed = Factory(settings, files, WorkFolder(scratch), _executor(settings, 0, 1)).survey(sources)
+        stats = statistics(settings, surveyed, files)
+    finally:
+        disk.remove(scratch)
+    disk.remove(target)
+    with disk.staging(target) as folder:
+        build.write_card(folder, stats)
+    return target
+
+
+def _make_documents(run: Run, settings: CorpusSettings, sources: Sequence[Resolved], rank: int, world: int) -> None:
+    files = _evaluation_files(run, settings)
+    work = WorkFolder(run.folder / WORK)
+    folder = run.folder / "corpus" / "documents"
+    wanted = artifact.request("corpus", build.corpus_identity(settings, "documents", sources, files))
+    factory = Factory(settings, files, work, _executor(settings, rank, world))
+    if rank != 0:
+        if not (folder / artifact.MANIFEST).is_file() or artifact.read_key(folder / artifact.MANIFEST) != wanted.key:
+            factory.shards(factory.survey(sources))
+        return
+    _move_aside_if_edited(folder)
+
+    def fill(folder: Path, stats: dict[str, Any]) -> str:
+        stats.update(content="documents", **build.build_documents(factory, settings, sources, files, folder))
+        return _outcome("documents", stats)
+
+    make(run, "corpus/documents", wanted, fill)
+    # Other ranks may still read what lies there.
+    if not settings.keep_work and world == 1:
+        work.discard_all_but(())
+    elif factory.used:
+        work.discard_all_but(factory.used)
+
+
+def _executor(settings: CorpusSettings, rank: int, world: int) -> Executor:
+    if world > 1:
+        from fledge.corpus.engine.ranks import RankExecutor
+
+        return RankExecutor(rank, world)
+    if settings.executor == "ray":
+        from fledge.corpus.engine.ray_cluster import RayExecutor
+
+        return RayExecutor()
+    from fledge.corpus.engine.pool import LocalExecutor
+
+    return LocalExecutor(settings.workers)
+
+
+def _evaluation_files(run: Run, settings: CorpusSettings) -> tuple[EvaluationFile, ...]:
+    """The files a model will be evaluated on, by this recipe or because the corpus settings name them."""
+    evaluated = run.recipe.evaluate.files if run.recipe.evaluate and settings.decontaminate.evaluated else ()
+    return find_evaluation_files((*settings.decontaminate.files, *evaluated))
+
+
+def _sources(run: Run, settings: CorpusSettings, content: Content, rank: int) -> list[Resolved] | None:
+    """The sources of a content; None, which is said, if they cannot be read any more but the corpus is finished as asked."""
+    try:
+        return resolve_sources(settings, content, run.folder / WORK, remember=rank == 0)
+    except (DataError, MachineError) as error:
+        made = run.own(f"corpus/{content}", "corpus")
+        if made is None:
+            raise
+        told = {source["name"]: source["fingerprint"] for source in made.manifest.settings["sources"]}
+        unread = [Resolved(source, (), None, told.get(source.name, "")) for source in settings.sources if source.content == content]
+        files = _evaluation_files(run, settings) if content == "documents" else ()
+        if artifact.request("corpus", build.corpus_identity(settings, content, unread, files)).key != made.manifest.key:
+            raise
+        console.info(f"corpus/{content}: already done; its sources cannot be read any more ({error.problem})")
+        return None
+
+
+def _move_aside_if_edited(folder: Path) -> None:
+    """A finished corpus with a file that was changed since goes aside, so that it is made again from the intermediate results."""
+    manifest = folder / artifact.MANIFEST
+    if not manifest.is_file():
+        return
+    try:
+        files = artifact.open_artifact(folder).manifest.files
+    except ArtifactError:
+        edited = True
+    else:
+        # Hashing a large corpus at every run would cost minutes; a file nobody touched since the manifest is left alone. Equal
+        # times say nothing: the clock of files has steps of some milliseconds.
+        newer = [name for name in files if (folder / name).stat().st_mtime_ns >= manifest.stat().st_mtime_ns]
+        edited = any(disk.digest_file(folder / name) != files[name] for name in newer)
+    if edited:
+        target = free_name(folder.with_name(f"{folder.name}~edited"))
+        disk.move(folder, target)
+        console.warn(f"{folder} was changed after it was made: moved aside to {target} and made again")
+
+
+def _outcome(content: Content, stats: dict[str, Any]) -> str:
+    size_bytes = sum(sides["train"]["utf8_bytes"] for sides in stats["sources"].values() if "train" in sides)
+    rows = stats["rows"]
+    parts = [f"{rows['train']:,} {content} ({console.format_bytes(size_bytes)}) to train on", f"{rows['validation']:,} held out"]
+    dropped = sum(stats.get("dropped", {}).values())
+    if dropped:
+        parts.append(f"{dropped:,} dropped by rules")
+    duplicates = sum(stats.get("duplicates", {}).values())
+    if duplicates:
+        parts.append(f"{duplicates:,} duplicates")
+    rejected = sum(tally["rejected"] for tally in stats["rejects"].values())
+    if rejected:
+        parts.append(f"{rejected:,} rejected (see {build.REJECTS})")
+    return ", ".join(parts)

@@ -9,8 +9,10 @@ from typing import Any
 
 from fledge.core import artifact, console, disk
 from fledge.core.artifact import Artifact
+from fledge.core.config import identity
 from fledge.core.process import keep_freed_memory
 from fledge.corpus.document import Conversation, Document, read_conversations, read_documents
+from fledge.corpus.filters.evaluation_files import EvaluationFile
 from fledge.evaluation.checkpoint import CheckpointEvaluation, evaluate_base, evaluate_chat, results_table
 from fledge.evaluation.compression import CompressorFigure, compressor_figures
 from fledge.evaluation.generations import Answer, Sample, continued_documents
@@ -18,6 +20,7 @@ from fledge.evaluation.preference import PairLogProbabilities, pair_log_probabil
 from fledge.evaluation.scoring import leading_texts
 from fledge.evaluation.settings import EvaluateSettings
 from fledge.evaluation.statistics import Score
+from fledge.evaluation.text_files import find_text_files, text_file_scores
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.model.precision import use_fast_fp32
@@ -41,6 +44,8 @@ class HeldOut:
     """Folders of the corpora trained on, for the compressor that may read them too."""
     document_tokens: TokenSet | None
     pair_tokens: TokenSet | None
+    files: Sequence[EvaluationFile]
+    """Text files that the recipe names."""
     pairs: dict[str, PairLogProbabilities] = field(default_factory=dict)
 
 
@@ -53,6 +58,9 @@ def run(run: Run) -> None:
     inputs = {f"checkpoint.{name}": found for name, found in checkpoints.items()}
     inputs |= {f"{content}.{role}": found for content, by_role in (corpora | tokens).items() for role, found in by_role.items()}
 
+    files = find_text_files(settings.files)
+    hashes = {"file_hashes": [[file.name, file.sha256] for file in files]} if files else {}
+
     def fill(folder: Path, stats: dict[str, Any]) -> str:
         keep_freed_memory()
         use_fast_fp32("cpu")
@@ -63,6 +71,7 @@ def run(run: Run) -> None:
             [found.path for found in corpora["documents"].values()],
             _open(tokens["documents"]),
             _open(tokens["preferences"]),
+            files,
         )
         evaluations = []
         with console.progress("evaluate", len(checkpoints), "checkpoints") as progress:
@@ -81,7 +90,7 @@ def run(run: Run) -> None:
         _print(evaluations, compressors)
         return f"{stats['scores']} scores of {len(evaluations)} checkpoints"
 
-    make(run, "evaluate", artifact.request("evaluation", settings, inputs), fill)
+    make(run, "evaluate", artifact.request("evaluation", {**identity(settings), **hashes}, inputs), fill)
 
 
 def _checkpoints(run: Run, settings: EvaluateSettings) -> Iterator[tuple[str, Artifact]]:
@@ -112,11 +121,12 @@ def _evaluate(name: str, checkpoint: Artifact, held_out: HeldOut) -> CheckpointE
             require_same_tokenizer(token_set.tokenizer_sha256, tokenizer.sha256, str(checkpoint.path))
     scores: list[Score] = []
     answers: list[Answer] = []
+    isolated = _training_settings(checkpoint).get("isolate_documents", True)
     if held_out.document_tokens is not None:
-        isolated = _training_settings(checkpoint).get("isolate_documents", True)
         scores += evaluate_base(
             model, tokenizer, held_out.document_tokens, held_out.documents, held_out.settings, isolate_documents=isolated
         )
+    scores += text_file_scores(model, tokenizer, held_out.files, held_out.settings, isolate_documents=isolated)
     if tokenizer.turn_end in model.config.end_token_ids:
         if held_out.conversations:
             chat_scores, answers = evaluate_chat(model, tokenizer, held_out.conversations, held_out.settings)

@@ -16,7 +16,7 @@ from fledge.core.artifact import Artifact
 from fledge.core.console import format_bytes
 from fledge.core.errors import ArtifactError
 from fledge.core.metrics import read_metrics
-from fledge.corpus.settings import Content
+from fledge.corpus.sources.settings import Content
 from fledge.evaluation.checkpoint import evaluation_from_plain
 from fledge.evaluation.compression import CompressorFigure
 from fledge.evaluation.generations import Sample

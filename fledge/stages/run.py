@@ -102,7 +102,7 @@ def set_aside(run: Run, stages: Sequence[str]) -> None:
         folder = run.folder / stage
         if not folder.exists():
             continue
-        target = _free_name(folder.with_name(f"{stage}~{_short_key(folder)}"))
+        target = free_name(folder.with_name(f"{stage}~{_short_key(folder)}"))
         disk.move(folder, target)
         console.say(f"{folder} moved aside to {target}")
 
@@ -115,6 +115,7 @@ def _short_key(folder: Path) -> str:
     return "unfinished"
 
 
-def _free_name(path: Path) -> Path:
+def free_name(path: Path) -> Path:
+    """The path, or the first of its numbered variants that is not taken."""
     candidates = [path, *(path.with_name(f"{path.name}.{number}") for number in range(2, 1000))]
     return next(candidate for candidate in candidates if not candidate.exists())

@@ -45,7 +45,7 @@ def edit(path: Path, change: Any) -> None:
     raw = json.loads(path.read_text(encoding="utf-8"))
     raw.pop("checksum", None)
     change(raw)
-    path.write_text(json.dumps({**raw, "checksum": artifact._hash_json(raw)}), encoding="utf-8")
+    path.write_text(json.dumps({**raw, "checksum": artifact.hash_json(raw)}), encoding="utf-8")
 
 
 # ---- building and asking again

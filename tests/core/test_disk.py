@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -203,7 +204,24 @@ def test_a_kill_at_any_operation_of_a_folder_leaves_nothing_or_all(tmp_path: Pat
         assert not (tmp_path / "final.partial").exists()
 
 
-# ---- appending, moving, removing
+def test_the_first_of_several_makers_wins(tmp_path: Path) -> None:
+    with disk.staging(tmp_path / "final", maker=".1") as slower:
+        (slower / "a").write_bytes(b"the slower's")
+        with disk.staging(tmp_path / "final", maker=".2") as quicker:
+            assert (slower.name, quicker.name) == ("final.1.partial", "final.2.partial")
+            (quicker / "a").write_bytes(b"the quicker's")
+    assert files_below(tmp_path) == {"final/a": b"the quicker's"}
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+def test_a_maker_that_cannot_publish_says_so(tmp_path: Path) -> None:
+    (tmp_path / "final").write_bytes(b"a file")
+    with pytest.raises(MachineError, match=r"cannot write .*final: Not a directory"), disk.staging(tmp_path / "final", maker=".1"):
+        pass
+    assert files_below(tmp_path) == {"final": b"a file"}
+
+
+# ---- appending, moving, linking, removing
 
 
 def test_lines_are_appended_whole(tmp_path: Path, operations: Any) -> None:
@@ -243,6 +261,55 @@ def test_truncate_and_move(tmp_path: Path) -> None:
         disk.truncate(tmp_path / "absent", 0)
     with pytest.raises(MachineError, match="cannot write"):
         disk.flush(tmp_path / "absent")
+
+
+def test_a_link_shares_the_bytes(tmp_path: Path, operations: Any) -> None:
+    disk.write_bytes(tmp_path / "a", b"a" * 100)
+    operations.count(lambda: disk.link(tmp_path / "a", tmp_path / "new" / "b"))
+    assert [operation for operation, _ in operations.seen] == ["link", "fsync"]
+    assert (tmp_path / "a").samefile(tmp_path / "new" / "b")
+    disk.remove(tmp_path / "a")
+    assert files_below(tmp_path) == {"new/b": b"a" * 100}
+    with pytest.raises(MachineError, match=r"cannot write .*b: No such file"):
+        disk.link(tmp_path / "absent", tmp_path / "b")
+    disk.write_bytes(tmp_path / "c", b"c")
+    with pytest.raises(MachineError, match=r"cannot write .*b: File exists"):
+        disk.link(tmp_path / "c", tmp_path / "new" / "b")
+
+
+@pytest.mark.parametrize("reason", [errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP])
+def test_where_no_link_can_be_the_bytes_are_copied(tmp_path: Path, reason: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(source: Path, target: Path) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    content = os.urandom(3 << 20)
+    disk.write_bytes(tmp_path / "a", content)
+    monkeypatch.setattr(os, "link", refused)
+    disk.link(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == content
+    assert not (tmp_path / "a").samefile(tmp_path / "b")
+
+
+def test_touch_gives_a_sign_of_life(tmp_path: Path) -> None:
+    os.utime(tmp_path, (0, 0))
+    disk.touch(tmp_path)
+    assert tmp_path.stat().st_mtime > 0
+    with pytest.raises(MachineError, match=r"cannot write .*absent"):
+        disk.touch(tmp_path / "absent")
+
+
+def test_what_another_process_removes_meanwhile_is_gone_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage_new(tmp_path)
+    remove_tree = shutil.rmtree
+
+    def overtaken(folder: Path) -> None:
+        monkeypatch.setattr(shutil, "rmtree", remove_tree)
+        (folder / "b").unlink()
+        raise FileNotFoundError(errno.ENOENT, "No such file", str(folder / "b"))
+
+    monkeypatch.setattr(shutil, "rmtree", overtaken)
+    disk.remove(tmp_path / "final")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_half_removed_has_lost_its_manifest_first(tmp_path: Path, operations: Any) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import multiprocessing
 import signal
 
 import pytest
@@ -35,3 +36,13 @@ def test_a_stop_exits_as_shells_expect(number: signal.Signals, code: int) -> Non
     stopped = Stopped(number, "stopped after step 5", "run the same command again: it continues")
     assert stopped.exit_code == code
     assert FledgeError.exit_code == 1
+
+
+@pytest.mark.parametrize("error", [FledgeError("what", "do"), CheckpointError("what", "do"), Stopped(15, "what", "do")])
+def test_an_error_is_the_same_in_another_process(error: FledgeError) -> None:
+    ours, theirs = multiprocessing.Pipe()
+    with ours, theirs:
+        ours.send(error)
+        arrived = theirs.recv()
+    assert type(arrived) is type(error)
+    assert (str(arrived), arrived.problem, arrived.remedy, arrived.exit_code) == (str(error), "what", "do", error.exit_code)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,6 +91,50 @@ def test_another_system_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("no library may be opened"))
     process.keep_freed_memory()
+
+
+# ---- the parent
+
+_CHILD = """
+import itertools, os, sys, time
+from fledge.core import process
+print(os.getpid(), flush=True)
+sys.platform = sys.argv[2]
+process.end_with_parent(int(sys.argv[1]))
+if sys.platform == "linux":
+    max(itertools.repeat(0, 10**12))  # keeps the interpreter lock: no thread could end this process
+time.sleep(30)
+"""
+_PARENT = """
+    import os, subprocess, sys
+    parent = os.getpid() if sys.argv[1] == "ours" else 1
+    subprocess.Popen([sys.executable, "-c", sys.argv[3], str(parent), sys.argv[2]]).wait()
+"""
+
+
+def wait_until_ended(number: int) -> None:
+    """Fails after two seconds; a process that nobody waits for counts as ended."""
+    until = time.monotonic() + 2
+    while Path(f"/proc/{number}/cmdline").exists() and Path(f"/proc/{number}/cmdline").read_bytes():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("system", ["linux", "another"])
+def test_a_child_ends_with_its_parent(number: signal.Signals, system: str) -> None:
+    with child(_PARENT, "ours", system, _CHILD) as parent:
+        grandchild = int(read_line(parent))
+        parent.send_signal(number)
+        parent.wait()
+        wait_until_ended(grandchild)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_child_whose_parent_ended_before_it_looked_ends_too() -> None:
+    with child(_PARENT, "another's", "linux", _CHILD) as parent:
+        wait_until_ended(int(read_line(parent)))
 
 
 # ---- the lock

@@ -17,6 +17,7 @@ import torch
 
 from fledge.core import artifact
 from fledge.core.errors import ArtifactError, ConfigError, DataError, FledgeError
+from fledge.corpus.document import read_documents
 from fledge.model.folder import load_model
 from fledge.stages import STAGES, run_stage
 from fledge.stages.checkpoint_names import find_checkpoint
@@ -183,6 +184,31 @@ def test_evaluation_measures_what_was_brought_from_elsewhere(make_run: MakeRun, 
     results = json.loads((second.folder / "evaluate" / "results.json").read_text())
     assert {score["name"] for score in results["evaluations"][0]["scores"]} >= {"bits_per_byte", "last_word"}
     assert len(results["compressors"]) == 3
+
+
+def test_files_to_be_evaluated_on_are_kept_out_and_measured(make_run: MakeRun, walk: Walk, tmp_path: Path) -> None:
+    exam = tmp_path / "exam.txt"
+    run = make_run("sft=null", "dpo=null", "corpus.sources.0.maximum_document_characters=400", f"evaluate.files=[{exam}]")
+    exam.write_text((tmp_path / "text.txt").read_text().partition("\n\n")[0])
+    walk(run, "evaluate")
+    documents = artifact.open_artifact(run.folder / "corpus" / "documents")
+    assert documents.stats["dropped"]["contaminated"] >= 1
+    assert [name for name, _ in documents.manifest.settings["evaluation_files"]] == ["exam.txt"]
+    for split in ("train", "validation"):
+        assert exam.read_text() not in "".join(row.text for row in read_documents(documents.path, split))
+    scores = json.loads((run.folder / "evaluate" / "results.json").read_text())["evaluations"][0]["scores"]
+    measured = {score["name"]: score for score in scores}
+    assert measured["bits_per_byte/exam.txt"]["n"] == 1
+    assert measured["bits_per_byte/exam.txt"]["value"] > 0
+    before = (run.folder / "evaluate" / "manifest.json").stat().st_mtime_ns
+    run_stage("evaluate", run)
+    assert (run.folder / "evaluate" / "manifest.json").stat().st_mtime_ns == before
+    exam.write_text("Another text than the one that was measured before.")
+    with pytest.raises(ArtifactError, match="file_hashes"):
+        run_stage("evaluate", run)
+    with pytest.raises(DataError, match=r"evaluate\.files names .*recipe\.json"):
+        (tmp_path / "recipe.json").write_text("{}")
+        run_stage("evaluate", make_run("sft=null", "dpo=null", f"evaluate.files=[{tmp_path / 'recipe.json'}]"))
 
 
 def test_sft_needs_a_start(make_run: MakeRun, walk: Walk) -> None:

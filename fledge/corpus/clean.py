@@ -1,0 +1,268 @@
+"""Phase 1 of a corpus, one unit per piece: rows are read, cleaned, judged and hashed; what stays is written with its hashes.
+
+A unit's folder holds, for the documents that no rule dropped and in their order:
+
+    documents.arrow   text, id, source, group ("" where the source names none), in record batches of 1,024
+    exact.npy         (n, 2) uint64: hash of the normalised words
+    bands.npy         (bands, n) uint64: keys under which near duplicates meet
+    characters.npy, utf8_bytes.npy   (n,) int64: lengths
+    draws.npy         (n,) float64: where in [0, 1) the document's own group falls for the split
+    given.npy         (n,) bool: whether that group came from the source
+    batch_rows.npy    rows of each record batch, so that a stretch of rows is found without reading what is before it
+    rejects.json      what could not be read, with its place
+
+Texts flow in batches of about 16 MB, so memory does not depend on the size of the piece.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import platform
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from fledge.core import __version__, disk
+from fledge.core.artifact import hash_json
+from fledge.core.config import identity
+from fledge.corpus.dedup.settings import DeduplicateSettings
+from fledge.corpus.dedup.signatures import signatures
+from fledge.corpus.document import Document
+from fledge.corpus.filters.cleaning import Cleaner
+from fledge.corpus.filters.contamination import Contamination
+from fledge.corpus.filters.evaluation_files import EvaluationFile
+from fledge.corpus.filters.quality import QualityFilter
+from fledge.corpus.filters.settings import CleaningStep, QualitySettings
+from fledge.corpus.limits import Limits
+from fledge.corpus.rejects import Rejects
+from fledge.corpus.sources.piece import Piece
+from fledge.corpus.sources.reading import read_piece
+from fledge.corpus.sources.settings import Source
+from fledge.corpus.split import Splitter
+from fledge.corpus.tally import Tally, Texts
+
+DOCUMENTS = "documents.arrow"
+EXACT, BANDS, CHARACTERS, DRAWS, GIVEN = "exact.npy", "bands.npy", "characters.npy", "draws.npy", "given.npy"
+UTF8_BYTES = "utf8_bytes.npy"
+BATCH_ROWS = "batch_rows.npy"
+REJECTS = "rejects.json"
+EMPTY = "empty"
+CONTAMINATED = "contaminated"
+
+_FORMAT = 1
+_BATCH_CHARACTERS = 16_000_000
+_BATCH_DOCUMENTS = 50_000
+_RECORD_ROWS = 1_024
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What is done to every document; made once for all units of a build."""
+
+    cleaning: tuple[CleaningStep, ...]
+    quality: QualitySettings
+    deduplicate: DeduplicateSettings
+    evaluation_files: tuple[EvaluationFile, ...]
+    contamination_words: int
+    splitter: Splitter
+    compress_work: bool = False
+    """Changes how what is kept lies on the disk, not what it is."""
+
+    @functools.cached_property
+    def identity(self) -> Any:
+        """Plain JSON of everything that decides what a document becomes."""
+        hashing = {name: value for name, value in identity(self.deduplicate).items() if name != "keep"}
+        return {
+            "cleaning": Cleaner(self.cleaning).identity,
+            "quality": QualityFilter(self.quality).identity,
+            "deduplicate": hashing,
+            "contamination": [[file.name, file.sha256] for file in self.evaluation_files],
+            "contamination_words": self.contamination_words,
+            "split_seed": self.splitter.seed,
+            "unicode": unicodedata.unidata_version,
+        }
+
+
+@dataclass(frozen=True)
+class CleanUnit:
+    """Reads one piece of a source and keeps what passes."""
+
+    source: Source
+    fingerprint: str
+    """Of what the piece reads."""
+    piece: Piece
+    limits: Limits
+    steps: Steps
+
+    @functools.cached_property
+    def key(self) -> str:
+        where = {"start": self.piece.start, "end": self.piece.end, "fingerprint": self.fingerprint}
+        return hash_json([_FORMAT, __version__, reading_identity(self.source), where, identity(self.limits), self.steps.identity])
+
+    @property
+    def label(self) -> str:
+        if not self.piece.files:
+            return f"source {self.source.name}"
+        stretch = f" from {self.piece.start:,}" if self.piece.start else ""
+        return f"source {self.source.name}, {self.piece.files[0].name}{stretch}"
+
+    @property
+    def size_bytes(self) -> int:
+        return self.piece.size_bytes
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        rejects, tally = Rejects(), Tally()
+        rows = self.limits.take(read_piece(self.source, self.piece, rejects, self.steps.splitter))
+        process = _Process(self.steps, tally)
+        with _KeptWriter(folder, self.steps) as kept:
+            for batch in _batches(rows):
+                kept.add(*process(batch))
+        disk.write_json(folder / REJECTS, rejects.as_json())
+        return tally.counts()
+
+
+def reading_identity(source: Source) -> Any:
+    """What of a source's settings decides a row when it is read; the limits are a unit's own."""
+    free = replace(source, maximum_documents=None, maximum_bytes=None, maximum_tokens_estimate=None)
+    kind = {"python": platform.python_version()} if source.kind == "python_docs" else {}
+    return {**identity(free), **kind}
+
+
+def _batches(rows: Iterable[Any]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    characters = 0
+    for row in rows:
+        batch.append(row)
+        characters += len(row.text)
+        if characters >= _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+class _Process:
+    """Takes a batch of documents through the steps and counts what happens to them."""
+
+    def __init__(self, steps: Steps, tally: Tally) -> None:
+        self._steps, self._tally = steps, tally
+        self._cleaner = Cleaner(steps.cleaning)
+        self._quality = QualityFilter(steps.quality)
+        self._contamination = _contamination(steps.evaluation_files, steps.contamination_words)
+
+    def __call__(self, documents: Sequence[Document]) -> tuple[Texts, Sequence[Document]]:
+        """The texts that stay, and the documents they were (with the texts as read)."""
+        given = Texts.of(pa.array([document.text for document in documents], pa.large_string()))
+        self._tally.read(given)
+        array, changed = self._cleaner(given.array)
+        texts = given.changed_to(array)
+        self._tally.count("changed", changed)
+
+        def document_of(position: int) -> Document:
+            return replace(documents[position], text=texts[position])
+
+        verdicts = self._quality(texts.array, document_of)
+        self._tally.count("failed", verdicts.failed)
+        self._tally.count("removed_lines", verdicts.removed_lines)
+        names = (*verdicts.names, EMPTY)
+        reason = verdicts.reason.astype(np.int64)
+        left = texts.changed_to(verdicts.texts)
+        reason[left.are_blank() & (reason == 0)] = len(names)
+        self._count_dropped(documents, texts, reason, names)
+        if verdicts.languages is not None:
+            kept_languages = itertools.compress(verdicts.languages, reason == 0)
+            self._tally.count("languages", Counter(kept_languages))
+        return self._decontaminated(left.chosen(reason == 0), list(itertools.compress(documents, reason == 0)))
+
+    def _decontaminated(self, texts: Texts, documents: Sequence[Document]) -> tuple[Texts, Sequence[Document]]:
+        if self._contamination is not None:
+            file_index = self._contamination(texts.array)
+            hits = Counter(int(index) for index in file_index if index >= 0)
+            self._tally.count("contaminated", {self._steps.evaluation_files[index].name: count for index, count in hits.items()})
+            self._count_dropped(documents, texts, (file_index >= 0).astype(np.int64), (CONTAMINATED,))
+            texts, documents = texts.chosen(file_index < 0), list(itertools.compress(documents, file_index < 0))
+        self._tally.kept(texts)
+        return texts, documents
+
+    def _count_dropped(self, documents: Sequence[Document], texts: Texts, reason: NDArray[np.int64], names: Sequence[str]) -> None:
+        for code in np.unique(reason[reason > 0]):
+            positions = np.flatnonzero(reason == code).tolist()
+            ids = [documents[position].id for position in positions]
+            shown = (texts[position] for position in positions)
+            self._tally.dropped(names[int(code) - 1], ids, shown, int(texts.utf8_bytes[positions].sum()))
+
+
+@functools.lru_cache(maxsize=2)
+def _contamination(files: tuple[EvaluationFile, ...], words: int) -> Callable[[pa.LargeStringArray], NDArray[np.int32]] | None:
+    """Made once in a process, for all its units."""
+    return Contamination(files, words) if files else None
+
+
+KEPT_SCHEMA = pa.schema([("text", pa.large_string()), ("id", pa.string()), ("source", pa.string()), ("group", pa.string())])
+
+
+class _KeptWriter:
+    """Writes what stays, and gathers its hashes and sizes until the end."""
+
+    def __init__(self, folder: Path, steps: Steps) -> None:
+        self._folder, self._steps = folder, steps
+        options = pa.ipc.IpcWriteOptions(compression="lz4" if steps.compress_work else None)
+        self._file = pa.ipc.new_file(folder / DOCUMENTS, KEPT_SCHEMA, options=options)
+        bands = steps.deduplicate.bands if steps.deduplicate.kind == "near" else 0
+        self._exact = [np.empty((0, 2), np.uint64)]
+        self._bands = [np.empty((bands, 0), np.uint64)]
+        self._characters = [np.empty(0, np.int64)]
+        self._sizes = [np.empty(0, np.int64)]
+        self._draws = [np.empty(0)]
+        self._given = [np.empty(0, bool)]
+        self._batch_rows: list[int] = []
+
+    def __enter__(self) -> _KeptWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._file.close()
+        if kind is None:
+            arrays: dict[str, NDArray[Any]] = {
+                EXACT: np.concatenate(self._exact),
+                BANDS: np.concatenate(self._bands, axis=1),
+                CHARACTERS: np.concatenate(self._characters),
+                UTF8_BYTES: np.concatenate(self._sizes),
+                DRAWS: np.concatenate(self._draws),
+                GIVEN: np.concatenate(self._given),
+                BATCH_ROWS: np.array(self._batch_rows, np.int64),
+            }
+            for name, array in arrays.items():
+                np.save(self._folder / name, array, allow_pickle=False)
+
+    def add(self, texts: Texts, documents: Sequence[Document]) -> None:
+        """Append the documents, whose texts now are `texts`."""
+        found = signatures(texts.array, self._steps.deduplicate)
+        groups = [document.group for document in documents]
+        self._exact.append(found.exact)
+        self._bands.append(found.bands)
+        self._characters.append(texts.characters)
+        self._sizes.append(texts.utf8_bytes)
+        names = (given or own for given, own in zip(groups, group_names(found.exact), strict=True))
+        self._draws.append(np.array([self._steps.splitter.draw(name) for name in names], np.float64))
+        self._given.append(np.array([bool(given) for given in groups], bool))
+        origin = ([document.id for document in documents], [document.source for document in documents], groups)
+        rows = pa.record_batch([texts.array, *(pa.array(column, pa.string()) for column in origin)], schema=KEPT_SCHEMA)
+        for start in range(0, len(documents), _RECORD_ROWS):
+            record = rows.slice(start, _RECORD_ROWS)
+            self._file.write_batch(record)
+            self._batch_rows.append(record.num_rows)
+
+
+def group_names(exact: NDArray[np.uint64]) -> list[str]:
+    """Groups of documents whose source names none: their exact hashes, so exact duplicates share one. (n, 2) -> n of 32 digits."""
+    digits = exact.astype(">u8").tobytes().hex()
+    return [digits[start : start + 32] for start in range(0, len(digits), 32)]

@@ -1,0 +1,1 @@
+"""What happens to a document on its own: cleaning, quality rules, language, contamination."""

@@ -1,0 +1,129 @@
+"""What the sources of a recipe hold now: their files, and the fingerprint that goes into the key of the corpus.
+
+What lies on the web or the hub is looked up once. The list of its files, at the commit found then, is kept beside the run
+(`work/corpus/sources.json`), so that a rerun reads the same and needs no network; remove that file to look again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fledge.core import disk
+from fledge.core.artifact import hash_json
+from fledge.corpus.document import Content
+from fledge.corpus.rejects import Rejects
+from fledge.corpus.settings import CorpusSettings
+from fledge.corpus.sources import python_docs
+from fledge.corpus.sources.hub_presets import license_of
+from fledge.corpus.sources.inputs import Fingerprints, localise, resolve, revision
+from fledge.corpus.sources.piece import InputFile, Piece
+from fledge.corpus.sources.settings import FileSource, HubSource, ParquetSource, PathSource, PythonDocsSource, Source, TextSource
+from fledge.corpus.sources.transport import shown
+
+_LOOKED_UP = "sources.json"
+_FINGERPRINTS = "fingerprints.json"
+_DECIDES_FILES = ("path", "preset", "repository", "files", "revision", "sha256")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A source and what it holds now."""
+
+    source: Source
+    files: tuple[InputFile, ...]
+    revision: str | None
+    """Commit of a hub source."""
+    fingerprint: str
+
+    def fingerprint_of(self, piece: Piece) -> str:
+        """Of what one piece reads; a source without files is read whole."""
+        return hash_json([[file.name, file.fingerprint] for file in piece.files]) if piece.files else self.fingerprint
+
+    def provenance(self) -> dict[str, Any]:
+        """For the data card: where the texts come from. A local path says nothing to others, so it is left out."""
+        return {
+            "source": self.source.name,
+            "kind": self.source.kind,
+            "address": _address(self.source),
+            "revision": self.revision,
+            "files": len(self.files),
+            "bytes": sum(file.size_bytes for file in self.files),
+            "license": license_of(self.source),
+            "fingerprint": self.fingerprint,
+        }
+
+
+def resolve_sources(settings: CorpusSettings, content: Content, work: Path, remember: bool = True) -> list[Resolved]:
+    """The sources of one content, in order. Raises DataError or MachineError naming the source that cannot be read.
+
+    Of several processes in one work folder only one may `remember`, for they would write the same files.
+    """
+    fingerprints = Fingerprints(work / _FINGERPRINTS)
+    resolved = [_resolve(settings, source, fingerprints, work, remember) for source in settings.sources if source.content == content]
+    if remember:
+        fingerprints.save()
+    return resolved
+
+
+def _resolve(settings: CorpusSettings, source: Source, fingerprints: Fingerprints, work: Path, remember: bool) -> Resolved:
+    if isinstance(source, PythonDocsSource):
+        return Resolved(source, (), None, python_docs.stdlib_fingerprint(python_docs.stdlib_folder()))
+    if not is_remote(source):
+        return _with_fingerprint(source, resolve(source, fingerprints), None)
+    known = _read_looked_up(work)
+    name = hash_json([source.kind, *(getattr(source, field, None) for field in _DECIDES_FILES), asdict(source.expect)])
+    if name not in known:
+        commit = revision(source)
+        files = resolve(source, fingerprints, commit, Path(settings.cache_folder).expanduser())
+        known[name] = {"revision": commit, "files": [asdict(file) for file in files]}
+        if remember:
+            disk.write_json(work / _LOOKED_UP, known)
+    return _with_fingerprint(source, [InputFile(**file) for file in known[name]["files"]], known[name]["revision"])
+
+
+def _with_fingerprint(source: FileSource, files: Sequence[InputFile], commit: str | None) -> Resolved:
+    fingerprint = hash_json([[file.name, file.fingerprint] for file in files])
+    return Resolved(source, tuple(files), commit, fingerprint)  # type: ignore[arg-type]  # every FileSource we make is a Source
+
+
+def here_files(settings: CorpusSettings, source: Source, files: Sequence[InputFile]) -> Sequence[InputFile]:
+    """The files as they are read: downloaded first, if the source wants that."""
+    if not isinstance(source, FileSource):
+        return files
+    return localise(source, files, Path(settings.cache_folder).expanduser(), settings.download_workers)
+
+
+def is_remote(source: Source) -> bool:
+    """Whether reading needs a network, unless it is cached."""
+    return isinstance(source, HubSource) or (isinstance(source, PathSource) and "://" in source.path)
+
+
+def _address(source: Source) -> str:
+    if isinstance(source, HubSource):
+        place = source.preset or source.repository or ""
+        return f"hub:{place}" + (f"/{source.files}" if source.files else "")
+    if isinstance(source, PathSource):
+        return shown(source.path) if "://" in source.path else "local files"
+    return "the documentation of the Python that built this corpus"
+
+
+def _read_looked_up(work: Path) -> dict[str, Any]:
+    path = work / _LOOKED_UP
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def require_few_rejects(source: Source, rejects: Rejects) -> None:
+    """Raise DataError if more of a source was unusable than its settings allow."""
+    if isinstance(source, FileSource):
+        units = "files" if isinstance(source, TextSource) else "rows" if isinstance(source, ParquetSource) else "lines"
+        rejects.require_few(source.name, units, source.maximum_reject_share, at_end=True)

@@ -1,0 +1,102 @@
+"""Every kind of source is cut into pieces and becomes the same rows; a new kind is one more case here and in `settings.py`.
+
+A piece is small files in a row, or a stretch of a large one: lines by their first byte, Parquet by row groups. What is compressed as
+a whole, and text, which is judged by the file, is never cut. The pieces follow from names, lengths and contents of the files alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from fledge.corpus.document import Row
+from fledge.corpus.rejects import Rejects
+from fledge.corpus.sources import python_docs
+from fledge.corpus.sources.json_lines import cut_lines, read_lines
+from fledge.corpus.sources.parquet_files import cut_row_groups, read_rows
+from fledge.corpus.sources.piece import InputFile, Piece
+from fledge.corpus.sources.records import Records
+from fledge.corpus.sources.settings import HubSource, ParquetSource, PythonDocsSource, Source, TextSource
+from fledge.corpus.sources.text_files import read_text
+from fledge.corpus.sources.unpacking import is_packed
+from fledge.corpus.split import Splitter
+
+PIECE_BYTES = 64 << 20
+
+# What files count in a group: compressed text expands about threefold, and to open a file costs as much as to read 16 KiB.
+_EXPANSION = 3
+_OPENING_BYTES = 16 << 10
+
+
+def cut_pieces(source: Source, files: Sequence[InputFile], piece_bytes: int = PIECE_BYTES) -> list[Piece]:
+    """The pieces of the files of a source, in order: their rows one after another are the same for any `piece_bytes`.
+
+    Reads the footers of large Parquet files. Raises DataError, MachineError if one cannot be read.
+    """
+    if isinstance(source, PythonDocsSource):
+        return [Piece()]
+    pieces: list[Piece] = []
+    small: list[InputFile] = []
+    small_bytes = 0
+    for file in files:
+        cost_bytes = _cost_bytes(source, file)
+        is_cut = cost_bytes > piece_bytes and not (isinstance(source, TextSource) or is_packed(file.name))
+        if small and (is_cut or small_bytes + cost_bytes > piece_bytes):
+            pieces.append(_grouped(small))
+            small, small_bytes = [], 0
+        if not is_cut:
+            small.append(file)
+            small_bytes += cost_bytes
+        elif _is_parquet(source, file):
+            pieces += cut_row_groups(_records(source), file, piece_bytes)
+        else:
+            pieces += cut_lines(file, piece_bytes)
+    return [*pieces, _grouped(small)] if small else pieces
+
+
+def read_piece(source: Source, piece: Piece, rejects: Rejects, splitter: Splitter) -> Iterator[Row]:
+    """The rows of a piece in order; what cannot be used goes to `rejects`. The embedded preference pairs need the sides to stay on them.
+
+    `Document.group` is "" where the source names none. Raises DataError if a file is broken or changes, or if most of the first 1,000
+    lines, rows or files of the beginning of a file are malformed; MachineError if a server stays away.
+    """
+    if isinstance(source, PythonDocsSource):
+        yield from _python_rows(source, splitter)
+        return
+    # In the middle of a file a bad stretch is one among many, and only the whole source is judged.
+    early_share = source.maximum_reject_share if piece.start == 0 else 1.0
+    for file in piece.files:
+        if isinstance(source, TextSource):
+            yield from read_text(source, file, rejects, early_share)
+        elif _is_parquet(source, file):
+            yield from read_rows(_records(source), file, piece.start, piece.end, rejects, early_share)
+        else:
+            yield from read_lines(_records(source), file, piece.start, piece.end, rejects, early_share)
+
+
+def _records(source: Source) -> Records:
+    assert not isinstance(source, PythonDocsSource | TextSource), "these have no records"
+    return Records.of(source)
+
+
+def _is_parquet(source: Source, file: InputFile) -> bool:
+    return isinstance(source, ParquetSource) or (isinstance(source, HubSource) and file.name.lower().endswith(".parquet"))
+
+
+def _cost_bytes(source: Source, file: InputFile) -> int:
+    is_compressed = is_packed(file.name) or _is_parquet(source, file)
+    return max(_OPENING_BYTES, file.size_bytes * (_EXPANSION if is_compressed else 1))
+
+
+def _grouped(files: Sequence[InputFile]) -> Piece:
+    return Piece(tuple(files), size_bytes=sum(file.size_bytes for file in files))
+
+
+def _python_rows(source: PythonDocsSource, splitter: Splitter) -> Iterator[Row]:
+    entries = python_docs.stdlib_entries(python_docs.stdlib_folder())
+    match source.content:
+        case "documents":
+            yield from python_docs.documents(source.name, entries)
+        case "conversations":
+            yield from python_docs.conversations(source.name, entries)
+        case "preferences":
+            yield from python_docs.preferences(source.name, entries, splitter)

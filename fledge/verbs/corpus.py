@@ -1,0 +1,52 @@
+"""`fledge corpus` beside its main work: the datasets known by name, raw chunks without a corpus, and the data card alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fledge.core import console
+from fledge.core.errors import DataError
+from fledge.corpus.build import CARD_PAGE
+from fledge.corpus.settings import CorpusSettings
+from fledge.corpus.sources.download import download as download_chunks
+from fledge.corpus.sources.hub_presets import listing
+from fledge.recipe import find_recipe, load_recipe
+from fledge.stages import corpus as stage
+from fledge.stages.run import Run
+
+RAW = "raw"
+TEST_CHUNKS = 2
+DOWNLOAD_WORKERS = 8
+
+
+def make(run: Run, rank: int, world: int) -> None:
+    """The corpus itself."""
+    stage.run(run, rank, world)
+
+
+def list_presets(recipe: str | None, overrides: list[str]) -> None:
+    """Print every preset with size, licence and field, and what of it lies in the cache (of the recipe, if one is given)."""
+    found = load_recipe(find_recipe(recipe), overrides)[0].corpus if recipe else None
+    default = CorpusSettings.__dataclass_fields__["cache_folder"].default
+    cache_folder = Path(found.cache_folder if found else default).expanduser()
+    console.table("datasets by name: {kind: hub, preset: NAME}", *listing(cache_folder))
+    console.say(f"downloads lie in {cache_folder}")
+
+
+def analyze(run: Run) -> None:
+    """Write the data card and say where it lies."""
+    folder = stage.analyze(run)
+    console.say(f"analysis: {(folder / CARD_PAGE).resolve()}")
+
+
+def download(run: Run, workers: int | None, chunk_documents: int, test: bool) -> None:
+    """Write the rows of every source of documents as raw JSON Lines chunks."""
+    settings: CorpusSettings = run.recipe.section("corpus")
+    sources = [source for source in settings.sources if source.content == "documents"]
+    if not sources:
+        raise DataError("the recipe has no source of documents to download", "add one to corpus.sources")
+    target = run.folder / RAW
+    cache_folder = Path(settings.cache_folder).expanduser()
+    counts = download_chunks(sources, target, cache_folder, workers or DOWNLOAD_WORKERS, chunk_documents, TEST_CHUNKS if test else None)
+    for source, figures in counts.items():
+        console.say(f"{target / source}: {figures['documents']:,} documents in {figures['chunks']:,} chunks")

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from fledge.corpus.sources import attempts, transport
+
+from .servers import Hub, Site, serve
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A web server on this machine, and little patience with it."""
+    monkeypatch.setattr(attempts, "PATIENCE", attempts.Patience(attempts=4, first_wait_seconds=0.001, silence_seconds=5))
+    transport._client.cache_clear()
+    with serve() as site:
+        yield site
+        transport.client().close()
+    transport._client.cache_clear()
+
+
+@pytest.fixture
+def hub(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A stub of the Hugging Face hub, which the hub's own library takes for the hub."""
+    import huggingface_hub
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", site.url)
+    template = f"{site.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    yield Hub(site)
+    huggingface_hub.close_session()
