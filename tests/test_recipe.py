@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,7 @@ def options() -> str:
     lines: list[str] = []
 
     def walk(cls: Any, prefix: str, is_operation: bool) -> None:
-        schema = TypeAdapter(cls).json_schema()
-        properties = schema.get("properties") or schema["$defs"][cls.__name__]["properties"]
+        properties = properties_of(cls)
         for field in dataclasses.fields(cls):
             name = f"{prefix}.{field.name}" if prefix else field.name
             operation = is_operation or bool(field.metadata.get("operation"))
@@ -114,11 +114,15 @@ def options() -> str:
 
 def help_text(cls: type, name: str) -> str:
     """The text below a field, in the class or in the one that it has the field from."""
-    for one in cls.__mro__:
-        if dataclasses.is_dataclass(one) and name in getattr(one, "__annotations__", {}):
-            properties = TypeAdapter(one).json_schema()["properties"]
-            return str(properties[name].get("description", ""))
-    raise AssertionError(f"{cls.__name__} has no field {name}")
+    owner = next(one for one in cls.__mro__ if dataclasses.is_dataclass(one) and name in one.__annotations__)
+    return str(properties_of(owner)[name].get("description", ""))
+
+
+@functools.cache
+def properties_of(cls: type) -> dict[str, Any]:
+    schema = TypeAdapter(cls).json_schema()
+    found: dict[str, Any] = schema.get("properties") or schema["$defs"][cls.__name__]["properties"]
+    return found
 
 
 def classes_in(annotation: Any, owner: type) -> list[type]:

@@ -34,9 +34,9 @@ CLEANING_STEPS = {
     "whitespace": "white space at line ends and more than two blank lines dropped, typographic spaces made plain",
 }
 """In the order in which they are applied."""
-SPLIT = "Whole clusters of near duplicates are held out, so no text of the validation split has a near copy in the training split."
+SPLIT = "Clusters of duplicates are held out whole: no validation text has a copy in training, nor a near copy that was found."
 DUPLICATES = "Duplicates waste training and leak held-out text, so of every cluster of documents that are the same or nearly so, one stays."
-REJECTS = "What could not be read as a document at all. rejects.jsonl has each one with its file, line and byte offset."
+REJECTS = "What could not be read as a document at all. rejects.jsonl has the first 10,000 of a source with file, line and byte offset."
 
 
 @dataclass(frozen=True)

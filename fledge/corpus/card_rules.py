@@ -64,7 +64,7 @@ def _applied(figures: Figures) -> tuple[published.Rule, ...]:
     preset = quality.get("preset", "none")
     if preset not in published.PRESETS or not figures.read:
         return ()
-    return published.chosen(preset, quality.get("thresholds", {}), quality.get("skip", ()))
+    return published.chosen(preset, quality.get("add", ()), quality.get("skip", ()))
 
 
 def described(name: str, figures: Figures) -> tuple[str, str]:

@@ -57,7 +57,7 @@ class EdgeUnit:
 
     @property
     def size_bytes(self) -> int:
-        return 8 * _row_count(self.clean) // self.parts
+        return 8 * _total_rows(self.clean) // self.parts
 
     def run(self, folder: Path) -> dict[str, Any]:
         if self.band is None:
@@ -103,7 +103,7 @@ class ClusterUnit:
         return sum(8 * done.counts["edges"] for done in self.edges)
 
     def run(self, folder: Path) -> dict[str, Any]:
-        rows = _row_count(self.clean)
+        rows = _total_rows(self.clean)
         first = components(rows, (_load(done, EDGES) for done in self.edges))
         keep = np.ones(rows, bool) if self.keep == "all" else survivors(first, _joined(self.clean, CHARACTERS), self.keep)
         exact = np.concatenate([np.empty((0, 2), np.uint64), *(_load(done, EXACT) for done in self.clean)])
@@ -129,7 +129,7 @@ class ClusterUnit:
 
 def edge_units(clean: tuple[Done, ...], settings: DeduplicateSettings) -> list[Unit]:
     """The search for equal keys: by exact hash always (it also decides the split), by bands for near duplicates."""
-    parts = parts_needed(_row_count(clean), settings.memory_bytes)
+    parts = parts_needed(_total_rows(clean), settings.memory_bytes)
     bands = range(settings.bands) if settings.kind == "near" else ()
     return [EdgeUnit(clean, band, part, parts) for band in (None, *bands) for part in range(parts)]
 
@@ -188,7 +188,7 @@ def row_count(done: Done) -> int:
     return int(done.counts["kept"].get("documents", 0))
 
 
-def _row_count(clean: Sequence[Done]) -> int:
+def _total_rows(clean: Sequence[Done]) -> int:
     return sum(map(row_count, clean))
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fledge.core import disk
+from fledge.core import console, disk
 from fledge.core.artifact import hash_json
 from fledge.corpus.document import Content
 from fledge.corpus.rejects import Rejects
@@ -23,6 +23,7 @@ from fledge.corpus.sources.inputs import Fingerprints, localise, resolve, revisi
 from fledge.corpus.sources.piece import InputFile, Piece
 from fledge.corpus.sources.settings import FileSource, HubSource, ParquetSource, PathSource, PythonDocsSource, Source, TextSource
 from fledge.corpus.sources.transport import shown
+from fledge.corpus.sources.unpacking import GIVEN_UP
 
 _LOOKED_UP = "sources.json"
 _FINGERPRINTS = "fingerprints.json"
@@ -123,7 +124,10 @@ def _read_looked_up(work: Path) -> dict[str, Any]:
 
 
 def require_few_rejects(source: Source, rejects: Rejects) -> None:
-    """Raise DataError if more of a source was unusable than its settings allow."""
+    """Raise DataError if more of a source was unusable than its settings allow; warn of files that were not read to their end."""
+    for reject in rejects.kept:
+        if reject.reason.startswith(GIVEN_UP):
+            console.warn(f"source {source.name}: {reject.file} is not read to its end: it expands like a bomb")
     if isinstance(source, FileSource):
         units = "files" if isinstance(source, TextSource) else "rows" if isinstance(source, ParquetSource) else "lines"
         rejects.require_few(source.name, units, source.maximum_reject_share, at_end=True)

@@ -19,6 +19,7 @@ from fledge.corpus.factory import Factory, statistics
 from fledge.corpus.filters.evaluation_files import EvaluationFile, find_evaluation_files
 from fledge.corpus.resolve import Resolved, resolve_sources
 from fledge.corpus.settings import CorpusSettings
+from fledge.corpus.sources.inputs import NotAsExpected
 from fledge.stages.run import Run, free_name, make
 
 WORK = Path("work") / "corpus"
@@ -113,6 +114,8 @@ def _sources(run: Run, settings: CorpusSettings, content: Content, rank: int) ->
     """The sources of a content; None, which is said, if they cannot be read any more but the corpus is finished as asked."""
     try:
         return resolve_sources(settings, content, run.folder / WORK, remember=rank == 0)
+    except NotAsExpected:
+        raise
     except (DataError, MachineError) as error:
         made = run.own(f"corpus/{content}", "corpus")
         if made is None:

@@ -21,7 +21,7 @@ import pytest
 
 from fledge.core import disk
 from fledge.corpus import build, factory
-from fledge.corpus.engine import pool
+from fledge.corpus.engine import pool, ranks
 from fledge.corpus.engine.pool import LocalExecutor
 from fledge.corpus.engine.units import Executor, Unit, WorkFolder
 from fledge.corpus.filters.evaluation_files import find_evaluation_files
@@ -112,8 +112,21 @@ def spy_on_units(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
+def spy_on_workers(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The worker processes that are started from now on."""
+    started: list[object] = []
+    start = pool._Worker.start
+
+    def noted(worker: pool._Worker) -> None:
+        started.append(worker)
+        start(worker)
+
+    monkeypatch.setattr(pool._Worker, "start", noted)
+    return started
+
+
 def program(*arguments: str, piece_bytes: int = 1 << 26, worth_bytes: int = 0, folder: Path, **environment: str) -> subprocess.Popen[str]:
-    """Start `fledge` with small pieces in a folder."""
+    """Start `fledge` with small pieces in a folder; a rank among several has little patience with the others."""
     command = [sys.executable, str(Path(__file__)), str(piece_bytes), str(worth_bytes), *arguments]
     return subprocess.Popen(
         command, cwd=folder, env={**os.environ, "NO_COLOR": "1", **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -151,6 +164,7 @@ def main() -> None:
     piece_bytes, worth_bytes = int(sys.argv[1]), int(sys.argv[2])
     with pytest.MonkeyPatch.context() as patch:
         cut_small(patch, piece_bytes, worth_bytes)
+        patch.setattr(ranks, "_PATIENCE_SECONDS", 3.0)
         sys.argv = ["fledge", *sys.argv[3:]]
         from fledge.cli import main as fledge
 

@@ -268,7 +268,7 @@ def test_the_identity_follows_contents_and_settings_not_places(tmp_path: Path, l
     copy = tmp_path / "elsewhere" / path.name
     copy.write_bytes(path.read_bytes())
     same = settings(
-        JsonLinesSource(name="numbers", path=str(copy), license="MIT", cache="none"),
+        JsonLinesSource(name="numbers", path=str(copy), maximum_reject_share=0.5, cache="none"),
         PythonDocsSource(name="q", content="conversations"),
         workers=7,
         executor="ray",
@@ -280,6 +280,7 @@ def test_the_identity_follows_contents_and_settings_not_places(tmp_path: Path, l
     others = [{"seed": 1}, {"validation_fraction": 0.1}, {"cleaning": ()}, {"format": "jsonl"}, {"shard_documents": 9}, {"shard_bytes": 9}]
     others += [{"quality": QualitySettings(preset="web")}, {"decontaminate": DecontaminateSettings(shingle_words=8)}]
     told = [before, *(identity_of(tmp_path, settings(lines, **changes)) for changes in others)]
+    told.append(identity_of(tmp_path, settings(replace(lines, license="MIT"))))  # the data card tells it
     assert all(one != other for number, one in enumerate(told) for other in told[:number])
     path.write_text('{"text": "x"}\n')
     assert identity_of(tmp_path, settings(lines)) != before

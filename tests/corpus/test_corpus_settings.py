@@ -101,7 +101,7 @@ def test_unusable_sections_are_refused(section: dict[str, Any], problem: str) ->
 
 
 def test_where_the_files_lie_is_not_part_of_the_identity() -> None:
-    common = {"kind", "name", "content", "maximum_documents", "maximum_bytes", "maximum_tokens_estimate"}
+    common = {"kind", "name", "content", "maximum_documents", "maximum_bytes", "maximum_tokens_estimate", "license"}
     assert set(identity(TextSource(name="a", path="/data/books"))) == {*common, "maximum_document_characters"}
     assert set(identity(JsonLinesSource(name="a", path="/data/books"))) == {*common, "fields"}
     assert set(identity(HubSource(name="a", preset="c4"))) == {*common, "fields", "preset", "repository", "files", "revision"}

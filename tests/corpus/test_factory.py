@@ -31,6 +31,7 @@ from .corpus_assembly import (
     near_copy,
     settings,
     spy_on_units,
+    spy_on_workers,
     statistics_of,
     texts,
     write_lines,
@@ -113,9 +114,11 @@ def test_no_good_line_is_lost_to_a_bad_neighbour(
         built(tmp_path / str(piece_bytes), wanted)
         assert digests(tmp_path / str(piece_bytes) / "corpus") == expected
     cut_small(monkeypatch, 100_000, worth_bytes=100_000)
+    started = spy_on_workers(monkeypatch)
     for workers in (2, 4):
         built(tmp_path / str(workers), wanted, executor=LocalExecutor(workers))
         assert digests(tmp_path / str(workers) / "corpus") == expected
+    assert len(started) == 2 + 4
 
 
 # ---- the same bytes
@@ -182,7 +185,7 @@ def test_two_runs_make_the_same_bytes(
 
 @pytest.mark.parametrize(
     ("workers", "worth_bytes"),
-    [(2, 0), (4, 60_000), pytest.param(4, 0, marks=pytest.mark.slow), pytest.param(3, 0, marks=pytest.mark.slow)],
+    [(2, 30_000), (4, 60_000), pytest.param(2, 0, marks=pytest.mark.slow), pytest.param(4, 0, marks=pytest.mark.slow)],
 )
 def test_any_number_of_workers_makes_the_same_bytes(
     tmp_path: Path,
@@ -192,10 +195,12 @@ def test_any_number_of_workers_makes_the_same_bytes(
     worth_bytes: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """From 60,000 bytes on: only the pieces of the first source are read by the workers."""
+    """From 30,000 bytes on: pieces of the first source, and shards, are left to the workers; from 60,000 the pieces alone."""
     cut_small(monkeypatch, 8_000, worth_bytes)
+    started = spy_on_workers(monkeypatch)
     built(tmp_path, everything[0], evaluation=[everything[1]], executor=LocalExecutor(workers))
     assert digests(tmp_path / "corpus") == alone
+    assert len(started) >= {60_000: 4, 30_000: 4, 0: 6}[worth_bytes]
 
 
 @pytest.mark.parametrize("form", ["jsonl", "jsonl.zst"])
@@ -284,7 +289,9 @@ def test_limits_hold_for_workers_who_run_ahead(tmp_path: Path, lines: Path, monk
     wanted = settings(source, validation_fraction=0.0, deduplicate=NO_DUPLICATES)
     built(tmp_path / "one", wanted)
     cut_small(monkeypatch, 1_000, worth_bytes=1_000)
+    started = spy_on_workers(monkeypatch)
     built(tmp_path / "two", wanted, executor=LocalExecutor(2))
+    assert started
     assert digests(tmp_path / "two" / "corpus") == digests(tmp_path / "one" / "corpus")
     assert len(list(read_documents(tmp_path / "two" / "corpus", "train"))) == 80
 

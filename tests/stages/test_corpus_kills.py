@@ -157,21 +157,26 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("hasty")
-def test_a_driver_killed_at_every_operation_on_the_disk_continues(tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("keep_work", ["true", pytest.param("false", marks=pytest.mark.slow)])
+def test_a_driver_killed_at_every_operation_on_the_disk_continues(
+    tmp_path: Path, recipe: Path, keep_work: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a build with one unit of each phase."""
     cut_small(monkeypatch, 1 << 20)
     overrides = (one_source(recipe, maximum_documents=20), "corpus.deduplicate.kind=exact", "corpus.validation_fraction=0.0")
+    overrides = (*overrides, f"corpus.keep_work={keep_work}")
     assert kill_at_every_operation(recipe, tmp_path, finish(recipe, tmp_path / "undisturbed", *overrides), *overrides) > 80
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides", [("corpus.format=jsonl.zst",), ("corpus.keep_work=false",)], ids=["all units", "nothing kept"])
 @pytest.mark.usefixtures("hasty")
-def test_a_driver_of_many_units_killed_at_every_operation_continues(tmp_path: Path, recipe: Path, overrides: tuple[str, ...]) -> None:
-    expected = finish(recipe, tmp_path / "undisturbed", *overrides)
-    assert kill_at_every_operation(recipe, tmp_path, expected, *overrides) > 200
+def test_a_driver_of_many_units_killed_at_every_operation_continues(tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_small(monkeypatch, 12_000)
+    overrides = ("corpus.format=jsonl.zst", "corpus.deduplicate.bands=2")
+    assert kill_at_every_operation(recipe, tmp_path, finish(recipe, tmp_path / "undisturbed", *overrides), *overrides) > 200
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hasty")
 def test_a_corpus_made_anew_is_killed_while_it_takes_the_place_of_an_edited_one(tmp_path: Path, recipe: Path) -> None:
     """Every operation of a repair."""
@@ -199,17 +204,15 @@ def kill_at_random(start: Start, recipe: Path, folder: Path, expected: dict[str,
     disk.remove(folder)
 
 
-@pytest.mark.parametrize("instant", [0.1, 0.4])
-def test_a_driver_killed_at_work_continues(tmp_path: Path, recipe: Path, undisturbed: dict[str, str], start: Start, instant: float) -> None:
-    """Killed when so large a share of the units is done."""
+@pytest.mark.parametrize("units", [8, *(pytest.param(units, marks=pytest.mark.slow) for units in (1, 4, 12, 15))])
+def test_a_driver_killed_at_work_continues(tmp_path: Path, recipe: Path, undisturbed: dict[str, str], start: Start, units: int) -> None:
+    """Killed when so many of its 19 units are done, and two workers are at the next."""
     one = start("corpus.workers=2")
-    wait_for(lambda: len(list((tmp_path / "run").glob(f"work/corpus/*/{UNIT}"))) >= 21 * instant or one.poll() is not None)
+    wait_for(lambda: len(list((tmp_path / "run").glob(f"work/corpus/*/{UNIT}"))) >= units or one.poll() is not None)
     one.kill()
     one.communicate(timeout=TIMEOUT_SECONDS)
     assert one.returncode == -signal.SIGKILL, "it ended before"
     wait_until_gone(one.pid, seconds=5)
-    units = len(list((tmp_path / "run").glob(f"work/corpus/*/{UNIT}")))
-    assert units > 0
     assert finish(recipe, tmp_path / "run") == undisturbed
     require_nothing_left(tmp_path / "run", one.pid)
 
@@ -269,19 +272,6 @@ def test_ctrl_c_ends_all_processes_and_says_how_to_go_on(tmp_path: Path, recipe:
     ]
     require_nothing_left(tmp_path / "run", one.pid)
     assert finish(recipe, tmp_path / "run") == undisturbed
-
-
-def test_two_drivers_of_one_run_do_not_meet(tmp_path: Path, recipe: Path, undisturbed: dict[str, str], start: Start) -> None:
-    with disk_locked(tmp_path / "run"):
-        said = start().communicate(timeout=TIMEOUT_SECONDS)[1]
-    assert "is in use by" in said and len(said.splitlines()) == 2
-    assert finish(recipe, tmp_path / "run") == undisturbed
-
-
-def disk_locked(folder: Path) -> Any:
-    from fledge.core.process import run_lock
-
-    return run_lock(folder)
 
 
 # ---- workers that are killed

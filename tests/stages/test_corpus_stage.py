@@ -17,6 +17,7 @@ from fledge.core import artifact, disk
 from fledge.core.errors import ArtifactError, ConfigError, DataError
 from fledge.corpus.document import read_documents
 from fledge.corpus.engine.units import UNIT
+from fledge.corpus.sources.settings import Expect
 from fledge.recipe import Recipe
 from fledge.stages import corpus as stage
 from fledge.stages.run import Run, set_aside
@@ -146,8 +147,9 @@ def require_fresh(make: Make, run: Run, **changes: Any) -> None:
         ({"validation_fraction": 0.4}, {"clusters": 1, "shard": 6}),
         ({"shard_documents": 60}, {"shard": 3}),
         ({"format": "jsonl"}, {"shard": 6}),
+        ({"license": "MIT"}, {}),
     ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    ids=["rule", "cleaning", "keep", "validation_fraction", "shard_documents", "format", "license"],
 )
 def test_an_edited_setting_makes_again_what_depends_on_it(
     make: Make, made: list[str], inputs: Path, changes: dict[str, Any], expected: dict[str, int]
@@ -159,9 +161,12 @@ def test_an_edited_setting_makes_again_what_depends_on_it(
         changes = {"quality": replace(defaults.quality, add=("gopher_minimum_words",), thresholds={"gopher_minimum_words": 30})}
     if "keep" in changes:
         changes = {"deduplicate": replace(defaults.deduplicate, bands=4, keep="longest")}
+    if "license" in changes:
+        changes = {"sources": [lines_source(inputs / f"{name}.jsonl", license="MIT") for name in "abc"]}
     run = make(force=True, **changes)
     assert kinds(made) | {"shard": 0} == expected | {"shard": 0}
-    assert 0 < kinds(made)["shard"] <= expected["shard"] + 1
+    assert bool(expected.get("shard")) == bool(kinds(made).get("shard"))
+    assert kinds(made).get("shard", 0) <= expected.get("shard", 0) + 1
     require_fresh(make, run, **changes)
     made.clear()
     make(force=True, **changes)
@@ -228,31 +233,39 @@ def replaced(path: Path) -> None:
     path.write_bytes(content[:-1] + b"?")
 
 
-@pytest.mark.parametrize("name", ["train-00001.parquet", "validation-00000.parquet", "stats.json", "DATA_CARD.md", "manifest.json"])
+EDITS: dict[str, Callable[[Path], Any]] = {
+    "in place": lambda path: path.write_bytes(b"?" + path.read_bytes()[1:]),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-3]),
+    "gone": Path.unlink,
+    "replaced": replaced,
+}
+
+
 @pytest.mark.parametrize(
-    "edit",
+    ("name", "edit"),
     [
-        lambda path: path.write_bytes(b"?" + path.read_bytes()[1:]),
-        lambda path: path.write_bytes(path.read_bytes()[:-3]),
-        lambda path: path.unlink() if path.name != "manifest.json" else path.write_bytes(b"{}"),
-        replaced,
+        *(("train-00001.parquet", edit) for edit in EDITS),
+        ("validation-00000.parquet", "cut"),
+        ("stats.json", "in place"),
+        ("DATA_CARD.md", "gone"),
+        ("manifest.json", "in place"),
+        ("manifest.json", "cut"),
     ],
-    ids=["in place", "cut", "gone", "replaced"],
 )
 def test_an_edited_output_is_made_again_and_the_edited_one_kept(
-    make: Make, made: list[str], name: str, edit: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+    make: Make, made: list[str], name: str, edit: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make()
     before = digests(corpus_of(run))
     made.clear()
-    edit(corpus_of(run) / name)
+    EDITS[edit](corpus_of(run) / name)
     aside = snapshot(corpus_of(run))
     make()
     assert "was changed after it was made: moved aside" in capsys.readouterr().err
     assert digests(corpus_of(run)) == before
     assert artifact.verify(artifact.open_artifact(corpus_of(run))) == []
     # An edit in place also reached the result of the unit, of which the shard is a second name.
-    assert made in ([], [f"shard {name}"])
+    assert made == ([f"shard {name}"] if name.endswith("parquet") and edit in {"in place", "cut"} else [])
     moved = corpus_of(run).with_name("documents~edited")
     assert list(snapshot(moved).values()) == list(aside.values()), "nothing is lost"
     made.clear()
@@ -341,6 +354,20 @@ def test_a_corpus_whose_sources_are_gone_is_kept(make: Make, inputs: Path, capsy
     with pytest.raises(ArtifactError, match="missing"):
         make()
     assert not list(run.folder.glob("corpus/*~*")), "nothing is moved aside that cannot be made again"
+
+
+def test_sources_that_fell_short_are_not_gone(make: Make, inputs: Path) -> None:
+    """A corpus stands without its sources, but what the recipe expects of them is asked for as long as they are there."""
+    run = make(sources=[lines_source(inputs, "web")])
+    before = snapshot(run.folder)
+    for files, names in ((4, "abc"), (3, "ab")):
+        for gone in set("abc") - set(names):
+            (inputs / f"{gone}.jsonl").unlink()
+        with pytest.raises(DataError, match=f"should have at least {files} files"):
+            make(sources=[lines_source(inputs, "web", expect=Expect(files=files))])
+    with pytest.raises(ArtifactError, match="was made differently"):
+        make(sources=[lines_source(inputs, "web")])
+    assert snapshot(run.folder) == before
 
 
 def test_what_came_from_elsewhere_needs_no_network_again(make: Make, tmp_path: Path, made: list[str]) -> None:
@@ -449,7 +476,9 @@ def test_another_rank_has_nothing_to_do_for_a_finished_corpus(make: Make, made: 
     assert (made, snapshot(run.folder)) == ([], before)
 
 
-def test_a_rank_alone_makes_all_but_the_corpus(make: Make, made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_alone_makes_all_but_the_corpus(make: Make, made: list[str], inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in inputs.iterdir():
+        os.utime(path, (1, 1))  # what was changed just now is hashed every time
     monkeypatch.setattr("fledge.corpus.engine.ranks._PATIENCE_SECONDS", 0.0)
     monkeypatch.setattr("fledge.corpus.engine.ranks.RankExecutor.__init__.__defaults__", (0.0, 0.01))
     run = make(rank=1, world=2)
@@ -458,7 +487,7 @@ def test_a_rank_alone_makes_all_but_the_corpus(make: Make, made: list[str], monk
     assert not (run.folder / stage.WORK / "fingerprints.json").exists(), "only rank 0 writes what all share"
     made.clear()
     make(rank=0, world=2, keep_work=False)
-    assert made == []
+    assert made == [] and (run.folder / stage.WORK / "fingerprints.json").exists()
     assert len(list((run.folder / stage.WORK).glob(f"*/{UNIT}"))) == sum(ALL_UNITS.values()), "another rank may still read them"
     require_fresh(make, run)
 

@@ -125,13 +125,14 @@ def rewrite_documents(data, offsets, code_points, options, wanted, longest, out,
     lines = np.empty((_LINES_AT_A_TIME, _COLUMNS), np.int32)
     at = np.int64(0)
     for document in range(offsets.size - 1):
-        size = offsets[document + 1] - offsets[document]
-        text[:size] = data[offsets[document] : offsets[document + 1]]
+        start, size = max(offsets[document], 0), offsets[document + 1] - offsets[document]
+        target = text if wanted[document] else out[at:]
+        for i in range(size):
+            target[i] = data[start + i]
         if not wanted[document]:
-            out[at : at + size] = text[:size]
             at += size
         else:
-            begin, i = at, 0
+            begin, i = at, np.int64(0)
             while i < size:
                 i, amount, noted, brackets = _find_lines(text, i, size, code_points, lines, places)
                 if brackets and options[CITATIONS] >= 0:
@@ -195,15 +196,15 @@ def _mend_citations(text, size, code_points, lines, amount, places, noted):
         line = lines[k]
         if not line[_BRACKETS]:
             continue
-        begin, i = free, line[_FIRST]
-        while i < line[_LAST]:
-            after = _citation_end(text, i, line[_LAST], code_points) if text[i] == 0x5B else i
+        begin, i, last = free, np.int64(line[_FIRST]), np.int64(line[_LAST])
+        while i < last:
+            after = _citation_end(text, i, last, code_points) if text[i] == 0x5B else i
             if after > i:
                 i = after
             else:
                 text[free] = text[i]
                 free, i = free + 1, i + 1
-        line[_BRACKETS] = free - begin < line[_LAST] - line[_FIRST]
+        line[_BRACKETS] = free - begin < last - line[_FIRST]
         if line[_BRACKETS]:
             line[_TEXT_FIRST], line[_TEXT_LAST], line[_PLACES_FIRST] = begin, free, noted
             for j in range(begin, free):
@@ -217,7 +218,7 @@ def _look_at_words(text, code_points, options, lines, amount):
     """Whether a line has an overlong word, and whether it has too few words; counts no further than it must."""
     longest, fewest = options[LONG_WORDS], options[WORDS_PER_LINE]
     for k in range(amount):
-        first, last = lines[k, _FIRST], lines[k, _LAST]
+        first, last = np.int64(lines[k, _FIRST]), np.int64(lines[k, _LAST])
         lines[k, _IS_LONG] = 0 <= longest < last - first and _has_longer_word(text, first, last, longest, code_points)
         words, i = 0, first
         while 0 <= i < last and words < fewest:
@@ -249,10 +250,10 @@ def _has_longer_word(data, start, end, longest, code_points):
 def _look_at_places(text, code_points, lines, amount, places):
     """Phrases and sentences of every line."""
     for k in range(amount):
-        start, end = lines[k, _TEXT_FIRST], lines[k, _TEXT_LAST]
+        start, end = np.int64(lines[k, _TEXT_FIRST]), np.int64(lines[k, _TEXT_LAST])
         found, sentences, resume = 0, 1, start
         for place in range(lines[k, _PLACES_FIRST], lines[k, _PLACES_LAST]):
-            i = places[place]
+            i = np.int64(places[place])
             spot = _SPOTS[text[i]]
             if spot == _SPOT_TERMINAL:
                 if i >= resume and ends_sentence(text, i, start, end):
@@ -275,7 +276,8 @@ def _write_lines(text, code_points, options, lines, amount, out, begin, at, coun
     """Appends what the rules keep to the document that began at `begin` of `out` and ends at `at`, and counts. Returns the new end."""
     for k in range(amount):
         line = lines[k]
-        start, end, filled, phrases = line[_TEXT_FIRST], line[_TEXT_LAST], line[_FIRST] < line[_LAST], line[_PHRASES]
+        start, end = np.int64(line[_TEXT_FIRST]), np.int64(line[_TEXT_LAST])
+        filled, phrases = line[_FIRST] < line[_LAST], line[_PHRASES]
         if line[_IS_LONG]:
             counts[LONG_WORDS] += 1
             continue

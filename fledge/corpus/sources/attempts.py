@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
 
+from fledge.core import console
 from fledge.core.console import format_seconds
 from fledge.core.errors import DataError, MachineError
 
@@ -85,7 +86,10 @@ class Attempts:
                 ) from failure
             raise MachineError(problem, f"see that the network and the server are up, then {AGAIN}") from failure
         own_seconds = patience.first_wait_seconds * 2 ** (self._in_a_row - 1)
-        PAUSE.get()(max(min(own_seconds, patience.longest_wait_seconds), failure.wait_seconds))
+        wait_seconds = max(min(own_seconds, patience.longest_wait_seconds), failure.wait_seconds)
+        if self._in_a_row > 1:
+            console.info(f"{failure}; attempt {self._in_a_row + 1} in {format_seconds(wait_seconds)}")
+        PAUSE.get()(wait_seconds)
 
 
 def retried(call: Callable[[], AnyResult]) -> AnyResult:

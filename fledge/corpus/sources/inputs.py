@@ -41,6 +41,10 @@ _LOCK_LOOK_SECONDS = 0.5
 _SETTLED_NS = 2_000_000_000
 
 
+class NotAsExpected(DataError):
+    """A source is there, but has less than `expect` asks for."""
+
+
 class Fingerprints:
     """Remembers the SHA-256 of local files by path, length and time of change, in one JSON file."""
 
@@ -113,9 +117,11 @@ def _local_files(source: TextSource | JsonLinesSource | ParquetSource, fingerpri
     found = find_files(source)
     files = []
     sizes = [_size_bytes(file.path) for file in found]
-    with console.progress(f"checking {source.name}", sum(sizes), "bytes") as progress:
-        for file, size_bytes in zip(found, sizes, strict=True):
-            files.append(InputFile(str(file.path), file.name, size_bytes, fingerprints.of(file.path)))
+    # hashlib lets go of the interpreter's lock, so threads hash side by side.
+    with console.progress(f"checking {source.name}", sum(sizes), "bytes") as progress, ThreadPoolExecutor(os.cpu_count()) as threads:
+        hashes = threads.map(fingerprints.of, (file.path for file in found))
+        for file, size_bytes, sha256 in zip(found, sizes, hashes, strict=True):
+            files.append(InputFile(str(file.path), file.name, size_bytes, sha256))
             progress.advance(size_bytes)
     if source.sha256 is not None:
         _require_one(source, files)
@@ -193,7 +199,7 @@ def _require_expected(source: FileSource, files: Sequence[InputFile]) -> None:
     if len(files) >= wanted_files and found_bytes >= wanted_bytes:
         return
     there = f", or expect what is there: expect: {{files: {len(files)}, bytes: {found_bytes}}}" if files else ""
-    raise DataError(
+    raise NotAsExpected(
         f"source {source.name}: {_place(source)} has {len(files):,} files of {found_bytes:,} bytes ({format_bytes(found_bytes)}), "
         f"but should have at least {wanted_files:,} files of {wanted_bytes:,} bytes",
         f"complete the data, name another place{there}",

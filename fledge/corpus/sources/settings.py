@@ -59,7 +59,7 @@ class AnySource:
     """Stop after the row with which the texts reach this many bytes of UTF-8; None takes all. Documents only."""
     maximum_tokens_estimate: int | None = None
     """Stop after the row with which the texts reach about this many tokens, at four bytes of UTF-8 each. Documents only."""
-    license: str = operation("not stated")
+    license: str = "not stated"
     """Licence of the texts; it goes into the data card."""
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ class PythonDocsSource(AnySource):
     kind: Literal["python_docs"] = "python_docs"
     name: str = "python-docs"
     """Label of the source; unique in a corpus; small letters, digits and hyphens."""
-    license: str = operation("PSF-2.0")
+    license: str = "PSF-2.0"
     """Licence of the texts; it goes into the data card."""
 
 

@@ -31,8 +31,12 @@ ZSTD_WINDOW_BYTES = 128 << 20
 """What `zstd --long` needs at most; the format allows 2 GiB and more, which every reader would have to hold in memory."""
 
 EXPANSION = 100
-EXPANSION_FROM_BYTES = 256 << 20
-"""Text packs to a third or a fifth, with duplicates to a twentieth. A file that is worse from here on is given up."""
+EXPANSION_FROM_BYTES = 2 << 30
+"""Text packs to a third or a fifth, with duplicates to a twentieth. A file that is worse, and longer than this, is given up there: a
+line of a gigabyte costs its neighbours nothing, and a bomb no more than a few seconds."""
+
+GIVEN_UP = "the rest of the file"
+"""How the reason of such a reject begins."""
 
 _BUFFER_BYTES = 1 << 20
 _HEAD_BYTES = 4_096
@@ -193,7 +197,7 @@ class _Members(io.RawIOBase):
         self._packed_bytes += len(packed) - len(self._pending)
         self._unpacked_bytes += len(output)
         if self._unpacked_bytes > max(EXPANSION_FROM_BYTES, EXPANSION * self._packed_bytes):
-            raise GivenUp(f"the rest of the file: it expands more than {EXPANSION}-fold")
+            raise GivenUp(f"{GIVEN_UP}: it expands more than {EXPANSION}-fold")
         self._ready = memoryview(output)
         return True
 
