@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 import random
 import unicodedata
+from typing import get_args
 
 import ftfy
 import numpy as np
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 
 from fledge.corpus.filters import cleaning
 from fledge.corpus.filters.cleaning import Cleaner
-from fledge.corpus.filters.settings import CLEANING_STEPS, CleaningStep
+from fledge.corpus.filters.settings import CleaningStep
+
+CLEANING_STEPS: tuple[CleaningStep, ...] = get_args(CleaningStep)
 
 DEFAULT: tuple[CleaningStep, ...] = ("unicode", "control_characters", "whitespace")
 
