@@ -16,9 +16,16 @@ sys.path.append(str(Path(__file__).parent))
 from engine_assembly import ids, text_units, tree
 
 from fledge.core import disk
+from fledge.corpus.engine import pool
 from fledge.corpus.engine.units import WorkFolder, name_of
 
 PROGRAM = Path(__file__).with_name("engine_assembly.py")
+
+
+@pytest.fixture(autouse=True)
+def small_work_in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The units here are small, and it is their processes that is tested."""
+    monkeypatch.setattr(pool, "_WORTH_PROCESSES_BYTES", 0)
 
 
 @pytest.fixture

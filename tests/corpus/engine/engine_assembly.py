@@ -17,6 +17,7 @@ from typing import Any
 
 from fledge.core import console, disk
 from fledge.core.errors import DataError
+from fledge.corpus.engine import pool
 from fledge.corpus.engine.pool import LocalExecutor
 from fledge.corpus.engine.units import Done, Executor, WorkFolder
 
@@ -164,6 +165,7 @@ def wait_until_gone(driver: int, seconds: float) -> None:
 def executor_named(name: str) -> Executor:
     kind, *numbers = name.split(":")
     if kind == "local":
+        pool._WORTH_PROCESSES_BYTES = 0
         return LocalExecutor(int(numbers[0]))
     if kind == "rank":
         from fledge.corpus.engine.ranks import RankExecutor
