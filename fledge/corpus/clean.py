@@ -20,7 +20,6 @@ from __future__ import annotations
 import functools
 import itertools
 import platform
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from numpy.typing import NDArray
 from fledge.core import __version__, disk
 from fledge.core.artifact import hash_json
 from fledge.core.config import identity
+from fledge.corpus.characters import UNICODE_VERSION
 from fledge.corpus.dedup.settings import DeduplicateSettings
 from fledge.corpus.dedup.signatures import signatures
 from fledge.corpus.document import Document
@@ -88,7 +88,7 @@ class Steps:
             "contamination": [[file.name, file.sha256] for file in self.evaluation_files],
             "contamination_words": self.contamination_words,
             "split_seed": self.splitter.seed,
-            "unicode": unicodedata.unidata_version,
+            "unicode": UNICODE_VERSION,
         }
 
 

@@ -1,6 +1,6 @@
 """Stage 1: sources become one corpus artifact per content (documents, conversations, preferences).
 
-Documents are made by the factory, whose intermediate results lie in `runs/NAME/work/corpus`: a rerun after a kill, or after an edit
+Documents are made by the factory, whose intermediate results lie below the run in `work/corpus`: a rerun after a kill, or after an edit
 of a rule, an input or a shard, makes again what is missing or depends on the edit, and nothing else.
 """
 

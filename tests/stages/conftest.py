@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fledge.recipe import load_recipe
-from fledge.stages import STAGES, Stage, has_stage, run_stage
-from fledge.stages.run import Run
+from fledge.recipe import Recipe, load_recipe
+from fledge.stages import STAGES, Stage, corpus, has_stage, run_stage
+from fledge.stages.run import Run, set_aside
+
+from ..corpus.corpus_assembly import lines_source, near_copy, settings, spy_on_units, texts, write_lines
+from ..corpus.corpus_assembly import settings as corpus_settings
+from .corpus_stage_assembly import OPTIONS, Make
 
 RECIPE = """
 corpus:
@@ -80,3 +86,38 @@ def walk() -> Callable[..., None]:
                 run_stage(stage, run)
 
     return walk_to
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    """Three files of 40 documents, each for a source of its own; the last has near copies of the first."""
+    for number, name in enumerate("abc"):
+        write_lines(tmp_path / "inputs" / f"{name}.jsonl", texts(40, seed=number, words=60))
+    with (tmp_path / "inputs" / "c.jsonl").open("a") as file:
+        file.writelines(json.dumps({"text": f"{near_copy(text)} Or so."}) + "\n" for text in texts(5, words=60))
+        file.write("bad\n")
+    return tmp_path / "inputs"
+
+
+@pytest.fixture
+def make(tmp_path: Path, inputs: Path) -> Make:
+    """Runs the stage on the three files, in a folder of that name; settings may differ."""
+
+    def make(name: str = "run", force: bool = False, evaluate: Any = None, rank: int = 0, world: int = 1, **changes: Any) -> Run:
+        sources = [lines_source(inputs / f"{source}.jsonl") for source in "abc"]
+        deduplicate = settings(*sources).deduplicate
+        values = {"deduplicate": replace(deduplicate, bands=4), **OPTIONS, **changes}
+        wanted = corpus_settings(*values.pop("sources", sources), **values)
+        run = Run(Recipe(corpus=wanted, evaluate=evaluate), tmp_path / name, "recipe.yaml")
+        if force:
+            set_aside(run, ["corpus"])
+        corpus.run(run, rank, world)
+        return run
+
+    return make
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Labels of the units that are run, in order, found ones left out."""
+    return spy_on_units(monkeypatch)

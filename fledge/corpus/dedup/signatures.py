@@ -181,7 +181,7 @@ def _chain(one: np.uint64, two: np.uint64, number: np.uint64) -> tuple[np.uint64
 
 @njit(nogil=True, cache=True)
 def _mix(number: np.uint64) -> np.uint64:
-    """MurmurHash3's finaliser (A. Appleby)."""
+    """MurmurHash3's finaliser (A. Appleby). Not shared with `words.py`: numba's cache does not see a change in another file."""
     number = (number ^ number >> _U64(33)) * _MURMUR_1
     number = (number ^ number >> _U64(33)) * _MURMUR_2
     return number ^ number >> _U64(33)

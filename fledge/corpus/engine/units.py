@@ -14,7 +14,6 @@ A result counts only if every byte of it is right; a damaged one is removed, and
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fledge.core import disk
+from fledge.core.artifact import hash_json
 from fledge.core.errors import FledgeError, MachineError
 
 UNIT = "unit.json"
@@ -216,6 +216,7 @@ def attempt(work: WorkFolder, unit: Unit) -> Attempt:
         return Attempt(found or work.make(unit), was_found=found is not None)
     except FledgeError as error:
         return Attempt(error=error)
+    # A mistake of ours, whatever it is, must reach the driver with its traceback.
     except Exception:
         return Attempt(trace=traceback.format_exc())
 
@@ -228,16 +229,16 @@ def name_of(key: str) -> str:
 def _write_unit(folder: Path, key: str, counts: dict[str, Any]) -> None:
     files = {name: asdict(disk.digest_file(folder / name)) for name in sorted(_names(folder))}
     digests = {name: digest["sha256"] for name, digest in files.items()}
-    content = {"key": key, "id": _hash_json([key, digests]), "files": files, "counts": counts}
+    content = {"key": key, "id": hash_json([key, digests]), "files": files, "counts": counts}
     # The checksum is over what a reader will see: a number as a key, say, comes back as a string.
     content = json.loads(json.dumps(content, allow_nan=False))
-    disk.write_json(folder / UNIT, {**content, "checksum": _hash_json(content)})
+    disk.write_json(folder / UNIT, {**content, "checksum": hash_json(content)})
 
 
 def _open(folder: Path, key: str, hashed: bool) -> Done | None:
     try:
         content = json.loads((folder / UNIT).read_text(encoding="utf-8"))
-        if content.pop("checksum") != _hash_json(content) or content["key"] != key:
+        if content.pop("checksum") != hash_json(content) or content["key"] != key:
             return None
         files = {name: disk.FileDigest(**digest) for name, digest in content["files"].items()}
         if _names(folder) != set(files) or any((folder / name).stat().st_size != digest.size_bytes for name, digest in files.items()):
@@ -295,8 +296,3 @@ def _is_alive(process: int) -> bool:
         return False
     except OSError:
         return True  # another user's, or a system without /proc
-
-
-def _hash_json(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()

@@ -318,7 +318,8 @@ def test_no_worker_outlives_its_driver(work: WorkFolder, log: Path, start: Start
     require_continues(work, undisturbed(6))
 
 
-def kill_at_random(start: Start, work: WorkFolder, expected: tuple[list[str | None], dict[str, bytes]], draw: random.Random) -> None:
+def kill_at_random(start: Start, work: WorkFolder, expected: tuple[list[str | None], dict[str, bytes]], draw: random.Random) -> set[str]:
+    """Kill a driver at some instant and let another continue; returns what is left when all its results are discarded."""
     program = start("local:2", len(expected[0]), 0.01)
     time.sleep(draw.uniform(0.0, 0.8))
     program.kill()
@@ -326,19 +327,20 @@ def kill_at_random(start: Start, work: WorkFolder, expected: tuple[list[str | No
     wait_until_gone(program.pid, seconds=2)
     require_continues(work, expected, workers=draw.choice([1, 2]))
     work.discard_all_but([])
+    return work.names()
 
 
 def test_a_driver_killed_at_random_instants_continues(work: WorkFolder, start: Start, undisturbed: Undisturbed) -> None:
     draw = random.Random(1)
     for _ in range(3):
-        kill_at_random(start, work, undisturbed(12), draw)
+        assert kill_at_random(start, work, undisturbed(12), draw) == set()
 
 
 @pytest.mark.slow
 def test_a_driver_killed_at_thirty_random_instants_continues(work: WorkFolder, start: Start, undisturbed: Undisturbed) -> None:
     draw = random.Random(2)
     for _ in range(30):
-        kill_at_random(start, work, undisturbed(12), draw)
+        assert kill_at_random(start, work, undisturbed(12), draw) == set()
 
 
 def in_a_fork(act: Callable[[], object]) -> int:

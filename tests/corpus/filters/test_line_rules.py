@@ -9,9 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fledge.corpus.characters import DIGIT, LETTER, TABLE_SIZE, UNSPACED, character_tables
 from fledge.corpus.filters.line_rules import COUNTS, LINE_RULES, apply_line_rules
 from fledge.corpus.filters.scanning import TERMINALS, as_bytes
+
+from .plain_words import words_of
 
 POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 ALL: dict[str, float | None] = {
@@ -25,24 +26,6 @@ def rewritten(text: str, rules: dict[str, float | None]) -> tuple[str, dict[str,
     """The text that is left, and the counts."""
     left, counts = apply_line_rules(as_bytes(pa.array([text], pa.large_string())), rules, np.ones(1, bool))
     return bytes(left.data[: left.offsets[1]]).decode(), dict(zip(COUNTS, counts[0].tolist(), strict=True))
-
-
-def kind(character: str) -> int:
-    code = ord(character)
-    return -1 if character == "_" or code >= TABLE_SIZE else int(character_tables().kind[code])
-
-
-def words_of(line: str) -> list[str]:
-    words = []
-    for run in line.split():
-        start, unspaced = 0, False
-        for i, character in enumerate(run):
-            if i > start and (kind(character) == UNSPACED or (unspaced and kind(character) in {LETTER, DIGIT})):
-                words.append(run[start:i])
-                start, unspaced = i, False
-            unspaced |= kind(character) == UNSPACED
-        words.append(run[start:])
-    return words
 
 
 def small(text: str) -> str:

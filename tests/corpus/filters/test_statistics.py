@@ -8,10 +8,12 @@ import pyarrow as pa
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fledge.corpus.characters import DIGIT, LETTER, MARK, TABLE_SIZE, UNSPACED, character_tables
+from fledge.corpus.characters import DIGIT, LETTER, MARK, UNSPACED
 from fledge.corpus.filters import statistics
 from fledge.corpus.filters.scanning import TERMINALS, as_bytes
 from fledge.corpus.filters.statistics import COUNTS
+
+from .plain_words import kind, words_of
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with", "не", "в")
 
@@ -23,25 +25,6 @@ def counted(*texts: str, stop_words: tuple[str, ...] = STOP_WORDS, needed: tuple
 def counts_of(text: str, **options: tuple[str, ...]) -> dict[str, int]:
     found = counted(text, **options)
     return {name: int(found[name][0]) for name in COUNTS}
-
-
-def kind(character: str) -> int:
-    code = ord(character)
-    return -1 if character == "_" or code >= TABLE_SIZE else int(character_tables().kind[code])
-
-
-def words_of(text: str) -> list[str]:
-    """Runs without white space, cut before a letter of an unspaced script and before a letter or numeral after one."""
-    words = []
-    for run in text.split():
-        start, unspaced = 0, False
-        for i, character in enumerate(run):
-            if i > start and (kind(character) == UNSPACED or (unspaced and kind(character) in {LETTER, DIGIT})):
-                words.append(run[start:i])
-                start, unspaced = i, False
-            unspaced |= kind(character) == UNSPACED
-        words.append(run[start:])
-    return words
 
 
 def duplicates_of(elements: list[str]) -> tuple[int, int]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fledge.corpus.document import Row
 from fledge.corpus.rejects import Reject, Rejects
 from fledge.corpus.sources.piece import InputFile
 from fledge.corpus.sources.reading import PIECE_BYTES, cut_pieces, read_piece
-from fledge.corpus.sources.settings import Source
+from fledge.corpus.sources.settings import Content, JsonLinesSource, Source
 from fledge.corpus.split import Splitter
 
 SPLITTER = Splitter(0.08, 0)
@@ -42,3 +43,15 @@ def places(rejects: Rejects) -> list[tuple[str, int, int, str]]:
 
 def _place(reject: Reject) -> tuple[str, int, int, str]:
     return reject.file, reject.line, reject.byte_offset, reject.reason
+
+
+def json_lines_source(path: Path, content: Content = "documents", **settings: Any) -> JsonLinesSource:
+    return JsonLinesSource(name="a", path=str(path), content=content, **{"maximum_reject_share": 1.0, **settings})
+
+
+def read_json_lines(path: Path, content: Content = "documents", **settings: Any) -> tuple[list[Row], Rejects]:
+    return read_all(json_lines_source(path, content, **settings), [input_file(path)])
+
+
+def reasons(path: Path, content: Content = "documents", **settings: Any) -> list[str]:
+    return [reject.reason for reject in read_json_lines(path, content, **settings)[1].kept]

@@ -14,15 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledge.core.errors import DataError
-from fledge.corpus.document import Conversation, Document, Message, Preference, Row
+from fledge.corpus.document import Document, Row
 from fledge.corpus.rejects import Malformed, Rejects
 from fledge.corpus.sources import json_lines
 from fledge.corpus.sources.piece import Piece
 from fledge.corpus.sources.reading import read_piece
 from fledge.corpus.sources.records import Records
-from fledge.corpus.sources.settings import Content, JsonLinesSource
 
 from .readers import SPLITTER, input_file, places, read_all
+from .readers import json_lines_source as source_of
+from .readers import read_json_lines as read
 
 WriteLines = Callable[..., Path]
 
@@ -50,18 +51,6 @@ BAD: tuple[tuple[bytes, str], ...] = (
     (b'{"text": "x", "score": ' + b"1" * 5_000 + b"}", "a number that is too long"),
     (b'{"text": ' + b"[" * 20_000 + b"]" * 20_000 + b"}", "nested too deep"),
 )
-
-
-def source_of(path: Path, content: Content = "documents", **settings: Any) -> JsonLinesSource:
-    return JsonLinesSource(name="a", path=str(path), content=content, **{"maximum_reject_share": 1.0, **settings})
-
-
-def read(path: Path, content: Content = "documents", **settings: Any) -> tuple[list[Row], Rejects]:
-    return read_all(source_of(path, content, **settings), [input_file(path)])
-
-
-def reasons(path: Path, content: Content = "documents", **settings: Any) -> list[str]:
-    return [reject.reason for reject in read(path, content, **settings)[1].kept]
 
 
 def texts(rows: list[Row]) -> list[str]:
@@ -341,63 +330,3 @@ def test_both_parsers_agree_on_the_depth(tmp_path: Path, depth: int, other: byte
     path.write_bytes(b'{"text": "x", "other": ' + other + b', "deep": ' + b"[" * (depth - 1) + b"1" + b"]" * (depth - 1) + b"}\n")
     rows, rejects = read(path)
     assert (texts(rows), [reason for *_, reason in places(rejects)]) == ((["x"], []) if depth <= 1_024 else ([], ["nested too deep"]))
-
-
-def turn(role: str, content: Any) -> dict[str, Any]:
-    return {"role": role, "content": content}
-
-
-def test_conversations(write_lines: WriteLines) -> None:
-    turns = [turn("system", "s"), turn("user", "q"), turn("assistant", "a"), turn("user", "q2"), turn("assistant", "a2")]
-    rows, rejects = read(write_lines({"messages": turns}, {"messages": turns[1:3]}, {"messages": turns}), "conversations")
-    assert not rejects.kept and isinstance(rows[0], Conversation)
-    assert rows[0].messages[:2] == (Message("system", "s"), Message("user", "q")) and len(rows[0].messages) == 5
-    assert rows[0].group == rows[2].group != rows[1].group
-
-
-@pytest.mark.parametrize(
-    ("messages", "reason"),
-    [
-        ("text", "messages is a str, not a list"),
-        ([], "the last message is not the assistant's"),
-        (["text"], "a message without role and content"),
-        ([{"role": "user"}], "a message without role and content"),
-        ([turn("tool", "x")], "a message of an unknown role ('tool')"),
-        ([{"role": [[]], "content": "x"}], "a message of an unknown role (list)"),
-        ([turn("user", "q"), turn("assistant", "")], "content is empty"),
-        ([turn("user", "q"), turn("assistant", ["a"])], "content is a list, not a string"),
-        ([turn("user", "q"), turn("assistant", "\ud800")], "messages holds half a surrogate pair"),
-        ([turn("user", "q")], "the last message is not the assistant's"),
-        ([turn("assistant", "a")], "user and assistant do not take turns"),
-        ([turn("user", "q"), turn("user", "q"), turn("assistant", "a")], "user and assistant do not take turns"),
-        ([turn("user", "q"), turn("system", "s"), turn("assistant", "a")], "user and assistant do not take turns"),
-    ],
-)
-def test_malformed_conversations(write_lines: WriteLines, messages: Any, reason: str) -> None:
-    assert reasons(write_lines({"messages": messages}), "conversations") == [reason]
-
-
-def test_preferences(write_lines: WriteLines) -> None:
-    path = write_lines(
-        {"prompt": "q", "chosen": "good", "rejected": "bad"},
-        {"prompt": [turn("system", "s"), turn("user", "q")], "chosen": "good", "rejected": "worse"},
-    )
-    rows, rejects = read(path, "preferences")
-    first, second = rows
-    assert not rejects.kept and isinstance(first, Preference) and isinstance(second, Preference)
-    assert first.prompt == (Message("user", "q"),) and (first.chosen, first.rejected, first.damage) == ("good", "bad", "")
-    assert second.prompt == (Message("system", "s"), Message("user", "q"))
-
-
-@pytest.mark.parametrize(
-    ("pair", "reason"),
-    [
-        ({"prompt": "q", "chosen": "same", "rejected": "same"}, "chosen and rejected are equal"),
-        ({"prompt": "q", "chosen": "", "rejected": "bad"}, "chosen is empty"),
-        ({"prompt": "q", "chosen": "good", "rejected": None}, "rejected is a NoneType, not a string"),
-        ({"chosen": "good", "rejected": "bad"}, "no key 'prompt' (keys: chosen, rejected)"),
-        ({"prompt": [turn("assistant", "a")], "chosen": "good", "rejected": "bad"}, "the last message is not the user's"),
-    ],
-)
-def test_malformed_preferences(write_lines: WriteLines, pair: dict[str, Any], reason: str) -> None:
-    assert reasons(write_lines(pair), "preferences") == [reason]
