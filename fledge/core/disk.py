@@ -219,12 +219,9 @@ def touch(path: Path) -> None:
 
 def digest_file(path: Path) -> FileDigest:
     """Size and SHA-256 of a file as it lies."""
-    digest, size_bytes = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            digest.update(piece)
-            size_bytes += len(piece)
-    return FileDigest(size_bytes, digest.hexdigest())
+    with path.open("rb", buffering=0) as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return FileDigest(file.tell(), digest.hexdigest())
 
 
 def _write_file(path: Path, pieces: Iterable[bytes]) -> FileDigest:

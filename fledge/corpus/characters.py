@@ -65,20 +65,19 @@ UNICODE_VERSION = unicodedata.unidata_version
 @functools.cache
 def character_tables() -> CharacterTables:
     """The tables of the running Python's Unicode version, made once per process in about 0.1 s."""
+    characters = list(map(chr, range(TABLE_SIZE)))
+    categories = "".join(map(unicodedata.category, characters)).encode("ascii")
+    major, minor = np.frombuffer(categories, np.uint8).reshape(-1, 2).T
     kind = np.full(TABLE_SIZE, OTHER, np.uint8)
-    lower = np.arange(TABLE_SIZE, dtype=np.uint32)
-    kinds = {"L": LETTER, "N": DIGIT, "M": MARK}
-    unspaced = {code for first, last in _UNSPACED_RANGES for code in range(first, last + 1)}
-    for code in range(TABLE_SIZE):
-        character = chr(code)
-        category = unicodedata.category(character)
-        if category[0] in kinds:
-            is_ideographic = code in unspaced and (category[0] == "L" or category == "Nl")
-            kind[code] = UNSPACED if is_ideographic else kinds[category[0]]
-            small = character.lower()
-            if small != character:
-                lower[code] = ord(small[0])
-        elif character.isspace():
-            kind[code] = SPACE
+    kind[np.fromiter(map(str.isspace, characters), bool)] = SPACE
+    for letter, its_kind in ((b"L", LETTER), (b"N", DIGIT), (b"M", MARK)):
+        kind[major == ord(letter)] = its_kind
+    unspaced = np.zeros(TABLE_SIZE, bool)
+    for first, last in _UNSPACED_RANGES:
+        unspaced[first : last + 1] = True
+    kind[unspaced & ((kind == LETTER) | ((kind == DIGIT) & (minor == ord("l"))))] = UNSPACED
     kind[ord("_")] = LETTER
+    small = "".join([character[0] for character in map(str.lower, characters)]).encode("utf-32-le", "surrogatepass")
+    has_case = np.isin(kind, (SPACE, OTHER), invert=True)
+    lower = np.where(has_case, np.frombuffer(small, "<u4"), np.arange(TABLE_SIZE, dtype=np.uint32))
     return CharacterTables(kind, lower)

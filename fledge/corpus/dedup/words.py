@@ -103,10 +103,15 @@ def hash_runs(words: Hashes, length_words: int) -> Hashes:
 def _word_table() -> NDArray[np.uint64]:
     """By code point: how a character enters a word; 0 if it separates words."""
     kind, lower = character_tables()
-    table = np.zeros(len(kind), np.uint64)
-    for code in np.flatnonzero((kind != SPACE) & (kind != OTHER)):
-        utf8 = chr(lower[code]).encode("utf-8")
-        table[code] = int.from_bytes(utf8, "little") | 8 * len(utf8) << _SIZE_SHIFT
+    code = lower.astype(np.uint64)
+    low, second, third = (_U64(0x80) | (code >> _U64(shift)) & _U64(0x3F) for shift in (0, 6, 12))
+    two = _U64(0xC0) | code >> _SIX | low << _EIGHT
+    three = _U64(0xE0) | code >> _U64(12) | second << _EIGHT | low << _U64(16)
+    four = _U64(0xF0) | code >> _U64(18) | third << _EIGHT | second << _U64(16) | low << _U64(24)
+    shorter = [code < _U64(bound) for bound in (0x80, 0x800, 0x10000)]
+    utf8 = np.select(shorter, [code, two, three], four)
+    size_bits = np.select(shorter, [_EIGHT, _U64(16), _U64(24)], _U64(32))
+    table = np.where((kind == SPACE) | (kind == OTHER), _ZERO, utf8 | size_bits << _U64(_SIZE_SHIFT))
     table[kind == UNSPACED] |= _IS_UNSPACED
     table[kind == MARK] |= _IS_MARK
     return table

@@ -14,6 +14,8 @@ A result counts only if every byte of it is right; a damaged one is removed, and
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import re
@@ -120,7 +122,8 @@ class WorkFolder:
         folder = self._folder_of(unit.key)
         with disk.staging(folder, _maker()) as partial:
             try:
-                counts = unit.run(partial)
+                with _only_new_garbage():
+                    counts = unit.run(partial)
             except MemoryError as error:
                 raise MachineError(f"{unit.label}: no memory left", "use fewer workers, or a machine with more memory") from error
             _write_unit(partial, unit.key, counts)
@@ -265,6 +268,16 @@ def _stamp(folder: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
+
+
+@contextlib.contextmanager
+def _only_new_garbage() -> Iterator[None]:
+    """Collections look only at what is made from now on: going through all loaded modules again and again took a fifth of the time."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _maker() -> str:
