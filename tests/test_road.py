@@ -264,7 +264,8 @@ def test_smoke_works_on_every_verb(tmp_path: Path) -> None:
     ):
         result = fledge(*arguments, home=tmp_path, stdin="Hello\n")
         assert result.returncode == 0, result.stderr
-        assert result.stdout.strip()
+        # What a model of twelve steps says may be white space.
+        assert result.stdout if arguments[0] == "chat" else result.stdout.strip()
 
 
 @pytest.mark.parametrize(
