@@ -160,7 +160,7 @@ class Progress:
         total = "" if self.total is None else f"/{format_count(self.total)}"
         parts = [f"{format_count(self.done)}{total} {self.unit}"] if self.done or self.total is not None else []
         if self.rate > 0:
-            parts.append(f"{_format_rate(self.rate)}")
+            parts.append(_format_rate(self.rate, self.unit))
         left = self.remaining_seconds
         parts.append(f"{format_seconds(self.elapsed_seconds)} so far" if left is None else f"{format_seconds(left)} left")
         return ", ".join([*parts, self.note] if self.note else parts)
@@ -207,7 +207,9 @@ def format_bytes(size_bytes: float) -> str:
     return f"{value:.1f} {' kMGTP'[exponent]}B" if value < 9.95 else f"{value:.0f} {' kMGTP'[exponent]}B"
 
 
-def _format_rate(rate: float) -> str:
+def _format_rate(rate: float, unit: str) -> str:
+    if unit == "MB":
+        return f"{format_bytes(rate * 1e6)}/s"
     if rate >= 100:
         return f"{format_count(rate)}/s"
     if rate >= 0.1:

@@ -59,6 +59,10 @@ class EdgeUnit:
     def size_bytes(self) -> int:
         return 8 * _total_rows(self.clean) // self.parts
 
+    @property
+    def work_bytes(self) -> int:
+        return self.size_bytes
+
     def run(self, folder: Path) -> dict[str, Any]:
         if self.band is None:
             found = self._exact_edges()
@@ -101,6 +105,10 @@ class ClusterUnit:
     @property
     def size_bytes(self) -> int:
         return sum(8 * done.counts["edges"] for done in self.edges)
+
+    @property
+    def work_bytes(self) -> int:
+        return self.size_bytes
 
     def run(self, folder: Path) -> dict[str, Any]:
         rows = _total_rows(self.clean)

@@ -72,6 +72,10 @@ class ShardUnit:
     def label(self) -> str:
         return f"shard {self.name}"
 
+    @property
+    def work_bytes(self) -> int:
+        return self.size_bytes
+
     def run(self, folder: Path) -> dict[str, Any]:
         with _writer(folder / self.name, self.format) as write:
             for rows in _regrouped(self._rows()):

@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from fledge.corpus.engine.telling import HowFar
+
 EXAMPLES = 5
 _EXCERPT_CHARACTERS = 300
 
@@ -91,6 +93,12 @@ class Tally:
                 del known[EXAMPLES:]
         self._by_name["dropped"][rule] += documents
         self._by_name["dropped_bytes"][rule] += utf8_bytes
+
+    def how_far(self, expected_bytes: int) -> HowFar:
+        """Where the unit stands that counts here, if about so many bytes of text are to be read in all."""
+        read, kept = self._texts["read"], self._texts["kept"]
+        share = min(read["utf8_bytes"] / expected_bytes, 1.0) if expected_bytes else 0.0
+        return HowFar(share, read["documents"], kept["documents"])
 
     def counts(self) -> Counts:
         """Plain JSON."""

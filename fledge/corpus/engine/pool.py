@@ -14,6 +14,7 @@ It never outlives this process, however that ends (`process.end_with_parent`).
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -27,6 +28,7 @@ from pathlib import Path
 
 from fledge.core.errors import MachineError
 from fledge.corpus.engine.results import Results
+from fledge.corpus.engine.telling import HowFar, listening
 from fledge.corpus.engine.units import Attempt, Done, Enough, Unit, WorkFolder
 
 _DEATHS = 3
@@ -83,7 +85,7 @@ def find_here(results: Results, work: WorkFolder) -> None:
 
 
 def _is_small(results: Results) -> bool:
-    return sum(results.units[index].size_bytes for index in results.missing()) < _WORTH_PROCESSES_BYTES
+    return sum(results.units[index].work_bytes for index in results.missing()) < _WORTH_PROCESSES_BYTES
 
 
 def _run_here(results: Results, work: WorkFolder) -> None:
@@ -92,7 +94,8 @@ def _run_here(results: Results, work: WorkFolder) -> None:
             index = results.first_missing
             unit = results.units[index]
             found = work.find(unit)
-            results.add(index, found or work.make(unit), was_found=found is not None)
+            with listening(functools.partial(results.hear, index)):
+                results.add(index, found or work.make(unit), was_found=found is not None)
 
 
 @contextlib.contextmanager
@@ -195,9 +198,13 @@ class _Pool:
     def _take_from(self, worker: _Worker) -> None:
         unit = self._results.units[worker.unit]
         try:
-            came: Attempt = worker.connection.recv()
+            came: Attempt | HowFar = worker.connection.recv()
         except (EOFError, OSError):
             self._bury(worker, unit)
+            return
+        if isinstance(came, HowFar):
+            self._results.hear(worker.unit, came)
+            self._busy[worker.connection] = worker
             return
         self._idle.append(worker)
         done = came.result(unit)
@@ -208,6 +215,7 @@ class _Pool:
         status = worker.exit_status()
         worker.kill()
         self._workers.remove(worker)
+        self._results.hear(worker.unit, None)
         self._work.discard_partials()
         self._deaths[worker.unit] += 1
         if self._deaths[worker.unit] == _DEATHS:

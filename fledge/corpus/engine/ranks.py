@@ -13,6 +13,7 @@ that made it, so only its sizes are checked.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 import time
@@ -24,6 +25,7 @@ from fledge.core import disk
 from fledge.core.errors import ConfigError, MachineError
 from fledge.corpus.engine.pool import one_arrow_thread
 from fledge.corpus.engine.results import Results
+from fledge.corpus.engine.telling import listening
 from fledge.corpus.engine.units import Done, Enough, Unit, WorkFolder, name_of
 
 _PATIENCE_SECONDS = 30.0
@@ -72,7 +74,8 @@ class RankExecutor:
                     continue
                 started = time.monotonic()
                 found = work.find(units[index])
-                done = found or work.make(_SignOfLife(units[index], sign_seconds))
+                with listening(functools.partial(results.hear, index)):
+                    done = found or work.make(_SignOfLife(units[index], sign_seconds))
                 results.add(index, done, was_found=found is not None)
                 if self.patience_seconds is None:
                     patience_seconds = max(patience_seconds, _PATIENCE_UNITS * (time.monotonic() - started))
@@ -144,7 +147,8 @@ class _SignOfLife:
     """A unit that touches its partial folder every so often while it runs."""
 
     def __init__(self, unit: Unit, every_seconds: float) -> None:
-        self.key, self.label, self.size_bytes = unit.key, unit.label, unit.size_bytes
+        self.key, self.label = unit.key, unit.label
+        self.size_bytes, self.work_bytes = unit.size_bytes, unit.work_bytes
         self._unit = unit
         self._every_seconds = every_seconds
 

@@ -55,6 +55,10 @@ class Unit(Protocol):
     def size_bytes(self) -> int:
         """Roughly what has to be read, for progress."""
 
+    @property
+    def work_bytes(self) -> int:
+        """Plain text that would be as much work, for whether another process is worth its start."""
+
     def run(self, folder: Path) -> dict[str, Any]:
         """Fill an empty folder with files; returns counts as plain JSON."""
 

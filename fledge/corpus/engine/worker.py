@@ -1,4 +1,4 @@
-"""A worker process of `pool.py`: takes one unit after another from its connection and sends back what came of each.
+"""A worker process of `pool.py`: takes one unit after another from its connection and sends back how far each is and what came of it.
 
     python -m fledge.corpus.engine.worker DESCRIPTOR PARENT
 
@@ -13,6 +13,7 @@ import sys
 from multiprocessing.connection import Connection
 
 from fledge.core import process
+from fledge.corpus.engine.telling import listening
 from fledge.corpus.engine.units import Attempt, attempt
 
 
@@ -23,7 +24,7 @@ def main(descriptor: int, parent: int) -> None:
     process.end_with_parent(parent)
     # Nothing that a unit starts may hold our end open: the pool goes by its closing to know that we are dead.
     os.set_inheritable(descriptor, False)
-    with Connection(descriptor) as pool:
+    with Connection(descriptor) as pool, listening(pool.send):
         while True:
             try:
                 work, unit = pool.recv()

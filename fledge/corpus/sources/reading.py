@@ -77,6 +77,12 @@ def read_piece(source: Source, piece: Piece, rejects: Rejects, splitter: Splitte
             yield from read_lines(_records(source), file, piece.start, piece.end, rejects, early_share)
 
 
+def expected_text_bytes(source: Source, piece: Piece) -> int:
+    """About how much text a piece holds, for progress."""
+    are_compressed = any(is_packed(file.name) or _is_parquet(source, file) for file in piece.files)
+    return piece.size_bytes * (_EXPANSION if are_compressed else 1)
+
+
 def _records(source: Source) -> Records:
     assert not isinstance(source, PythonDocsSource | TextSource), "these have no records"
     return Records.of(source)

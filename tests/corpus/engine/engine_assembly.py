@@ -19,6 +19,7 @@ from fledge.core import console, disk
 from fledge.core.errors import DataError
 from fledge.corpus.engine import pool
 from fledge.corpus.engine.pool import LocalExecutor
+from fledge.corpus.engine.telling import HowFar, tell
 from fledge.corpus.engine.units import Done, Executor, WorkFolder
 
 
@@ -49,6 +50,10 @@ class TextUnit:
     @property
     def size_bytes(self) -> int:
         return 10_000_000
+
+    @property
+    def work_bytes(self) -> int:
+        return self.size_bytes
 
     def run(self, folder: Path) -> dict[str, Any]:
         runs = runs_of(self.log).get(self.number, 0) if self.log else 0
@@ -83,6 +88,16 @@ class TextUnit:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         disk.fail_point = KillOnce(self) if self.fail_at is not None else None
+
+
+class Talkative(TextUnit):
+    """Tells how far it is, twice in a row."""
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        time.sleep(0.55)
+        for share in (0.5, 0.6):
+            tell(HowFar(share, read_documents=10, kept_documents=5))
+        return {}
 
 
 class Surroundings(TextUnit):

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-from engine_assembly import Surroundings, TextUnit, ids, runs_of, text_units, tree, wait_until_gone, workers_of
+from engine_assembly import Surroundings, Talkative, TextUnit, ids, runs_of, text_units, tree, wait_until_gone, workers_of
 
 from fledge.core import console, disk
 from fledge.core.errors import DataError, MachineError
 from fledge.corpus.engine import pool
 from fledge.corpus.engine.pool import LocalExecutor, available_cores
+from fledge.corpus.engine.results import Results
+from fledge.corpus.engine.telling import HowFar
 from fledge.corpus.engine.units import Done, WorkFolder
 
 # From Python 3.12 on, a fork beside the threads of other libraries warns; these children run units and are killed.
@@ -109,6 +111,18 @@ def test_small_work_starts_no_process(work: WorkFolder, monkeypatch: pytest.Monk
     there = LocalExecutor(2).run("test", units, WorkFolder(work.folder / "there"))
     assert [done and done.counts["process"] == os.getpid() for done in here] == [True, True]
     assert [done and done.counts["parent"] == os.getpid() for done in there] == [True, True]
+
+
+def test_units_tell_how_far_they_are(work: WorkFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a worker as in this process; what is told more often than twice a second is left out."""
+    heard: list[tuple[int, HowFar | None]] = []
+    monkeypatch.setattr(Results, "hear", lambda results, index, how_far: heard.append((index, how_far)))
+    for workers in (1, 2):
+        LocalExecutor(workers).run("test", [Talkative(0), Talkative(1)], WorkFolder(work.folder / str(workers)))
+        assert sorted({index for index, _ in heard}) == [0, 1]
+        assert all(how_far == HowFar(0.5, 10, 5) for _, how_far in heard)
+        assert len(heard) == 2
+        heard.clear()
 
 
 def test_large_results_are_verified_by_the_workers(work: WorkFolder, monkeypatch: pytest.MonkeyPatch, log: Path) -> None:

@@ -11,6 +11,7 @@ from engine_assembly import TextUnit, text_units
 
 from fledge.core import console
 from fledge.corpus.engine.results import Results
+from fledge.corpus.engine.telling import HowFar
 from fledge.corpus.engine.units import Done
 
 
@@ -104,12 +105,28 @@ def figures_of(units: list[Any], monkeypatch: pytest.MonkeyPatch, **counts: int)
 def test_progress_shows_rates_the_kept_share_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was found counts as done, but not as speed."""
     seen = figures_of(text_units(4), monkeypatch, read=1000, kept=750)
-    assert seen[0] == "20/40 MB, 1/s, 20 s left, 100 documents/s, 75% kept"
-    assert seen[-1] == "40/40 MB, 1/s, 0.0 s left, 100 documents/s, 75% kept"
+    assert seen[0] == "20/40 MB, 1.0 MB/s, 20 s left, 100 documents/s, 75% kept"
+    assert seen[-1] == "40/40 MB, 1.0 MB/s, 0.0 s left, 100 documents/s, 75% kept"
 
 
 def test_units_without_documents_show_bytes_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert figures_of(text_units(3), monkeypatch, read=0, kept=0)[0] == "20/30 MB, 1/s, 10 s left"
+    assert figures_of(text_units(3), monkeypatch, read=0, kept=0)[0] == "20/30 MB, 1.0 MB/s, 10 s left"
+
+
+def test_units_that_run_count_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, made = Clock(), console.Progress
+    monkeypatch.setattr(console, "Progress", lambda *given: made(*given, clock=clock))
+    results = Results(text_units(4))
+    with results.shown("clean"):
+        assert results._progress is not None
+        clock.seconds += 10
+        results.hear(1, HowFar(0.5, read_documents=600, kept_documents=300))
+        results.hear(2, HowFar(0.1, read_documents=200, kept_documents=100))
+        assert results._progress.figures() == "6/40 MB, 600 kB/s, 57 s left, 80 documents/s, 50% kept"
+        results.hear(2, None)
+        assert results._progress.figures().startswith("5/40 MB"), "a unit that died begins anew"
+        results.add(1, done(1, read=1000, kept=750), was_found=False)
+        assert results._progress.figures() == "10/40 MB, 1.0 MB/s, 30 s left, 100 documents/s, 75% kept"
 
 
 def test_units_without_a_size_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
