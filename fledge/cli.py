@@ -179,7 +179,9 @@ def corpus(
     analyze_only: Annotated[bool, typer.Option("--analyze-only", help="Write the data card of the documents and nothing else.")] = False,
     download_only: Annotated[bool, typer.Option("--download-only", help="Write the raw rows of the sources as JSON Lines chunks.")] = False,
     test: Annotated[bool, typer.Option("--test", help="With --download-only: two chunks of each source.")] = False,
-    chunk_documents: Annotated[int, typer.Option("--chunk-documents", help="With --download-only: rows in a chunk.", min=1)] = 100_000,
+    chunk_documents: Annotated[
+        int | None, typer.Option("--chunk-documents", help="With --download-only: rows in a chunk (100,000).", min=1)
+    ] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Processes; with --download-only, readers (8).", min=1)] = None,
     rank: Annotated[int, typer.Option("--rank", help="Which of --world processes this is, from 0.", min=0)] = 0,
     world: Annotated[int, typer.Option("--world", help="Processes that share the work, each started by itself.", min=1)] = 1,
@@ -190,6 +192,10 @@ def corpus(
 ) -> None:
     console.configure(log_level)
     _refuse_contradictions({"--list": listing, "--analyze-only": analyze_only, "--download-only": download_only}, test, rank, world)
+    if chunk_documents is not None and not download_only:
+        raise ConfigError("--chunk-documents means nothing without --download-only", "give both, or neither")
+    if force and (analyze_only or download_only or listing):
+        raise ConfigError("--force makes a corpus anew, and none is made here", "leave it out")
     if listing:
         from fledge.verbs import corpus as verbs
 

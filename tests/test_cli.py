@@ -147,6 +147,8 @@ def test_only_training_runs_in_many_processes(tmp_path: Path) -> None:
         (("own-text", "--list", "--analyze-only"), 2, ("--list and --analyze-only cannot be had at once",)),
         (("own-text", "--test"), 2, ("--test means nothing without --download-only",)),
         (("own-text", "--analyze-only", "--world", "2"), 2, ("--analyze-only is done by one process",)),
+        (("own-text", "--analyze-only", "--force"), 2, ("--force",)),
+        (("own-text", "--chunk-documents", "5"), 2, ("--chunk-documents", "--download-only")),
         (("own-text", "corpus=null"), 2, ("no stage 'corpus'",)),
         (("own-text", "corpus.quality.preset=wbe"), 2, ("corpus.quality.preset", "wbe")),
         (("own-text", "corpus.sources.0.content=conversations"), 2, ("conversations",)),

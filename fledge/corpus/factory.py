@@ -81,9 +81,9 @@ class Factory:
         self._used: set[str] = set()
         """Keys of all units that were needed, those that only showed where a limit lies among them."""
 
-    def survey(self, sources: Sequence[Resolved]) -> Surveyed:
-        """Phases 1 to 3. Raises DataError if a source has too many rejects, or nothing is left of it."""
-        cleaned = tuple(self._clean(resolved) for resolved in sources)
+    def survey(self, sources: Sequence[Resolved], may_be_empty: bool = False) -> Surveyed:
+        """Phases 1 to 3. Raises DataError if a source has too many rejects, or, unless it `may_be_empty`, nothing is left of it."""
+        cleaned = tuple(self._clean(resolved, may_be_empty) for resolved in sources)
         clean = tuple(done for each in cleaned for done in each.done)
         wanted = edge_units(clean, self._settings.deduplicate)
         edges = self._run("looking for duplicates", wanted)
@@ -102,7 +102,7 @@ class Factory:
         """Keys of all units that were needed so far: what to keep for a rerun."""
         return frozenset(self._used)
 
-    def _clean(self, resolved: Resolved) -> Cleaned:
+    def _clean(self, resolved: Resolved, may_be_empty: bool) -> Cleaned:
         source, left = resolved.source, limits_of(resolved.source)
         taken: list[Done] = []
         for files in _waves(resolved, left):
@@ -115,7 +115,8 @@ class Factory:
         rejects = Rejects.merged(Rejects.read(result.folder / REJECTS) for result in taken)
         require_few_rejects(source, rejects)
         cleaned = Cleaned(resolved, tuple(taken), rejects)
-        _require_documents(cleaned)
+        if not may_be_empty:
+            _require_documents(cleaned)
         return cleaned
 
     def _up_to(self, limits: Limits, label: str, units: Sequence[CleanUnit]) -> Iterator[Done]:

@@ -7,7 +7,7 @@ What lies on the web or the hub is looked up once. The list of its files, at the
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from fledge.corpus.sources.unpacking import GIVEN_UP
 
 _LOOKED_UP = "sources.json"
 _FINGERPRINTS = "fingerprints.json"
+_PLACES = "places.json"
 _DECIDES_FILES = ("path", "preset", "repository", "files", "revision", "sha256")
 
 
@@ -70,13 +71,31 @@ def resolve_sources(settings: CorpusSettings, content: Content, work: Path, reme
     return resolved
 
 
+def remember_places(sources: Sequence[Resolved], work: Path) -> None:
+    """Keep where the sources of a corpus lay. Beside the run and not in its manifest: a path says nothing to others."""
+    known = _read_object(work / _PLACES)
+    places = {**known, **{resolved.source.name: _place(resolved.source) for resolved in sources}}
+    if places != known:
+        disk.write_json(work / _PLACES, places)
+
+
+def are_places_known(sources: Iterable[Source], work: Path) -> bool:
+    """Whether the sources lie where they lay when the corpus was made."""
+    known = _read_object(work / _PLACES)
+    return all(known.get(source.name) == _place(source) for source in sources)
+
+
+def _place(source: Source) -> list[Any]:
+    return [getattr(source, field, None) for field in _DECIDES_FILES]
+
+
 def _resolve(settings: CorpusSettings, source: Source, fingerprints: Fingerprints, work: Path, remember: bool) -> Resolved:
     if isinstance(source, PythonDocsSource):
         return Resolved(source, (), None, python_docs.stdlib_fingerprint(python_docs.stdlib_folder()))
     if not is_remote(source):
         return _with_fingerprint(source, resolve(source, fingerprints), None)
-    known = _read_looked_up(work)
-    name = hash_json([source.kind, *(getattr(source, field, None) for field in _DECIDES_FILES), asdict(source.expect)])
+    known = _read_object(work / _LOOKED_UP)
+    name = hash_json([source.kind, *_place(source), asdict(source.expect)])
     if name not in known:
         commit = revision(source)
         files = resolve(source, fingerprints, commit, Path(settings.cache_folder).expanduser())
@@ -112,8 +131,7 @@ def _address(source: Source) -> str:
     return "the documentation of the Python that built this corpus"
 
 
-def _read_looked_up(work: Path) -> dict[str, Any]:
-    path = work / _LOOKED_UP
+def _read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:

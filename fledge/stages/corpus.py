@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from fledge.core import artifact, console, disk
-from fledge.core.errors import ArtifactError, DataError, MachineError
+from fledge.core.errors import ArtifactError, DataError, FledgeError, MachineError
 from fledge.corpus import build
 from fledge.corpus.document import Content
 from fledge.corpus.engine.units import Executor, WorkFolder
 from fledge.corpus.factory import Factory, statistics
 from fledge.corpus.filters.evaluation_files import EvaluationFile, find_evaluation_files
-from fledge.corpus.resolve import Resolved, resolve_sources
+from fledge.corpus.resolve import Resolved, are_places_known, remember_places, resolve_sources
 from fledge.corpus.settings import CorpusSettings
 from fledge.corpus.sources.inputs import NotAsExpected
 from fledge.stages.run import Run, free_name, make
 
 WORK = Path("work") / "corpus"
 ANALYSIS = "analysis"
+_OF_ANALYSIS = "of-analysis"
+"""Marks intermediate results that only an analysis made."""
 
 
 def run(run: Run, rank: int = 0, world: int = 1) -> None:
@@ -36,7 +38,9 @@ def run(run: Run, rank: int = 0, world: int = 1) -> None:
             continue
         if content == "documents":
             _make_documents(run, settings, sources, rank, world)
-        elif rank == 0:
+        if rank != 0:
+            continue
+        if content != "documents":
             wanted = artifact.request("corpus", build.corpus_identity(settings, content, sources, ()))
 
             def fill(folder: Path, stats: dict[str, Any], content: Content = content, sources: list[Resolved] = sources) -> str:
@@ -44,22 +48,32 @@ def run(run: Run, rank: int = 0, world: int = 1) -> None:
                 return _outcome(content, stats)
 
             make(run, place, wanted, fill)
+        remember_places(sources, run.folder / WORK)
 
 
 def analyze(run: Run) -> Path:
-    """Write the data card of the documents, and nothing else; returns its folder."""
+    """Write the data card of the documents, and nothing else; returns its folder.
+
+    What a corpus made before is used, and stays; what an analysis makes for itself stays only if it is interrupted.
+    """
     settings: CorpusSettings = run.recipe.section("corpus")
-    target = run.folder / ANALYSIS
-    scratch = target.with_name(f"{ANALYSIS}-work")
+    target, work = run.folder / ANALYSIS, run.folder / WORK
+    is_ours = run.own("corpus/documents", "corpus") is None and (not work.exists() or (work / _OF_ANALYSIS).exists())
     files = _evaluation_files(run, settings)
+    if is_ours:
+        disk.write_text(work / _OF_ANALYSIS, "")
     try:
-        sources = resolve_sources(settings, "documents", scratch)
+        sources = resolve_sources(settings, "documents", work)
         if not sources:
             raise DataError("the recipe has no source of documents to analyse", "add one to corpus.sources")
-        surveyed = Factory(settings, files, WorkFolder(scratch), _executor(settings, 0, 1)).survey(sources)
+        surveyed = Factory(settings, files, WorkFolder(work), _executor(settings, 0, 1)).survey(sources, may_be_empty=True)
         stats = statistics(settings, surveyed, files)
-    finally:
-        disk.remove(scratch)
+    except FledgeError:
+        if is_ours:
+            disk.remove(work.parent)
+        raise
+    if is_ours:
+        disk.remove(work.parent)
     disk.remove(target)
     with disk.staging(target) as folder:
         build.write_card(folder, stats)
@@ -111,17 +125,21 @@ def _evaluation_files(run: Run, settings: CorpusSettings) -> tuple[EvaluationFil
 
 
 def _sources(run: Run, settings: CorpusSettings, content: Content, rank: int) -> list[Resolved] | None:
-    """The sources of a content; None, which is said, if they cannot be read any more but the corpus is finished as asked."""
+    """The sources of a content; None, which is said, if they cannot be read any more but the corpus is finished as asked.
+
+    As asked is only what names the same places: another path that cannot be read is a mistake in the recipe.
+    """
     try:
         return resolve_sources(settings, content, run.folder / WORK, remember=rank == 0)
     except NotAsExpected:
         raise
     except (DataError, MachineError) as error:
         made = run.own(f"corpus/{content}", "corpus")
-        if made is None:
+        named = [source for source in settings.sources if source.content == content]
+        if made is None or not are_places_known(named, run.folder / WORK):
             raise
         told = {source["name"]: source["fingerprint"] for source in made.manifest.settings["sources"]}
-        unread = [Resolved(source, (), None, told.get(source.name, "")) for source in settings.sources if source.content == content]
+        unread = [Resolved(source, (), None, told.get(source.name, "")) for source in named]
         files = _evaluation_files(run, settings) if content == "documents" else ()
         if artifact.request("corpus", build.corpus_identity(settings, content, unread, files)).key != made.manifest.key:
             raise

@@ -17,6 +17,7 @@ from fledge.stages.run import Run
 RAW = "raw"
 TEST_CHUNKS = 2
 DOWNLOAD_WORKERS = 8
+CHUNK_DOCUMENTS = 100_000
 
 
 def make(run: Run, rank: int, world: int) -> None:
@@ -39,7 +40,7 @@ def analyze(run: Run) -> None:
     console.say(f"analysis: {(folder / CARD_PAGE).resolve()}")
 
 
-def download(run: Run, workers: int | None, chunk_documents: int, test: bool) -> None:
+def download(run: Run, workers: int | None, chunk_documents: int | None, test: bool) -> None:
     """Write the rows of every source of documents as raw JSON Lines chunks."""
     settings: CorpusSettings = run.recipe.section("corpus")
     sources = [source for source in settings.sources if source.content == "documents"]
@@ -47,6 +48,7 @@ def download(run: Run, workers: int | None, chunk_documents: int, test: bool) ->
         raise DataError("the recipe has no source of documents to download", "add one to corpus.sources")
     target = run.folder / RAW
     cache_folder = Path(settings.cache_folder).expanduser()
-    counts = download_chunks(sources, target, cache_folder, workers or DOWNLOAD_WORKERS, chunk_documents, TEST_CHUNKS if test else None)
+    chunks = TEST_CHUNKS if test else None
+    counts = download_chunks(sources, target, cache_folder, workers or DOWNLOAD_WORKERS, chunk_documents or CHUNK_DOCUMENTS, chunks)
     for source, figures in counts.items():
         console.say(f"{target / source}: {figures['documents']:,} documents in {figures['chunks']:,} chunks")

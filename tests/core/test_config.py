@@ -371,6 +371,7 @@ def test_a_plain_tree_parses_to_the_same_settings(write: Any) -> None:
 
 
 def test_differences_name_every_changed_leaf() -> None:
-    before, after = {"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 1, "c": 3}, "d": [1, 2], "e": 5}
-    assert list(config.differences(before, after)) == [("a.c", 2, 3), ("d", [1], [1, 2]), ("e", None, 5)]
+    before = {"a": {"b": 1, "c": 2}, "d": [1], "f": [{"g": 1}, {"g": 2}]}
+    after = {"a": {"b": 1, "c": 3}, "d": [1, 2], "e": 5, "f": [{"g": 1}, {"g": 3}]}
+    assert list(config.differences(before, after)) == [("a.c", 2, 3), ("d", [1], [1, 2]), ("f.1.g", 2, 3), ("e", None, 5)]
     assert list(config.differences(before, before)) == []

@@ -69,6 +69,9 @@ def test_a_corpus_whose_sources_are_gone_is_kept(make: Make, inputs: Path, capsy
     make()
     assert "corpus/documents: already done; its sources cannot be read any more (source b: there is no file" in capsys.readouterr().err
     assert snapshot(run.folder) == before
+    elsewhere = [lines_source(inputs / "a.jsonl"), lines_source(inputs / "typo.jsonl", "b"), lines_source(inputs / "c.jsonl")]
+    with pytest.raises(DataError, match=r"source b: there is no file or folder .*typo"):
+        make(sources=elsewhere)
     for changes in ({"seed": 1}, {"sources": [lines_source(inputs / "b.jsonl")]}):
         with pytest.raises(DataError, match=r"source b: there is no file or folder"):
             make(**changes)
@@ -161,7 +164,7 @@ def test_the_analysis_writes_the_card_and_nothing_else(make: Make, tmp_path: Pat
     before = snapshot(run.folder)
     made.clear()
     assert stage.analyze(run) == run.folder / "analysis"
-    assert kinds(made).keys() == {"source", "duplicates", "clusters"}, "no shard is written"
+    assert made == [], "what the corpus was made of serves the card too"
     after = snapshot(run.folder)
     assert {Path(name).relative_to(run.folder).as_posix() for name in after.keys() - before.keys()} == {
         "analysis/stats.json",
@@ -175,9 +178,33 @@ def test_the_analysis_writes_the_card_and_nothing_else(make: Make, tmp_path: Pat
     assert set(whole) - set(alone) == {"rows", "sources", "groups"}
     new = Run(run.recipe, tmp_path / "new", "recipe.yaml")
     stage.analyze(new)
+    assert kinds(made).keys() == {"source", "duplicates", "clusters"}, "no shard is written"
     stage.analyze(new)
     assert [entry.name for entry in new.folder.iterdir()] == ["analysis"]
     assert digests(new.folder / "analysis") == digests(run.folder / "analysis")
+
+
+def test_an_interrupted_analysis_continues(make: Make, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(make().recipe, tmp_path / "new", "recipe.yaml")
+    made.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "statistics", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            stage.analyze(run)
+    before = list(made)
+    stage.analyze(run)
+    assert made == before, "nothing is made a second time"
+    assert [entry.name for entry in run.folder.iterdir()] == ["analysis"]
+
+
+def test_an_analysis_shows_what_the_rules_leave_nothing_of(make: Make, tmp_path: Path, inputs: Path) -> None:
+    quality = replace(settings(lines_source(inputs / "a.jsonl")).quality, preset="web", thresholds={"gopher_minimum_words": 10_000})
+    with pytest.raises(DataError, match="gives 0 documents"):
+        make("strict", quality=quality)
+    strict = Run(Recipe(corpus=settings(lines_source(inputs / "a.jsonl"), quality=quality)), tmp_path / "new", "recipe.yaml")
+    stage.analyze(strict)
+    told = statistics_of(strict.folder / "analysis")
+    assert told["kept"] == 0 and sum(told["filters"]["a"]["dropped"].values()) == told["filters"]["a"]["read"]["documents"]
 
 
 def test_an_analysis_that_fails_leaves_nothing(make: Make, tmp_path: Path, inputs: Path) -> None:

@@ -48,6 +48,8 @@ class RankExecutor:
         self.world = world
         self.patience_seconds = patience_seconds
         self.look_seconds = look_seconds
+        self._waited_in_vain = False
+        """For the other ranks, and nothing has come since: the next time, in another phase, they are not waited for again."""
 
     def run(self, label: str, units: Sequence[Unit], work: WorkFolder, enough: Enough | None = None) -> list[Done | None]:
         work.discard_partials()
@@ -60,15 +62,16 @@ class RankExecutor:
         with results.shown(label), one_arrow_thread():
             while not results.are_complete:
                 if others.take_new():
-                    waiting_since = None
+                    waiting_since, self._waited_in_vain = None, False
                     continue
                 index = self._next(results, takes_over=False)
                 if index is None and others.take_earlier():
                     continue
                 if index is None:
                     waiting_since = waiting_since or time.monotonic()
-                    if time.monotonic() - waiting_since >= patience_seconds:
+                    if self._waited_in_vain or time.monotonic() - waiting_since >= patience_seconds:
                         index = self._next(results, takes_over=True, left_out=others.at_work(patience_seconds))
+                        self._waited_in_vain = index is not None
                 if index is None:
                     time.sleep(self.look_seconds)
                     continue

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 import time
+import types
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from engine_assembly import TextUnit, ids, runs_of, text_units, tree
 
 from fledge.core import console
 from fledge.core.errors import ConfigError, DataError
+from fledge.corpus.engine import ranks
 from fledge.corpus.engine.pool import LocalExecutor
 from fledge.corpus.engine.ranks import RankExecutor, next_unit
 from fledge.corpus.engine.units import Done, Enough, WorkFolder
@@ -68,6 +70,22 @@ def test_a_rank_runs_its_share_first_and_then_what_is_left_at_its_distance() -> 
 def test_a_rank_that_cannot_be_is_refused(rank: int, world: int) -> None:
     with pytest.raises(ConfigError, match=f"rank {rank} of {world} cannot be"):
         RankExecutor(rank, world)
+
+
+def test_ranks_waited_for_in_vain_are_not_waited_for_again(work: WorkFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until one of them publishes something."""
+    executor = RankExecutor(1, 2, patience_seconds=0.2, look_seconds=0.01)
+    waits: list[float] = []
+    monkeypatch.setattr(ranks, "time", types.SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: waits.append(0) or time.sleep(0.01)))
+    executor.run("first", text_units(3), work)
+    assert len(waits) > 2
+    waits.clear()
+    executor.run("second", text_units(6), work)
+    assert waits == []
+    news = iter([True])
+    monkeypatch.setattr(ranks._Others, "take_new", lambda _: next(news, False))
+    executor.run("third", text_units(10), work)
+    assert len(waits) > 2, "the other had been heard of"
 
 
 # ---- together
