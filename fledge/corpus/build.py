@@ -16,13 +16,14 @@ from typing import Any, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from fledge.core import console, disk
 from fledge.core.config import identity
 from fledge.core.errors import DataError
 from fledge.corpus.card import card_page, data_card
 from fledge.corpus.document import SCHEMAS, Content, Preference, Row, Split, as_columns
-from fledge.corpus.duplicates import GROUPS, KEEP, SIDE
+from fledge.corpus.duplicates import FIRST, KEEP, SIDE
 from fledge.corpus.factory import Factory, Surveyed, shard_statistics, statistics
 from fledge.corpus.filters import own_rules
 from fledge.corpus.filters.evaluation_files import EvaluationFile
@@ -162,9 +163,16 @@ def _headline(stats: dict[str, Any]) -> dict[str, Any]:
 
 
 def _group_counts(surveyed: Surveyed) -> dict[Split, int]:
-    keep, held_out, groups = (np.load(surveyed.clusters.folder / name, mmap_mode="r") for name in (KEEP, SIDE, GROUPS))
-    sides = {"train": keep & ~held_out, "validation": keep & held_out}
-    return {split: len(np.unique(groups[sides[split]], axis=0)) for split in get_args(Split)}
+    """Clusters with a row on each side: exact duplicates always share one, so clusters and the hashes that name groups are one to one."""
+    first, keep, held_out = (np.load(surveyed.clusters.folder / name, mmap_mode="r") for name in (FIRST, KEEP, SIDE))
+    return {"train": _distinct(first, keep & ~held_out), "validation": _distinct(first, keep & held_out)}
+
+
+def _distinct(first: NDArray[np.int64], rows: NDArray[np.bool_]) -> int:
+    """How many clusters the rows are of. Marked, not sorted: at 6 million rows np.unique of the hashes takes 520 MB and 16 s."""
+    is_there = np.zeros(first.size, bool)
+    is_there[first[rows]] = True
+    return int(is_there.sum())
 
 
 class _ShardWriter:

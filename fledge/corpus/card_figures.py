@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fledge.core.console import format_bytes
+from fledge.core.wording import counted
 from fledge.corpus.tally import Counts, merged
 
 CONTAMINATED, EMPTY = "contaminated", "empty"
@@ -120,11 +121,6 @@ def share(part: float, whole: float) -> str:
     if 0 < part / whole < 0.001:
         return "<\u00a00.1\u00a0%"
     return ">\u00a099.9\u00a0%" if 0.999 < part / whole < 1 else f"{100 * part / whole:.1f}\u00a0%"
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 document`, `2,000 documents`."""
-    return f"{number:,} {noun.removesuffix('s') if number == 1 else noun}"
 
 
 def by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:

@@ -18,6 +18,7 @@ from fledge.core.chart import format_tick, round_ticks
 from fledge.core.console import format_bytes, format_count
 from fledge.core.markup import Markup, element, escape, join
 from fledge.core.page import Section
+from fledge.core.wording import counted
 from fledge.corpus import card_figures, card_rules
 from fledge.corpus.card_figures import CONTAMINATED, Figures, share, shown
 from fledge.corpus.card_rules import RuleFigures
@@ -69,11 +70,11 @@ def _tiles(figures: Figures) -> Iterator[page.Tile]:
     if figures.utf8_bytes:
         yield page.Tile("Text", format_bytes(figures.utf8_bytes), f"about {format_count(figures.utf8_bytes / 4)} tokens at 4 bytes each")
     if figures.dropped:
-        yield page.Tile("Dropped by rules", share(figures.dropped, figures.read), f"{figures.dropped:,} documents")
+        yield page.Tile("Dropped by rules", share(figures.dropped, figures.read), counted(figures.dropped, "documents"))
     if figures.duplicates:
-        yield page.Tile("Duplicates", share(figures.duplicates, figures.read), f"{figures.duplicates:,} documents")
+        yield page.Tile("Duplicates", share(figures.duplicates, figures.read), counted(figures.duplicates, "documents"))
     if figures.contaminated:
-        yield page.Tile("Contaminated", share(figures.contaminated, figures.read), f"{figures.contaminated:,} documents")
+        yield page.Tile("Contaminated", share(figures.contaminated, figures.read), counted(figures.contaminated, "documents"))
     held_out = figures.stats.get("rows", {}).get("validation", 0)
     if held_out:
         yield page.Tile("Held out", share(held_out, figures.kept), f"{held_out:,} {figures.noun} for validation")
@@ -129,7 +130,7 @@ def _rules(figures: Figures) -> Section | None:
         content.append(page.table(("rule", "lines"), rows, frozenset({1}), "Lines removed from documents, or mended"))
     if idle:
         told = [[shown(rule.name), card_rules.explanation(rule.description, rule.threshold)] for rule in idle]
-        content.append(page.details(f"{card_figures.counted(len(idle), 'rules')} that no document failed", page.table(("rule", ""), told)))
+        content.append(page.details(f"{counted(len(idle), 'rules')} that no document failed", page.table(("rule", ""), told)))
     return page.section("What was dropped, and why", *content)
 
 
@@ -153,7 +154,7 @@ def _explained(name: str, what: str) -> Markup:
 
 def _examples(rule: RuleFigures) -> Markup:
     shown_texts = [_excerpt(example.get("id", ""), shown(example.get("text", ""), _EXCERPT_CHARACTERS)) for example in rule.examples]
-    return page.details(f"{shown(rule.name)}: {card_figures.counted(len(shown_texts), 'examples')} of {rule.dropped:,}", *shown_texts)
+    return page.details(f"{shown(rule.name)}: {counted(len(shown_texts), 'examples')} of {rule.dropped:,}", *shown_texts)
 
 
 def _excerpt(name: object, text: str, label: str = "") -> Markup:
@@ -203,7 +204,7 @@ def _columns(lengths: Sequence[tuple[int, int]]) -> Markup:
     every = math.ceil(len(lengths) / _LABELLED_COLUMNS)
     shapes = []
     for place, (exponent, count) in enumerate(lengths):
-        spoken = element("title", f"{card_figures.doubling(exponent)} characters: {count:,} documents")
+        spoken = element("title", f"{card_figures.doubling(exponent)} characters: {counted(count, 'documents')}")
         across = {"x": f"{(place + 0.06) * width:.2f}%", "width": f"{0.88 * width:.2f}%"}
         upright = {"y": f"{100 - 100 * count / highest:.2f}%", "height": f"{100 * count / highest:.2f}%"}
         shapes.append(element("rect", spoken, **across, **upright, class_="bar"))

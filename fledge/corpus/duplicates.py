@@ -1,7 +1,8 @@
 """Phases 2 and 3 of a corpus: which of the kept documents are the same, which one stays, and on which side of the split it lies.
 
 Rows are numbered over all clean units in their order. An `EdgeUnit` finds the rows that share a key (of one band, in one part of the
-key space, so memory is bounded); the one `ClusterUnit` joins them to clusters and decides. Its folder holds, per row:
+key space, so memory is bounded); the one `ClusterUnit` joins them to clusters and decides, in about 63 bytes of memory per row (577 MB
+for 6 million rows, the process itself with them). Its folder holds, per row:
 
     first.npy    (n,) int64: the first row of its cluster
     keep.npy     (n,) bool: whether it stays

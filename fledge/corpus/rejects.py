@@ -40,6 +40,24 @@ class Malformed(Exception):
     """Why a line or file cannot be used, in a few words; what differs from line to line stands last, in parentheses."""
 
 
+def value_kind(value: object) -> str:
+    """What a value of a record is, in the words of JSON."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+    return type(value).__name__
+
+
 class Rejects:
     """The rejects of a piece or a source. Every one is counted; the first 10,000 are kept with their place."""
 

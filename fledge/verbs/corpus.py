@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fledge.core import console
 from fledge.core.errors import DataError
+from fledge.core.wording import counted
 from fledge.corpus.build import CARD_PAGE
 from fledge.corpus.settings import CorpusSettings
 from fledge.corpus.sources.download import download as download_chunks
@@ -51,4 +52,4 @@ def download(run: Run, workers: int | None, chunk_documents: int | None, test: b
     chunks = TEST_CHUNKS if test else None
     counts = download_chunks(sources, target, cache_folder, workers or DOWNLOAD_WORKERS, chunk_documents or CHUNK_DOCUMENTS, chunks)
     for source, figures in counts.items():
-        console.say(f"{target / source}: {figures['documents']:,} documents in {figures['chunks']:,} chunks")
+        console.say(f"{target / source}: {counted(figures['documents'], 'documents')} in {counted(figures['chunks'], 'chunks')}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from fledge.core import artifact, console
 from fledge.core.artifact import Artifact
 from fledge.core.errors import ArtifactError
+from fledge.core.wording import counted
 from fledge.stages import STAGES
 from fledge.stages.checkpoint_names import find_checkpoint
 from fledge.stages.run import RUNS, smoke_name
@@ -49,7 +50,7 @@ def verify(place: str, small: bool) -> None:
         console.warn(f"not there any more, not checked: {line}")
     if problems:
         raise ArtifactError("; ".join(problems), "restore these files, or make the stage anew with --force")
-    console.say(f"{len(checked)} artifacts, {console.format_bytes(size_bytes)}: every byte is as it was written")
+    console.say(f"{counted(len(checked), 'artifacts')}, {console.format_bytes(size_bytes)}: every byte is as it was written")
 
 
 def _artifacts(place: str, small: bool) -> Iterator[Artifact]:

@@ -12,6 +12,7 @@ import pytest
 from fledge.core import disk
 from fledge.core.errors import DataError
 from fledge.corpus import build
+from fledge.corpus.dedup.settings import DeduplicateSettings
 from fledge.corpus.document import Row, read_conversations, read_documents, read_preferences
 from fledge.corpus.filters.evaluation_files import find_evaluation_files
 from fledge.corpus.filters.settings import DecontaminateSettings, QualitySettings
@@ -68,6 +69,15 @@ def test_rows_are_split_by_group_into_shards(tmp_path: Path, lines: JsonLinesSou
     assert shards == [f"train-{number:05d}.parquet" for number in range(-(-len(train) // 300))]
     assert pq.ParquetFile(tmp_path / "corpus" / "train-00000.parquet").metadata.num_rows == 300
     assert (stats["read"], stats["dropped"], stats["duplicates"]) == (1_000, {}, {"exact": 100, "near": 0})
+
+
+def test_a_group_of_which_all_rows_are_kept_counts_once(tmp_path: Path, lines: JsonLinesSource) -> None:
+    wanted = settings(lines, validation_fraction=0.1, deduplicate=DeduplicateSettings(kind="none"))
+    stats = built(tmp_path, wanted)
+    assert sum(stats["rows"].values()) == 1_000
+    groups = {split: {row.group for row in read_documents(tmp_path / "corpus", split)} for split in ("train", "validation")}
+    assert stats["groups"] == {split: len(found) for split, found in groups.items()}
+    assert sum(stats["groups"].values()) == 900
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path, embedded: CorpusSettings, lines: JsonLinesSource) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fledge.core import disk
 from fledge.core.errors import DataError
-from fledge.corpus.rejects import Reject, Rejects
+from fledge.corpus.rejects import Reject, Rejects, value_kind
 
 
 def reject(line: int, reason: str = "not JSON", file: str = "a.jsonl", source: str = "a") -> Reject:
@@ -25,6 +25,11 @@ def rejects_of(*kept: Reject, seen: int = 0, lines_read: dict[tuple[str, str], i
     rejects.seen["a"] = seen
     rejects.lines_read.update(lines_read or {})
     return rejects
+
+
+def test_values_are_named_as_json_names_them() -> None:
+    named = [value_kind(value) for value in (None, False, 1, 1.5, "", [], {}, b"")]
+    assert named == ["null", "true or false", "a number", "a number", "a string", "a list", "an object", "bytes"]
 
 
 def test_they_travel_as_json(tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ from .sources.servers import Site, serve
 
 
 @pytest.fixture
-def bucket() -> Iterator[str]:
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a folder in an object store that is this process's memory."""
+    monkeypatch.setattr(transport, "STORE_SCHEMES", transport.STORE_SCHEMES | {"memory"})
     store = fsspec.filesystem("memory")
     yield "memory://bucket"
     store.store.clear()

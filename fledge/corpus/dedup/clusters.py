@@ -1,8 +1,8 @@
-"""Equal keys become clusters of documents, in bounded memory, and of each cluster one document stays.
+"""Equal keys become clusters of documents, and of each cluster one document stays.
 
 Rows are numbered over all arrays of keys, one after another. `edges` looks at one part of the key space at a time, so only the keys
 of that part are in memory, and pairs each row with the next one of the same key; `components` joins the pairs of all bands and parts
-to clusters. The result depends neither on the number of parts nor on the order of the pairs.
+to clusters, and needs memory for every row. The result depends neither on the number of parts nor on the order of the pairs.
 """
 
 from __future__ import annotations

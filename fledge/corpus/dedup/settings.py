@@ -24,7 +24,7 @@ class DeduplicateSettings:
     seed: int = 1
     """Decides the hash functions."""
     memory_bytes: int = operation(500_000_000)
-    """Working memory of one process while it looks for duplicates; more documents than fit are searched in parts."""
+    """Working memory of one process while it looks for equal hashes; more documents than fit are searched in parts."""
 
     def __post_init__(self) -> None:
         for name in ("bands", "rows", "shingle_words"):

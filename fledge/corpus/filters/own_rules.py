@@ -15,6 +15,7 @@ A file `my_rules.py`, named in the recipe as `quality.own_rules: [my_rules.py:no
 It is called with a `Document` (text, id, source, group) and returns True to keep it, False to drop it, or a reason (one short line) to
 drop it. Own rules run last, in the order of the recipe, on what all other rules kept. They must depend on nothing but the document:
 results are remembered by the hash of the file. The function runs in every worker process, each of which loads the file by itself.
+The path is taken from the folder in which the command runs, as every path of a recipe is.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class OwnRule:
         function = _load(self)
         try:
             answer = function(document)
-        # Whatever the user's code raises is theirs to see, with its place.
-        except Exception as error:
+        # Whatever the user's code raises is theirs to see, with its place; sys.exit(0) would pass for a finished build.
+        except (Exception, SystemExit) as error:
             raise self._failed(f"{type(error).__name__}: {error}", _line_in(self.path, error), document) from error
         if isinstance(answer, str):
             return " ".join(answer.split())[:_REASON_CHARACTERS]
@@ -82,7 +83,8 @@ def find(name: str) -> OwnRule:
         content = path.read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"quality.own_rules names {file}, which cannot be read: {error.strerror}", "give the path of a Python file"
+            f"quality.own_rules names {file}, but {path} cannot be read: {error.strerror}",
+            "give the path of a Python file, absolute or from the folder in which the command runs",
         ) from error
     rule = OwnRule(path, function, hashlib.sha256(content).hexdigest())
     _load(rule)
@@ -107,7 +109,7 @@ def _load(rule: OwnRule) -> Callable[[Document], Any]:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         line = error.lineno if isinstance(error, SyntaxError) else _line_in(rule.path, error)
         place = f"{rule.path}, line {line}" if line else f"{rule.path}"
@@ -120,7 +122,7 @@ def _load(rule: OwnRule) -> Callable[[Document], Any]:
     return loaded
 
 
-def _line_in(path: Path, error: Exception) -> int | None:
+def _line_in(path: Path, error: BaseException) -> int | None:
     """The innermost line of the file that the error went through."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     return lines[-1] if lines else None

@@ -34,7 +34,7 @@ class QualitySettings:
     language_confidence: float = 0.65
     """How sure the identification must be (0 to 1) of one of `languages`."""
     own_rules: tuple[str, ...] = ()
-    """Rules of your own: FILE.py:FUNCTION, called with a Document, returns True to keep it, False or a reason to drop it."""
+    """Rules of your own, FILE.py:FUNCTION from where the command runs: given a Document, True keeps it, False or a reason drops it."""
 
     def __post_init__(self) -> None:
         known = {rule.name: rule for rule in RULES}

@@ -22,6 +22,7 @@ SUFFIXES = {
 }
 """What is taken from a folder; a path or a glob takes what it names."""
 
+PARQUET_MAGIC = b"PAR1"
 UTF8_BOM = b"\xef\xbb\xbf"
 
 _HEAD_BYTES = 4_096
@@ -51,11 +52,20 @@ def find_files(source: TextSource | JsonLinesSource | ParquetSource) -> list[Sou
             raise DataError(f"source {source.name}: there is no file or folder {given}", "give the path of a file, a folder or a glob")
     if not found:
         wanted = " or ".join(SUFFIXES[source.kind]) if given.is_dir() else "those it matches"
+        others = [kind for kind, suffixes in SUFFIXES.items() if given.is_dir() and _files_below(given, suffixes)]
         raise DataError(
             f"source {source.name}: {given} has 0 usable files ({wanted}), at least 1 expected",
-            "complete the data, or name another path",
+            f"it has files for kind: {' and kind: '.join(others)}; use that" if others else "complete the data, or name another path",
         )
     return found
+
+
+def kind_of(name: str, head: bytes) -> str | None:
+    """The kind of source for a file, by its first bytes or else by its name; None if neither tells."""
+    if head.startswith(PARQUET_MAGIC):
+        return "parquet"
+    by_name = next((kind for kind in ("text", "jsonl") if name.lower().endswith(SUFFIXES[kind])), None)
+    return "jsonl" if by_name is None and head.removeprefix(UTF8_BOM).lstrip().startswith(b"{") else by_name
 
 
 @contextlib.contextmanager
@@ -67,9 +77,11 @@ def data_errors(path: Path) -> Iterator[None]:
         raise DataError(f"{path} cannot be read: {error.strerror or error}", "mend its permissions or restore it") from error
 
 
-def refuse_utf16(path: Path, head: bytes) -> None:
-    """Raise DataError if the first bytes of a file look like UTF-16 or UTF-32, with or without a byte order mark."""
+def refuse_no_text(path: Path, head: bytes) -> None:
+    """Raise DataError if the first bytes of a file are those of Parquet, or look like UTF-16 or UTF-32, marked as such or not."""
     head = head[:_HEAD_BYTES]
+    if head.startswith(PARQUET_MAGIC):
+        raise DataError(f"{path} is a Parquet file", "use kind: parquet for this source")
     if head.startswith(_UTF16_BOMS) or head.count(0) > _UTF16_NUL_SHARE * len(head):
         raise DataError(f"{path} looks like UTF-16, not UTF-8", f"convert it: iconv -f UTF-16 -t UTF-8 {path.name}")
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from fledge.core import console, disk
 from fledge.core.console import format_bytes
 from fledge.core.errors import DataError
+from fledge.core.wording import counted
 from fledge.corpus.sources import hub
 from fledge.corpus.sources.attempts import PAUSE, Stopped, pause_until, retried
 from fledge.corpus.sources.files import SUFFIXES, data_errors, find_files
@@ -195,13 +196,14 @@ def _require_one(source: PathSource, files: Sequence[InputFile]) -> None:
 
 def _require_expected(source: FileSource, files: Sequence[InputFile]) -> None:
     found_bytes = sum(file.size_bytes for file in files)
-    wanted_files, wanted_bytes = source.expect.files or 1, source.expect.bytes or 0
-    if len(files) >= wanted_files and found_bytes >= wanted_bytes:
+    if len(files) >= (source.expect.files or 1) and found_bytes >= (source.expect.bytes or 0):
         return
+    found = f"{counted(len(files), 'files')} of {counted(found_bytes, 'bytes')} ({format_bytes(found_bytes)})"
+    expected = ((source.expect.files, "files"), (source.expect.bytes, "bytes"))
+    wanted = " of ".join(counted(number, unit) for number, unit in expected if number) or "1 file"
     there = f", or expect what is there: expect: {{files: {len(files)}, bytes: {found_bytes}}}" if files else ""
     raise NotAsExpected(
-        f"source {source.name}: {_place(source)} has {len(files):,} files of {found_bytes:,} bytes ({format_bytes(found_bytes)}), "
-        f"but should have at least {wanted_files:,} files of {wanted_bytes:,} bytes",
+        f"source {source.name}: {_place(source)} has {found}, but should have at least {wanted}",
         f"complete the data, name another place{there}",
     )
 

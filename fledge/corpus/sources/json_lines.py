@@ -19,7 +19,7 @@ import orjson
 
 from fledge.core.errors import DataError
 from fledge.corpus.document import Row
-from fledge.corpus.rejects import Malformed, Reject, Rejects
+from fledge.corpus.rejects import Malformed, Reject, Rejects, value_kind
 from fledge.corpus.sources.files import UTF8_BOM
 from fledge.corpus.sources.piece import InputFile, Piece
 from fledge.corpus.sources.records import Records
@@ -115,7 +115,7 @@ def _row(records: Records, line: _Line, row_id: str) -> Row:
     except orjson.JSONDecodeError:
         values = _parse_strictly(line.content, records)
     if not isinstance(values, dict):
-        raise Malformed(f"a {type(values).__name__}, not an object")
+        raise Malformed(f"{value_kind(values)}, not an object")
     return records.row(values, row_id)
 
 

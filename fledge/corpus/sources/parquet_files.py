@@ -20,7 +20,7 @@ from fledge.corpus.rejects import Malformed, Reject, Rejects
 from fledge.corpus.sources.piece import InputFile, Piece
 from fledge.corpus.sources.records import Records
 from fledge.corpus.sources.transport import shown
-from fledge.corpus.sources.unpacking import opened
+from fledge.corpus.sources.unpacking import opened, remedy_for_no_parquet
 
 _BATCH_ROWS = 64  # with 16, texts of 100 characters cost twice as much to read
 _BATCH_BYTES = 8 << 20
@@ -132,4 +132,4 @@ def _parquet_errors(file: InputFile) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{shown(file.address)} cannot be read as Parquet: {reason}", "restore the file from its source") from error
+        raise DataError(f"{shown(file.address)} cannot be read as Parquet: {reason}", remedy_for_no_parquet(file)) from error

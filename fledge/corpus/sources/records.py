@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fledge.corpus.document import Content, Conversation, Document, Message, Preference, Row
-from fledge.corpus.rejects import Malformed
+from fledge.corpus.rejects import Malformed, value_kind
 from fledge.corpus.sources.hub_presets import dataset_of
 from fledge.corpus.sources.near_duplicates import text_group
 from fledge.corpus.sources.settings import FIELDS_OF, HubSource, JsonLinesSource, ParquetSource
@@ -70,7 +70,7 @@ def _text(value: object, name: str) -> str:
     if isinstance(value, bytes):
         value = _decoded(value)
     if not isinstance(value, str):
-        raise Malformed(f"{name} is a {type(value).__name__}, not a string")
+        raise Malformed(f"{name} is {value_kind(value)}, not a string")
     if not value or value.isspace():
         raise Malformed(f"{name} is empty")
     if len(value) > MAXIMUM_TEXT_CHARACTERS:
@@ -90,7 +90,7 @@ def _messages(value: object, last: str) -> tuple[Message, ...]:
     if isinstance(value, bytes):
         value = _decoded(value)
     if not isinstance(value, list):
-        raise Malformed(f"messages is a {type(value).__name__}, not a list")
+        raise Malformed(f"messages is {value_kind(value)}, not a list")
     messages = tuple(_message(item) for item in value)
     turns = [message.role for message in messages if message.role != "system"]
     if not turns or turns[-1] != last:
@@ -106,7 +106,7 @@ def _message(value: object) -> Message:
         raise Malformed("a message without role and content")
     role = value["role"]
     if role not in ("system", "user", "assistant"):
-        shown = repr(role[:_SHOWN_CHARACTERS]) if isinstance(role, str) else type(role).__name__
+        shown = repr(role[:_SHOWN_CHARACTERS]) if isinstance(role, str) else value_kind(role)
         raise Malformed(f"a message of an unknown role ({shown})")
     return Message(role, _text(value["content"], "content"))
 

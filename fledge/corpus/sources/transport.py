@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 HUB_ADDRESS = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)@([^/]+)/(.+)", re.DOTALL)
 """Repository, commit, and path within it."""
 
+STORE_SCHEMES = frozenset({"s3"})
+"""What fsspec is asked for. It knows dozens more, but not each of them tells what shows that a file changed."""
+
 _TRY_LATER = {408, 425, 429, 500, 502, 503, 504}
 _ATTEMPTS_AT_A_CHANGED_FILE = 3
 _FSSPEC_BLOCK_BYTES = 8 << 20
@@ -102,17 +105,24 @@ def answer(file: InputFile, start: int, end: int) -> Iterator[bytes]:
 
 
 def filesystem_of(address: str) -> tuple[Any, str]:
-    """The fsspec file system of an address, and the path within it. Raises MachineError if its package is missing."""
+    """The fsspec file system of an address, and the path within it.
+
+    Raises DataError if it is of no scheme that is read, or no address; MachineError if the package for its scheme is missing.
+    """
     import fsspec
 
     scheme = address.partition("://")[0]
+    remedy = "give https://, s3:// or a local path; a dataset of the hub is a source of kind: hub"
+    if scheme not in STORE_SCHEMES:
+        raise DataError(f"{shown(address)} is no address that can be opened", remedy)
     try:
         filesystem, path = fsspec.core.url_to_fs(address)
     except ImportError as error:
-        remedy = "pip install 'fledge[s3]'" if scheme == "s3" else f"install it ({error})"
-        raise MachineError(f"{scheme}:// needs a package that is not installed", remedy) from error
+        raise MachineError(f"{scheme}:// needs a package that is not installed", "pip install 'fledge[s3]'") from error
     except ValueError as error:
-        raise DataError(f"{shown(address)} is no address that can be opened", "give https://, s3:// or a local path") from error
+        raise DataError(f"{shown(address)} is no address that can be opened", remedy) from error
+    except store_errors() as error:
+        raise foreign_error(address, error) from error
     return filesystem, path
 
 

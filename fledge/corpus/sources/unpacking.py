@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import zstandard
 
-from fledge.core.errors import DataError
-from fledge.corpus.sources.files import data_errors, refuse_utf16
+from fledge.core.errors import DataError, FledgeError
+from fledge.corpus.sources.files import data_errors, kind_of, refuse_no_text
 from fledge.corpus.sources.piece import InputFile
 from fledge.corpus.sources.remote import open_input
 from fledge.corpus.sources.transport import is_remote, shown
@@ -106,7 +106,10 @@ def opened(file: InputFile) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def unpacked(file: InputFile, start: int = 0) -> Iterator[Unpacked]:
-    """The plain bytes of a file, from byte `start` on (0 if it is compressed). Raises DataError as `opened` does, and for UTF-16."""
+    """The plain bytes of a file, from byte `start` on (0 if it is compressed).
+
+    Raises DataError as `opened` does, and if they are Parquet or UTF-16.
+    """
     packing = _packing(file.name)
     with opened(file) as stored:
         stored.seek(start)
@@ -114,11 +117,20 @@ def unpacked(file: InputFile, start: int = 0) -> Iterator[Unpacked]:
         stream = Unpacked(raw, _BUFFER_BYTES)
         try:
             if start == 0:
-                _refuse_utf16(file, stream)
+                _refuse_no_text(file, stream)
             yield stream
         finally:
             # Closing it would close what `opened` still looks at.
             stream.detach()
+
+
+def remedy_for_no_parquet(file: InputFile) -> str:
+    """What to do about a file that cannot be read as Parquet: it is of another kind, or damaged."""
+    head = b""
+    with contextlib.suppress(FledgeError), opened(file) as stored:
+        head = stored.read(_HEAD_BYTES)
+    kind = kind_of(file.name, head)
+    return "restore the file from its source" if kind in {None, "parquet"} else f"use kind: {kind} for this source"
 
 
 def changed(file: InputFile) -> DataError:
@@ -131,12 +143,12 @@ def _stamp(stored: BinaryIO) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _refuse_utf16(file: InputFile, stream: Unpacked) -> None:
+def _refuse_no_text(file: InputFile, stream: Unpacked) -> None:
     # Whoever reads a damaged file meets the failure again, and knows the line.
     with contextlib.suppress(Damaged, GivenUp):
         # A run of zeros is a hole that a crash left; UTF-32 has three in a row.
         head = stream.peek(_HEAD_BYTES)[:_HEAD_BYTES].replace(bytes(4), b"")
-        refuse_utf16(Path(shown(file.address)), head)
+        refuse_no_text(Path(shown(file.address)), head)
 
 
 def _packing(name: str) -> _Packing | None:

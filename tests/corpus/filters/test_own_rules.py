@@ -63,6 +63,15 @@ def test_an_error_names_rule_file_line_and_document(tmp_path: Path) -> None:
     assert "True, False or a reason" in raised.value.remedy
 
 
+def test_an_exit_in_a_rule_ends_nothing_in_silence(tmp_path: Path) -> None:
+    path = written(tmp_path, "import sys\n\ndef rule(document):\n    sys.exit(0)\n")
+    with pytest.raises(DataError, match=r"line 4\) failed on document 'a\.txt:1' of source 'notes': SystemExit: 0"):
+        own_rules.find(f"{path}:rule")(DOCUMENT)
+    path = written(tmp_path, "def rule(document):\n    raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        own_rules.find(f"{path}:rule")(DOCUMENT)
+
+
 def test_another_answer_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, "def rule(document):\n    return 0.5\n\ndef nothing(document):\n    pass\n")
     for function, answer in (("rule", "0.5"), ("nothing", "None")):
@@ -78,6 +87,7 @@ def test_another_answer_is_refused(tmp_path: Path) -> None:
         ("import this_is_not_installed\n", "line 1: ModuleNotFoundError", "importable"),
         ("x = 1\ndef rule(document:\n", "line 2: SyntaxError", "importable"),
         ("x = 1\n\nraise ValueError('no')\n", "line 3: ValueError: no", "importable"),
+        ("import sys\nsys.exit(0)\n", "line 2: SystemExit: 0", "importable"),
     ],
 )
 def test_a_file_that_does_not_hold_it(tmp_path: Path, code: str, problem: str, remedy: str) -> None:
@@ -88,9 +98,11 @@ def test_a_file_that_does_not_hold_it(tmp_path: Path, code: str, problem: str, r
     assert remedy in raised.value.remedy
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read"):
-        own_rules.find(f"{tmp_path}/absent.py:rule")
+def test_a_file_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"names absent\.py, but {tmp_path}/absent\.py cannot be read: No such file") as raised:
+        own_rules.find("absent.py:rule")
+    assert "from the folder in which the command runs" in raised.value.remedy
 
 
 def test_a_file_that_changes_is_another_rule(tmp_path: Path) -> None:

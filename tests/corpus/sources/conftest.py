@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import fsspec
 import pytest
 
 from fledge.corpus.sources import attempts, transport
@@ -18,6 +20,16 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         yield site
         transport.client().close()
     transport._client.cache_clear()
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An object store that is this process's memory, at memory://."""
+    monkeypatch.setattr(transport, "STORE_SCHEMES", transport.STORE_SCHEMES | {"memory"})
+    store = fsspec.filesystem("memory")
+    yield store
+    store.store.clear()
+    store.pseudo_dirs[:] = [""]
 
 
 @pytest.fixture

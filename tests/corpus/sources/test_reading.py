@@ -195,7 +195,7 @@ BOMBS: dict[str, tuple[str, Callable[[Path], Any], int, list[str]]] = {
         "a.jsonl",
         lines(b'{"text": "x", "a": ' + b"1" * 10**6 + b"}", b'{"text": 0.' + b"1" * 10**6 + b"}"),
         2,
-        ["a number that is too long", "text is a float, not a string"],
+        ["a number that is too long", "text is a number, not a string"],
     ),
     "30 MB of objects": ("a.jsonl", lines(b'{"text": "x", "a": [' + b"{}," * 10**7 + b"0]}"), 2, ["more than 1,000,000 values"]),
     "10 MB of open strings": (

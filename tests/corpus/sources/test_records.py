@@ -29,12 +29,12 @@ def test_conversations(write_lines: WriteLines) -> None:
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
-        ("text", "messages is a str, not a list"),
+        ("text", "messages is a string, not a list"),
         ([], "the last message is not the assistant's"),
         (["text"], "a message without role and content"),
         ([{"role": "user"}], "a message without role and content"),
         ([turn("tool", "x")], "a message of an unknown role ('tool')"),
-        ([{"role": [[]], "content": "x"}], "a message of an unknown role (list)"),
+        ([{"role": [[]], "content": "x"}], "a message of an unknown role (a list)"),
         ([turn("user", "q"), turn("assistant", "")], "content is empty"),
         ([turn("user", "q"), turn("assistant", ["a"])], "content is a list, not a string"),
         ([turn("user", "q"), turn("assistant", "\ud800")], "messages holds half a surrogate pair"),
@@ -65,7 +65,7 @@ def test_preferences(write_lines: WriteLines) -> None:
     [
         ({"prompt": "q", "chosen": "same", "rejected": "same"}, "chosen and rejected are equal"),
         ({"prompt": "q", "chosen": "", "rejected": "bad"}, "chosen is empty"),
-        ({"prompt": "q", "chosen": "good", "rejected": None}, "rejected is a NoneType, not a string"),
+        ({"prompt": "q", "chosen": "good", "rejected": None}, "rejected is null, not a string"),
         ({"chosen": "good", "rejected": "bad"}, "no key 'prompt' (keys: chosen, rejected)"),
         ({"prompt": [turn("assistant", "a")], "chosen": "good", "rejected": "bad"}, "the last message is not the user's"),
     ],

@@ -4,11 +4,13 @@ import errno
 import functools
 import hashlib
 import io
+import socket
 import sys
 import threading
 import types
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -16,6 +18,7 @@ import pytest
 from fledge.core import disk
 from fledge.core.errors import DataError, MachineError
 from fledge.corpus.sources import attempts, transport
+from fledge.corpus.sources.attempts import Failure
 from fledge.corpus.sources.piece import InputFile
 from fledge.corpus.sources.remote import cache_path, download, is_whole, open_input
 from fledge.corpus.sources.transport import describe, name_of, shown
@@ -162,11 +165,36 @@ def test_what_cannot_be_had_is_told_apart(site: Site, tmp_path: Path) -> None:
         site.requests.clear()
     with pytest.raises(DataError, match="leads nowhere"):
         describe("http://host:not-a-port/")
-    with pytest.raises(DataError, match="is no address that can be opened"):
-        describe("nonsense://somewhere/file")
     site.files["/circle"] = Served(b"", location="/circle")
     with pytest.raises(DataError, match="leads nowhere"):
         describe(f"{site.url}/circle")
+
+
+@pytest.mark.parametrize("address", ["nonsense://host/file", "ftp://host/a.jsonl", "file:///a.jsonl", "hf://datasets/owner", "gs://b/a"])
+def test_what_is_of_no_scheme_that_is_read_is_not_opened(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fsspec.core, "url_to_fs", None)
+    with pytest.raises(DataError, match=f"{address} is no address that can be opened") as caught:
+        transport.filesystem_of(address)
+    assert all(word in caught.value.remedy for word in ("https://", "s3://", "local path", "kind: hub"))
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "problem"),
+    [
+        (ValueError("no bucket"), DataError, "is no address that can be opened"),
+        (socket.gaierror("no such host"), Failure, "cannot be read: gaierror"),
+        (PermissionError("no"), DataError, "may not be read"),
+    ],
+)
+def test_an_address_that_a_library_refuses_is_an_error_of_ours(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, expected: type[Exception], problem: str
+) -> None:
+    def refuse(address: str) -> None:
+        raise raised
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", refuse)
+    with pytest.raises(expected, match=problem):
+        transport.filesystem_of("s3://bucket/file")
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,17 +344,16 @@ def test_a_download_ends_when_it_is_told_to_even_while_it_waits(site: Site, tmp_
     assert (tmp_path / "file.partial").stat().st_size == 1_500_000
 
 
-def test_what_fsspec_opens_goes_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fsspec_opens_goes_the_same_way(store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempts, "PATIENCE", attempts.Patience(attempts=4, first_wait_seconds=0.001))
-    filesystem = fsspec.filesystem("memory")
-    filesystem.pipe_file("/bucket/file.bin", CONTENT)
+    store.pipe_file("/bucket/file.bin", CONTENT)
     address = "memory://bucket/file.bin"
     found = describe(address)
     file = InputFile(address, "file.bin", found.size_bytes, found.fingerprint)
     with open_input(file) as opened:
         opened.seek(1_000_000)
         assert opened.read(100) == CONTENT[1_000_000:1_000_100]
-    given = type(filesystem).cat_file
+    given = type(store).cat_file
     calls = 0
 
     def cat_file(self: object, path: str, start: int, end: int) -> bytes:
@@ -336,19 +363,19 @@ def test_what_fsspec_opens_goes_the_same_way(tmp_path: Path, monkeypatch: pytest
             raise TimeoutError
         return given(self, path, start=start, end=end)[: 1_000_000 if calls == 2 else None]
 
-    monkeypatch.setattr(type(filesystem), "cat_file", cat_file)
+    monkeypatch.setattr(type(store), "cat_file", cat_file)
     download(file, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert calls == 3
-    filesystem.pipe_file("/bucket/file.bin", CONTENT + b"more")
+    store.pipe_file("/bucket/file.bin", CONTENT + b"more")
     with open_input(file) as opened, pytest.raises(DataError, match="has 3,072,004 bytes now"):
         opened.read()
-    filesystem.rm("/bucket/file.bin")
+    store.rm("/bucket/file.bin")
     with open_input(file) as opened, pytest.raises(DataError, match="is not there"):
         opened.read()
 
 
-def test_errors_of_the_library_under_s3fs_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_library_under_s3fs_are_told_apart(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     class BotoCoreError(Exception):
         pass
 
@@ -362,7 +389,7 @@ def test_errors_of_the_library_under_s3fs_are_told_apart(monkeypatch: pytest.Mon
     def info(self: object, path: str) -> None:
         raise raised.pop(0)
 
-    monkeypatch.setattr(type(fsspec.filesystem("memory")), "info", info)
+    monkeypatch.setattr(type(store), "info", info)
     for _ in range(2):
         with pytest.raises(DataError, match="may not be read"):
             transport.describe("memory://bucket/file")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fledge.core.errors import DataError
-from fledge.corpus.sources.files import find_files, refuse_utf16
+from fledge.corpus.sources.files import find_files, kind_of, refuse_no_text
 from fledge.corpus.sources.settings import JsonLinesSource, ParquetSource, TextSource
 
 
@@ -84,10 +84,43 @@ def test_a_file_name_of_any_bytes_becomes_text(tmp_path: Path) -> None:
     assert names(tmp_path) == ["\\xff.txt", 'new\nline "quoted".txt']
 
 
+def test_a_folder_with_files_of_another_kind_says_so(folder: Path) -> None:
+    for name in ("g.jsonl", "h.jsonl.gz", "i.jsonl.zst"):
+        (folder / name).unlink()
+    with pytest.raises(DataError, match="has 0 usable files") as caught:
+        find_files(JsonLinesSource(name="a", path=str(folder)))
+    assert caught.value.remedy == "it has files for kind: text and kind: parquet; use that"
+    with pytest.raises(DataError, match="has 0 usable files") as caught:
+        find_files(JsonLinesSource(name="a", path=f"{folder}/*.rst"))
+    assert caught.value.remedy == "complete the data, or name another path"
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "kind"),
+    [
+        ("a.jsonl", b"PAR1\x15", "parquet"),
+        ("a.parquet", b'\xef\xbb\xbf {"text"', "jsonl"),
+        ("a.JSONL.gz", b"\x1f\x8b", "jsonl"),
+        ("a.txt", b'{"text"', "text"),
+        ("a.parquet", b"PAR", None),
+        ("a", b"", None),
+    ],
+)
+def test_bytes_or_names_tell_the_kind(name: str, head: bytes, kind: str | None) -> None:
+    assert kind_of(name, head) == kind
+
+
+def test_parquet_is_no_text() -> None:
+    with pytest.raises(DataError, match=r"file\.txt is a Parquet file") as caught:
+        refuse_no_text(Path("file.txt"), b"PAR1\x15\x04")
+    assert caught.value.remedy == "use kind: parquet for this source"
+    refuse_no_text(Path("file.txt"), b"PAR for the course")
+
+
 def test_utf16_is_recognised() -> None:
     path = Path("file.txt")
     for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):
         with pytest.raises(DataError, match="looks like UTF-16"):
-            refuse_utf16(path, "plain words".encode(encoding))
-    refuse_utf16(path, "plain w\u00f6rds \x00".encode())
-    refuse_utf16(path, b"")
+            refuse_no_text(path, "plain words".encode(encoding))
+    refuse_no_text(path, "plain w\u00f6rds \x00".encode())
+    refuse_no_text(path, b"")

@@ -9,7 +9,7 @@ import zstandard
 
 from fledge.core.errors import DataError
 from fledge.corpus.sources import unpacking
-from fledge.corpus.sources.unpacking import Damaged, GivenUp, is_packed, opened, unpacked
+from fledge.corpus.sources.unpacking import Damaged, GivenUp, is_packed, opened, remedy_for_no_parquet, unpacked
 
 from .readers import input_file
 
@@ -103,6 +103,21 @@ def test_what_expands_without_end_is_given_up(tmp_path: Path, monkeypatch: pytes
         unpack(path)
     monkeypatch.setattr(unpacking, "EXPANSION", 100_000)
     assert len(unpack(path)[0]) == 30_000_000
+
+
+def test_parquet_is_not_read_as_text_and_text_not_as_parquet(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"PAR1" + TEXT)
+    with pytest.raises(DataError, match=r"a\.jsonl is a Parquet file"):
+        unpack(tmp_path / "a.jsonl")
+    remedies = []
+    for name, content in (("a.parquet", b'{"text": "x"}\n'), ("a.txt", b"words"), ("b.parquet", b"PAR1 cut off"), ("c.parquet", b"")):
+        (tmp_path / name).write_bytes(content)
+        remedies.append(remedy_for_no_parquet(input_file(tmp_path / name)))
+    restore = "restore the file from its source"
+    assert remedies == ["use kind: jsonl for this source", "use kind: text for this source", restore, restore]
+    file = input_file(tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_bytes(b"other words")
+    assert remedy_for_no_parquet(file) == "use kind: text for this source"
 
 
 def test_a_file_that_changed_since_it_was_looked_up_is_refused(tmp_path: Path) -> None:
