@@ -12,6 +12,7 @@ from typing import Any
 
 from fledge.core import artifact, console, disk
 from fledge.core.errors import ArtifactError, DataError, FledgeError, MachineError
+from fledge.core.wording import counted
 from fledge.corpus import build
 from fledge.corpus.document import Content
 from fledge.corpus.engine.units import Executor, WorkFolder
@@ -176,7 +177,7 @@ def _outcome(content: Content, stats: dict[str, Any]) -> str:
         parts.append(f"{dropped:,} dropped by rules")
     duplicates = sum(stats.get("duplicates", {}).values())
     if duplicates:
-        parts.append(f"{duplicates:,} duplicates")
+        parts.append(counted(duplicates, "duplicates"))
     rejected = sum(tally["rejected"] for tally in stats["rejects"].values())
     if rejected:
         parts.append(f"{rejected:,} rejected (see {build.REJECTS})")
