@@ -31,7 +31,7 @@ ONLY_IN = {
     "tensorboard": {"core/metrics.py"},
     "yaml": {"core/config.py"},
     "jinja2": set(),
-    "tokenizers": {"tokens/tokenizer.py", "tokens/trainers.py"},
+    "tokenizers": {"tokens/engines.py", "tokens/tokenizer.py", "tokens/trainers.py"},
     "safetensors": {"model/tensors.py"},
     "transformers": set(),
     "pickle": set(),

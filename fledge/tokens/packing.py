@@ -41,11 +41,12 @@ def pack_documents(documents: Iterable[Document], tokenizer: Tokenizer, folder: 
     meta = _meta("documents", tokenizer, row_tokens=None)
     writers: dict[str, ShardWriter] = {}
     figures = _Figures(split)
+    start, end = (np.array(ids, np.uint32) for ids in (tokenizer.document_start, tokenizer.document_end))
     with console.progress(f"pack {split} documents", None, "documents") as progress:
         for batch in _batches(documents):
-            encoded = tokenizer.encode_batch([document.text for document in batch])
-            for document, ids in zip(batch, encoded, strict=True):
-                tokens = token_array([tokenizer.end_of_text, *ids], meta)
+            encoded = tokenizer.encode_arrays([document.text for document in batch])
+            for place, document in enumerate(batch):
+                tokens = np.concatenate([start, encoded[place], end], dtype=meta.token_type, casting="unsafe")
                 segment = Segment(document.id, tokens, text_bytes=len(document.text.encode("utf-8")))
                 if document.source not in writers:
                     writers[document.source] = ShardWriter(folder, split, document.source, meta)

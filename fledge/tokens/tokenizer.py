@@ -28,6 +28,7 @@ from tokenizers import models, pre_tokenizers
 
 from fledge.core import disk
 from fledge.core.errors import DataError
+from fledge.tokens.engines import Encoded, Engine, ReferenceEngine
 from fledge.tokens.settings import BYTE_TOKENS, SPECIAL_TOKENS
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -75,7 +76,7 @@ class Tokenizer:
         self.vocabulary_size = len(token_bytes) + len(SPECIAL_TOKENS)
         self.specials: Mapping[str, int] = MappingProxyType({name: len(token_bytes) + place for place, name in enumerate(SPECIAL_TOKENS)})
         self.end_of_text, self.turn_start, self.turn_end, self.padding = self.specials.values()
-        self._body = body
+        self._engine: Engine = ReferenceEngine(body)
         self._token_bytes = (*token_bytes, *(name.encode() for name in SPECIAL_TOKENS))
 
     def encode(self, text: str) -> list[int]:
@@ -84,11 +85,22 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of every text, on all cores."""
-        try:
-            encodings = self._body.encode_batch_fast(texts, add_special_tokens=False)
-        except TypeError as error:
-            raise _not_unicode(texts) from error
-        return [encoding.ids for encoding in encodings]
+        encoded = self.encode_arrays(texts)
+        return [encoded[place].tolist() for place in range(len(texts))]
+
+    def encode_arrays(self, texts: Sequence[str]) -> Encoded:
+        """The same as flat arrays, for many texts."""
+        return self._engine.encode_batch(texts)
+
+    @property
+    def document_start(self) -> tuple[int, ...]:
+        """Ids in front of every document."""
+        return (self.end_of_text,)
+
+    @property
+    def document_end(self) -> tuple[int, ...]:
+        """Ids behind every document."""
+        return ()
 
     def decode(self, ids: Sequence[int], keep_special: bool = False) -> str:
         """The text of token ids; special ones are left out unless `keep_special`. Incomplete UTF-8 becomes U+FFFD."""
@@ -372,16 +384,3 @@ def _pair(merge: str | Sequence[str]) -> list[str]:
 def _added_token(name: str, token: int) -> dict[str, Any]:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {"id": token, "content": name, **flags}
-
-
-def _not_unicode(texts: Sequence[str]) -> DataError:
-    """Python strings may hold half of a UTF-16 pair, which no UTF-8 file can."""
-    for place, text in enumerate(texts):
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            return DataError(
-                f"text {place} is not valid Unicode: a lone surrogate at character {error.start}",
-                "read the text as UTF-8, or replace what is invalid",
-            )
-    return DataError("only strings can be encoded", "hand over texts")
