@@ -57,9 +57,20 @@ class ReferenceEngine:
         except TypeError as error:
             raise not_unicode(texts) from error
         ids = [encoding.ids for encoding in encodings]
-        offsets = np.zeros(len(ids) + 1, np.int64)
-        np.cumsum([len(one) for one in ids], out=offsets[1:])
+        offsets = offsets_of(np.fromiter(map(len, ids), np.int64, len(ids)))
         return Encoded(np.fromiter((token for one in ids for token in one), np.uint32, int(offsets[-1])), offsets)
+
+
+def joined(rows: Sequence[NDArray[np.uint32]]) -> Encoded:
+    """The ids of several texts as one."""
+    return Encoded(np.concatenate([np.empty(0, np.uint32), *rows]), offsets_of(np.array([len(row) for row in rows], np.int64)))
+
+
+def offsets_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(texts + 1,) where each text begins, and the last ends."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
 
 
 def not_unicode(texts: Sequence[str]) -> DataError:
