@@ -2,11 +2,10 @@
 
 Merges of the second level rank behind all of the first, so byte-pair encoding of a chain of words first makes the words and then
 only looks at their ids. Most neighbours can never end in one token: a merge may span a border only if the pair (last word of its
-left side, first word of its right side) is that of some merge. Borders with other pairs cut the stream into chains of few ids, in
-which the lowest rank is found by looking at all; a long chain (text can be made to have one) keeps its candidates in a heap, so
-that time grows with n log n. Ties are broken from the left, as in Hugging Face tokenizers.
+left side, first word of its right side) is that of some merge. Borders with other pairs cut the stream into chains of few ids, which
+`merging.py` merges.
 
-Measured on one core: 121 MB of documentation and code in 28 million ids take 0.6 CPU seconds.
+Of 13.7 MB of documentation and code, 3.6 million ids, it merges 155 MB of text per CPU second; with gigatoken for the words, 98 MB.
 """
 
 from __future__ import annotations

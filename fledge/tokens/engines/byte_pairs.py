@@ -33,7 +33,7 @@ _LONG_WHITE_SPACE = re.compile(rf"\s{{{_LONGEST_WHITE_SPACE}}}")
 
 
 class GigatokenEngine:
-    """gigatoken, by M. Roed: 12 MB of documents at 150 MB per CPU second, where Hugging Face tokenizers has 2.3."""
+    """gigatoken, by M. Roed: 240 MB of documentation and code per CPU second, where Hugging Face tokenizers encodes 1.5."""
 
     name = "gigatoken"
 
@@ -55,7 +55,7 @@ class GigatokenEngine:
 
 
 class TiktokenEngine:
-    """tiktoken; white space without end goes to the reference, as its regular expressions would panic."""
+    """tiktoken: 6.5 MB of the same per CPU second. White space without end goes to the reference: its regular expressions would panic."""
 
     name = "tiktoken"
 
