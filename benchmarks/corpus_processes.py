@@ -1,4 +1,4 @@
-"""Processes that `benchmarks/corpus.py` measures: each in a fresh folder, on given cores, with CPU seconds and memory."""
+"""Processes that the benchmarks measure: each in a fresh folder, on given cores, with CPU seconds and memory."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ class Bench:
         self, text: Path, settings: Mapping[str, Any], cores: int = 1, variables: Mapping[str, str] | None = None, watch: bool = False
     ) -> Iterator[tuple[Measured, Path]]:
         """Build a corpus of the JSON Lines in a folder; also the folder of the documents, which is there while the block lasts."""
-        with self._fresh() as place:
+        with self.fresh() as place:
             source = {"kind": "jsonl", "name": "text", "path": str(text / "part-*.jsonl"), "license": "various"}
             constant = {"cleaning": [], "validation_fraction": 0, "workers": 1, "cache_folder": str(place / "cache")}
             recipe = place / "recipe.yaml"
             recipe.write_text(json.dumps({"corpus": {"sources": [source], **constant, **settings}}))
             command = [sys.executable, "-m", "fledge", "corpus", str(recipe), "--name", str(place / "run")]
-            measured = self._measured(command, cores, {"PYTHONPATH": str(ROOT), **(variables or {})}, watch)
+            measured = self.measured(command, cores, {"PYTHONPATH": str(ROOT), **(variables or {})}, watch)
             documents = place / "run" / "corpus" / "documents"
             measured.told.update(json.loads((documents / "stats.json").read_text()))
             yield measured, documents
@@ -67,22 +67,24 @@ class Bench:
         engine, *options = arguments
         # Neither engine is to report its use while it is measured.
         quiet = {"DO_NOT_TRACK": "true", "SCARF_NO_ANALYTICS": "true", "DAFT_ANALYTICS_ENABLED": "0"}
-        with self._fresh() as place:
+        with self.fresh() as place:
             command = [str(self.peer_python), str(PEERS), engine, str(text), str(place / "out"), *options]
-            return self._measured(command, 1, quiet, watch=False)
+            return self.measured(command, 1, quiet, watch=False)
 
     def ask_peer(self, *arguments: str) -> dict[str, Any]:
         """What the peers' side answers to something that is not measured."""
-        return self._measured([str(self.peer_python), str(PEERS), *arguments], 1, {}, watch=False).told
+        return self.measured([str(self.peer_python), str(PEERS), *arguments], 1, {}, watch=False).told
 
     @contextlib.contextmanager
-    def _fresh(self) -> Iterator[Path]:
+    def fresh(self) -> Iterator[Path]:
+        """A new folder, gone behind the block."""
         place = self._folder / str(next(self._numbers))
         place.mkdir(parents=True)
         yield place
         shutil.rmtree(place)
 
-    def _measured(self, command: Sequence[str], cores: int, variables: Mapping[str, str], watch: bool) -> Measured:
+    def measured(self, command: Sequence[str], cores: int, variables: Mapping[str, str], watch: bool) -> Measured:
+        """Run a command on so many cores; its last line on standard output is JSON."""
         pin = functools.partial(os.sched_setaffinity, 0, self._cores[-cores:]) if self._cores else None
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             started = time.monotonic()

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fledge.core import console
 from fledge.core.errors import DataError
 from fledge.corpus.document import Content, Conversation, Document, Message, Preference, Split
 from fledge.tokens.chat import Rendered, render_batch, trimmed
-from fledge.tokens.shards import Segment, ShardMeta, ShardWriter, TokenSetMeta, record_shards, token_array
+from fledge.tokens.engines import Encoded
+from fledge.tokens.shards import Segment, ShardMeta, ShardWriter, TokenArray, TokenSetMeta, record_shards, token_array
 from fledge.tokens.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -40,19 +42,38 @@ def pack_documents(documents: Iterable[Document], tokenizer: Tokenizer, folder: 
     """
     meta = _meta("documents", tokenizer, row_tokens=None)
     writers: dict[str, ShardWriter] = {}
+    engines: dict[str, Any] = {}
     figures = _Figures(split)
     with console.progress(f"pack {split} documents", None, "documents") as progress:
         for batch in _batches(documents):
-            encoded = tokenizer.encode_batch([document.text for document in batch])
-            for document, ids in zip(batch, encoded, strict=True):
-                tokens = token_array([tokenizer.end_of_text, *ids], meta)
-                segment = Segment(document.id, tokens, text_bytes=len(document.text.encode("utf-8")))
-                if document.source not in writers:
-                    writers[document.source] = ShardWriter(folder, split, document.source, meta)
-                writers[document.source].append(segment)
-                figures.count(segment)
+            by_source: dict[str, list[Document]] = defaultdict(list)
+            for document in batch:
+                by_source[document.source].append(document)
+            for source, members in by_source.items():
+                texts = [document.text for document in members]
+                if source not in writers:
+                    engines[source] = tokenizer.choose_engine(texts)
+                    writers[source] = ShardWriter(folder, split, source, meta)
+                tokens, lengths = _stream(tokenizer, tokenizer.encode_arrays(texts), meta)
+                text_bytes = [len(text) if text.isascii() else len(text.encode("utf-8")) for text in texts]
+                writers[source].append_batch([document.id for document in members], tokens, lengths, text_bytes)
+                figures.count_documents(len(members), sum(text_bytes), len(tokens))
             progress.advance(len(batch))
-    return _finish(folder, meta, figures, [writer.close() for writer in writers.values()])
+    return {**_finish(folder, meta, figures, [writer.close() for writer in writers.values()]), "engine_by_source": engines}
+
+
+def _stream(tokenizer: Tokenizer, encoded: Encoded, meta: TokenSetMeta) -> tuple[TokenArray, NDArray[np.int64]]:
+    """The ids of documents one behind the other, each between the ids that open and close it; and how many each has."""
+    start, end = tokenizer.document_start, tokenizer.document_end
+    lengths = np.diff(encoded.offsets) + len(start) + len(end)
+    ends = np.cumsum(lengths)
+    tokens = np.empty(int(lengths.sum()), meta.token_type)
+    is_text = np.ones(len(tokens), np.bool_)
+    for place, token in [*enumerate(start), *enumerate(end, -len(end))]:
+        at = (ends - lengths if place >= 0 else ends) + place
+        tokens[at], is_text[at] = token, False
+    tokens[is_text] = encoded.ids
+    return tokens, lengths
 
 
 def pack_conversations(
@@ -142,6 +163,13 @@ class _Figures:
     supervised_tokens: int = 0
     dropped_too_long: int = 0
     longest_tokens: int = 0
+
+    def count_documents(self, documents: int, text_bytes: int, tokens: int) -> None:
+        """Count documents of a stream, in which every token is a target."""
+        self.documents += documents
+        self.text_bytes += text_bytes
+        self.segment_tokens += tokens
+        self.supervised_tokens += tokens
 
     def accept(self, segments: Sequence[Segment]) -> bool:
         """Count what fits into a row, or that it does not."""

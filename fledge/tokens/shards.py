@@ -225,6 +225,15 @@ class ShardWriter:
         if len(self._rows) == _INDEX_BATCH:
             self._flush_index()
 
+    def append_batch(self, document_ids: Sequence[str], tokens: TokenArray, lengths: NDArray[np.int64], text_bytes: Sequence[int]) -> None:
+        """Add many documents of a continuous stream at once: `tokens` is all of them, one behind the other, of `lengths` tokens."""
+        assert self._supervised is None, "only a continuous stream is written in batches"
+        starts = self._tokens.count + np.cumsum(lengths) - lengths
+        self._rows += zip(document_ids, starts.tolist(), lengths.tolist(), text_bytes, itertools.repeat(None), strict=False)
+        self._tokens.append(tokens)
+        if len(self._rows) >= _INDEX_BATCH:
+            self._flush_index()
+
     def pad(self, token: int, count: int) -> None:
         """Fill the rest of a row; padding is never a target and belongs to no document."""
         assert self._supervised is not None, "a continuous stream has no padding"

@@ -19,6 +19,7 @@ from tokenizers import models, trainers
 
 from fledge.core import console, disk
 from fledge.core.errors import DataError
+from fledge.tokens.byte_level import byte_alphabet
 from fledge.tokens.chat import TEMPLATES
 from fledge.tokens.settings import SPECIAL_TOKENS, TokenizerSettings
 from fledge.tokens.tokenizer import (
@@ -28,7 +29,6 @@ from fledge.tokens.tokenizer import (
     TOKENIZER_FILE,
     TokenizerMeta,
     body_tokenizer,
-    byte_alphabet,
     canonical_sha256,
     tokenizer_content,
     transformers_config,

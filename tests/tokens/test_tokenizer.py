@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel
 
 from fledge.core.errors import DataError
+from fledge.tokens.byte_level import byte_alphabet
 from fledge.tokens.settings import SPECIAL_TOKENS
 from fledge.tokens.tokenizer import (
     Tokenizer,
-    byte_alphabet,
     canonical_sha256,
     copy_tokenizer,
     open_tokenizer,
