@@ -31,7 +31,8 @@ ONLY_IN = {
     "tensorboard": {"core/metrics.py"},
     "yaml": {"core/config.py"},
     "jinja2": set(),
-    "tokenizers": {"tokens/engines.py", "tokens/tokenizer.py", "tokens/trainers.py"},
+    "tokenizers": {f"tokens/{name}.py" for name in ("engines", "tokenizer", "trainers", "definition", "folder", "importing")},
+    "sentencepiece": {"tokens/sentencepiece_models.py"},
     "safetensors": {"model/tensors.py"},
     "transformers": set(),
     "pickle": set(),
@@ -44,7 +45,7 @@ FILE_MODULES = {
     "os": {"replace", "rename", "remove", "makedirs", "mkdir", "unlink", "rmdir", "truncate"},
     "shutil": {"move", "rmtree", "copy", "copytree", "copyfile"},
 }
-LIGHT = ["torch", "numba", "pyarrow", "transformers", "peft", "tokenizers", "numpy"]
+LIGHT = ["torch", "sentencepiece", "numba", "pyarrow", "transformers", "peft", "tokenizers", "numpy"]
 
 
 def name_of(path: Path) -> str:
