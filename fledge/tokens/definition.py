@@ -113,12 +113,15 @@ def canonical_sha256(content: Mapping[str, Any]) -> str:
     """SHA-256 over what decides the ids in a parsed `tokenizer.json`, the same however the file was formatted.
 
     Truncation and padding are left out: transformers stores those of the last call there. A post-processor that adds no token
-    counts as none: transformers 5 writes one.
+    counts as none: transformers 5 writes one. Scores of Unigram count to 9 digits, as single precision has them: the library does not
+    read and write the last bits of a float64 alike.
     """
     model = dict(content["model"])
     if isinstance(model["vocab"], dict):
         model["vocab"] = sorted(model["vocab"].items(), key=lambda entry: entry[1])
         model["merges"] = [pair(merge) for merge in model["merges"]]
+    else:
+        model["vocab"] = [[piece, f"{score:.9g}"] for piece, score in model["vocab"]]
     body = {part: content.get(part) for part in _PIPELINE}
     last = body["post_processor"]
     if isinstance(last, dict) and last.get("type") == "TemplateProcessing" and last.get("special_tokens") == {}:

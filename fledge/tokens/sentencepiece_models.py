@@ -100,6 +100,8 @@ def parse_model(content: bytes, place: str) -> Model:
     except RuntimeError as error:
         raise DataError(f"{place} is not a SentencePiece model", "give a tokenizer.model as SentencePiece writes it") from error
     definition = sentencepiece_model_pb2.ModelProto.FromString(content)  # type: ignore[attr-defined]
+    if not definition.pieces:
+        raise DataError(f"{place} is not a SentencePiece model: it has no entries", "give a tokenizer.model as SentencePiece writes it")
     if definition.trainer_spec.model_type not in (_BPE, _UNIGRAM):
         raise DataError(f"{place} is neither BPE nor Unigram", "use a model of one of these types")
     known = (_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE)

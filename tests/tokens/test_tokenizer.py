@@ -19,7 +19,7 @@ from fledge.core.errors import DataError
 from fledge.tokens.byte_level import byte_alphabet
 from fledge.tokens.definition import canonical_sha256
 from fledge.tokens.settings import SPECIAL_TOKENS
-from fledge.tokens.tokenizer import Tokenizer, copy_tokenizer, open_tokenizer, require_same_tokenizer
+from fledge.tokens.tokenizer import Tokenizer, copy_tokenizer, open_tokenizer, require_one_tokenizer, require_same_tokenizer
 
 generated = settings(max_examples=300, deadline=None, derandomize=True)
 fragments = st.one_of(st.text(), st.sampled_from([*SPECIAL_TOKENS, "<|", "|>", "im_end", " ", "\n", "user\n"]))
@@ -230,6 +230,15 @@ def test_another_behaviour_of_the_library_is_noticed(tokenizer: Tokenizer, tmp_p
     meta = _load(tokenizer.folder / "tokenizer_meta.json")
     next(iter(meta["probes"].values())).append(7)
     _refused(_copy_with(tokenizer, tmp_path, "tokenizer_meta.json", meta), "did as")
+
+
+def test_every_hash_is_named_where_tokenizers_differ() -> None:
+    made_with = {"token set runs/x/pack/documents": "ab" * 32, "token set more": "cd" * 32, "checkpoint runs/y": "ab" * 32}
+    require_one_tokenizer({"token set a": "ab" * 32, "checkpoint b": "ab" * 32})
+    with pytest.raises(DataError) as caught:
+        require_one_tokenizer(made_with, "my.yaml --name x")
+    assert all(f"{name} has {digest[:16]}" in caught.value.problem for name, digest in made_with.items())
+    assert "fledge pack my.yaml --name x --force" in caught.value.remedy
 
 
 def test_another_tokenizer_is_refused_naming_both() -> None:
