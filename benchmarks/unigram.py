@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-MAXIMUM_BYTES = 20_000_000
+MAXIMUM_BYTES = 8_000_000
 VOCABULARY_SIZE = 32_768
 
 
