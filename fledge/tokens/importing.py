@@ -41,14 +41,16 @@ class PresetTokenizer:
     """A published tokenizer, and what it must turn out to be."""
 
     repository: str
+    file: str
+    """The file of its own library."""
     vocabulary_size: int
     specials: Mapping[str, int]
 
 
 PRESETS: dict[Preset, PresetTokenizer] = {
-    "gpt2": PresetTokenizer("openai-community/gpt2", 50_257, {"<|endoftext|>": 50_256}),
-    "llama": PresetTokenizer("meta-llama/Llama-2-7b-hf", 32_000, {"<unk>": 0, "<s>": 1, "</s>": 2}),
-    "codellama": PresetTokenizer("codellama/CodeLlama-7b-hf", 32_016, {"<unk>": 0, "<s>": 1, "</s>": 2}),
+    "gpt2": PresetTokenizer("openai-community/gpt2", TOKENIZER_FILE, 50_257, {"<|endoftext|>": 50_256}),
+    "llama": PresetTokenizer("meta-llama/Llama-2-7b-hf", MODEL_FILE, 32_000, {"<unk>": 0, "<s>": 1, "</s>": 2}),
+    "codellama": PresetTokenizer("codellama/CodeLlama-7b-hf", MODEL_FILE, 32_016, {"<unk>": 0, "<s>": 1, "</s>": 2}),
 }
 
 
@@ -70,7 +72,7 @@ def import_tokenizer(settings: TokenizerSettings, folder: Path) -> dict[str, Any
     Raises DataError if it is unsafe, loses text, or does not encode as the original does; MachineError if the hub does not answer.
     """
     repository = _repository(settings)
-    path = _local_file(settings) if repository is None else _download(repository, settings.revision)
+    path = _local_file(settings) if repository is None else _download(repository, settings.revision, _hub_files(settings))
     place = str(path) if repository is None else f"{path.name} of {repository}@{settings.revision}"
     with console.progress(f"import {place}", None, "texts") as progress:
         definition = _import_model(path, place, settings) if path.suffix == ".model" else _import_json(path, place, settings)
@@ -115,13 +117,17 @@ def _local_file(settings: TokenizerSettings) -> Path:
     return given
 
 
-def _download(repository: str, revision: str) -> Path:
-    """The definition of a tokenizer of the hub; of a repository with both, `tokenizer.json`. Nothing else is fetched."""
+def _hub_files(settings: TokenizerSettings) -> tuple[str, ...]:
+    return (TOKENIZER_FILE, MODEL_FILE) if settings.preset is None else (PRESETS[settings.preset].file,)
+
+
+def _download(repository: str, revision: str, names: Sequence[str]) -> Path:
+    """The first of these files that a repository of the hub has. Nothing else is fetched."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     where = f"{repository}@{revision}"
-    for name in (TOKENIZER_FILE, MODEL_FILE):
+    for name in names:
         try:
             return Path(hf_hub_download(repository, name, revision=revision, library_name="fledge"))
         except GatedRepoError as error:
@@ -134,7 +140,7 @@ def _download(repository: str, revision: str) -> Path:
                 raise MachineError(f"{where} is not in the cache, and the hub does not answer", "try again with a network") from error
         except (HfHubHTTPError, OSError) as error:
             raise MachineError(f"the hub does not answer about {where} ({type(error).__name__})", "try again, or give a path") from error
-    raise DataError(f"{where} holds neither {TOKENIZER_FILE} nor {MODEL_FILE}", _REMEDY)
+    raise DataError(f"{where} does not hold {' or '.join(names)}", _REMEDY)
 
 
 def _tell_about_code(path: Path) -> None:

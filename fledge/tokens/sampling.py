@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fledge.core import console
@@ -33,11 +33,17 @@ class TrainingText:
     available_bytes: Mapping[str, int]
     """Bytes of UTF-8 that each source has."""
 
+    taken_bytes: dict[str, int] = field(default_factory=dict)
+    """Bytes of each source in the last iteration that came to its end."""
+
     def __iter__(self) -> Iterator[str]:
+        taken = dict.fromkeys(self.fractions, 0)
         for document in self.read():
             fraction = self.fractions.get(document.source, 0.0)
             if fraction >= 1 or _place(document) < fraction * _HASHES:
+                taken[document.source] += len(document.text.encode("utf-8"))
                 yield document.text
+        self.taken_bytes.update(taken)
 
     @property
     def expected_bytes(self) -> int:
@@ -45,17 +51,10 @@ class TrainingText:
         return round(sum(fraction * self.available_bytes[source] for source, fraction in self.fractions.items()))
 
     def figures(self) -> dict[str, Any]:
-        """What was chosen, for the figures of the training: the realised share of each source in the bytes."""
-        taken = dict.fromkeys(self.fractions, 0)
-        for document in self.read():
-            fraction = self.fractions.get(document.source, 0.0)
-            if fraction >= 1 or _place(document) < fraction * _HASHES:
-                taken[document.source] += len(document.text.encode("utf-8"))
-        total = max(1, sum(taken.values()))
-        return {
-            "available_bytes": sum(self.available_bytes.values()),
-            "source_shares": {name: size / total for name, size in taken.items()},
-        }
+        """For the figures of a training that is over: what there was, and the realised share of each source in the bytes."""
+        total = max(1, sum(self.taken_bytes.values()))
+        shares = {name: size / total for name, size in self.taken_bytes.items()}
+        return {"available_bytes": sum(self.available_bytes.values()), "source_shares": shares}
 
 
 def choose_text(read: Callable[[], Iterable[Document]], settings: TokenizerSettings) -> TrainingText:

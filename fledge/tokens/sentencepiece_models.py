@@ -28,6 +28,8 @@ _LONGEST_LINE_BYTES = 1 << 20
 _PREFIX_PROBE = "  a  b "
 
 
+_INFILLING = frozenset(f"{SPACE_MARK}<{name}>" for name in ("PRE", "SUF", "MID", "EOT"))
+"""Control tokens of CodeLlama, of whatever type its file says they are (Roziere et al. 2023)."""
 _BYTE_ENTRY = re.compile("<0x[0-9A-F]{2}>")
 _BPE, _UNIGRAM = 2, 1
 """Values of `trainer_spec.model_type`."""
@@ -146,7 +148,7 @@ def differing_texts(model: Model, definition: Definition, texts: Iterable[str]) 
 def _content(model: Model, spelling: Spelling, controls: Sequence[str]) -> dict[str, Any]:
     entries = model.definition.pieces
     names = [entry.piece.replace(SPACE_MARK, spelling.space) for entry in entries]
-    named = {name: token for token, name in enumerate(names) if entries[token].type in (_UNKNOWN, _CONTROL, _USER_DEFINED)}
+    named = {names[token]: token for token, entry in enumerate(entries) if _is_control(entry)}
     unknown = next(token for token, entry in enumerate(entries) if entry.type == _UNKNOWN)
     body: dict[str, Any]
     if model.definition.trainer_spec.model_type == _BPE:
@@ -161,6 +163,10 @@ def _content(model: Model, spelling: Spelling, controls: Sequence[str]) -> dict[
     return whole_content(body, added, _normalizer(spelling), pre_tokenizer, spelling.decoder)
 
 
+def _is_control(entry: Any) -> bool:
+    return entry.type in (_UNKNOWN, _CONTROL, _USER_DEFINED) or entry.piece in _INFILLING
+
+
 def _normalizer(spelling: Spelling) -> dict[str, Any] | None:
     if spelling.space == " ":
         return None
@@ -172,7 +178,7 @@ def _normalizer(spelling: Spelling) -> dict[str, Any] | None:
 
 def _merges(entries: Sequence[Any], names: Sequence[str]) -> list[tuple[str, str]]:
     """Every cut of an entry in two entries: better entries first, then in the order of the ids."""
-    ordinary = {name: token for token, name in enumerate(names) if entries[token].type == _NORMAL}
+    ordinary = {name: token for token, name in enumerate(names) if entries[token].type == _NORMAL and not _is_control(entries[token])}
     found = [
         (-entries[token].score, ordinary[name[:cut]], ordinary[name[cut:]], name[:cut], name[cut:])
         for name, token in ordinary.items()

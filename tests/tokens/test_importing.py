@@ -253,16 +253,22 @@ def test_presets_come_from_the_hub_and_are_what_they_are_known_to_be(
 ) -> None:
     asked = []
 
-    def download(repository: str, revision: str) -> Path:
-        asked.append((repository, revision))
+    def download(repository: str, revision: str, names: tuple[str, ...]) -> Path:
+        asked.append((repository, *names))
         return gpt2 if "gpt2" in repository else llama
 
     monkeypatch.setattr(importing, "_download", download)
     for preset in ("gpt2", "llama", "codellama"):
         with pytest.raises(DataError, match=f"has 1,024 entries .* {preset} is known"):
             import_tokenizer(TokenizerSettings(kind="import", preset=preset, revision="abc"), tmp_path)
-    assert [repository for repository, _ in asked] == ["openai-community/gpt2", "meta-llama/Llama-2-7b-hf", "codellama/CodeLlama-7b-hf"]
-    monkeypatch.setitem(importing.PRESETS, "codellama", importing.PresetTokenizer("owner/name", SIZE, {"<unk>": 0, "<s>": 1, "</s>": 2}))
+    assert asked == [
+        ("openai-community/gpt2", "tokenizer.json"),
+        ("meta-llama/Llama-2-7b-hf", "tokenizer.model"),
+        ("codellama/CodeLlama-7b-hf", "tokenizer.model"),
+    ]
+    monkeypatch.setitem(
+        importing.PRESETS, "codellama", importing.PresetTokenizer("owner/name", "tokenizer.model", SIZE, {"<unk>": 0, "<s>": 1, "</s>": 2})
+    )
     stats = import_tokenizer(TokenizerSettings(kind="import", preset="codellama", turn_tokens=True), tmp_path)
     assert stats["vocabulary_size"] == SIZE + 2
     assert origin(TokenizerSettings(kind="import", preset="codellama")) == {"repository": "owner/name", "revision": "main"}
@@ -291,6 +297,6 @@ def test_the_hub_is_asked_for_data_only(llama: Path, tmp_path: Path, monkeypatch
     stats = import_tokenizer(TokenizerSettings(kind="import", path="hub:owner/name", revision="v1"), tmp_path)
     assert stats["imported_from"] == "tokenizer.model of owner/name@v1"
     assert asked == [("owner/name", "tokenizer.json", "v1"), ("owner/name", "tokenizer.model", "v1")]
-    for name, reason in (("missing", "not on the hub"), ("empty", "holds neither")):
+    for name, reason in (("missing", "not on the hub"), ("empty", "does not hold")):
         with pytest.raises(FledgeError, match=reason):
             import_tokenizer(TokenizerSettings(kind="import", path=f"hub:owner/{name}"), tmp_path)

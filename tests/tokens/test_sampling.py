@@ -44,6 +44,7 @@ def test_the_sample_does_not_depend_on_the_order() -> None:
 
 def test_shares_of_sources_hold_and_the_others_are_left_out() -> None:
     chosen = _chosen(_documents(), sources={"web": 3, "code": 1})
+    assert sum(map(len, chosen)) < chosen.figures()["available_bytes"]
     shares = chosen.figures()["source_shares"]
     assert shares == {"web": pytest.approx(0.75, abs=0.03), "code": pytest.approx(0.25, abs=0.03)}
     # The scarcest source, here web, is taken whole.

@@ -80,6 +80,18 @@ def test_user_defined_entries_become_control_tokens(texts: list[str]) -> None:
     assert not set(ids) & set(definition.specials.values())
 
 
+def test_codellama_s_infilling_tokens_are_control_tokens_of_whatever_type(texts: list[str]) -> None:
+    model = parse_model(sentencepiece_model([*texts, "a <PRE> b\n" * 2_000], split_by_unicode_script=False), "here")
+    assert any(entry.piece == "\u2581<PRE>" and entry.type == 1 for entry in model.definition.pieces)
+    content = imported_content(model, ())
+    definition = checked(content, "here")
+    assert "\u2581<PRE>" in definition.specials
+    ids = load_body(definition, "here").encode("a <PRE> b").ids
+    assert definition.specials["\u2581<PRE>"] not in ids
+    assert b"".join(definition.pieces[token] for token in ids) == b" a <PRE> b"
+    assert _compare(model, content, texts, 500) == []
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"normalization_rule_name": "nmt_nfkc"}, ""),
     ({"remove_extra_whitespaces": True}, "before it encodes"),
