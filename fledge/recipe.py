@@ -127,7 +127,7 @@ def smoke(recipe: Recipe) -> Recipe:
     return replace(
         recipe,
         corpus=recipe.corpus and _small_corpus(recipe.corpus),
-        tokenizer=recipe.tokenizer and replace(recipe.tokenizer, vocabulary_size=min(recipe.tokenizer.vocabulary_size, SMOKE_VOCABULARY)),
+        tokenizer=_small_tokenizer(recipe.tokenizer),
         pack=recipe.pack and replace(recipe.pack, sequence_length=min(recipe.pack.sequence_length, 2 * SMOKE_TOKENS)),
         model=_small_model(recipe.model),
         pretrain=_small_training(recipe.pretrain),
@@ -144,6 +144,17 @@ def _small_corpus(corpus: CorpusSettings) -> CorpusSettings:
     )
     # Rules and evaluation files are meant for the real text: Python's docstrings would fail most rules of the web.
     return replace(corpus, sources=sources, quality=QualitySettings(), decontaminate=DecontaminateSettings(), executor="local")
+
+
+def _small_tokenizer(tokenizer: TokenizerSettings | None) -> TokenizerSettings | None:
+    """An imported one stays as it is; a transition in tokens becomes the same share of the smaller vocabulary."""
+    if tokenizer is None or tokenizer.kind == "import":
+        return tokenizer
+    size = min(tokenizer.vocabulary_size, SMOKE_VOCABULARY + tokenizer.reserved_tokens)
+    transition = tokenizer.transition
+    if isinstance(transition, int) and size < tokenizer.vocabulary_size:
+        transition = transition / tokenizer.vocabulary_size
+    return replace(tokenizer, vocabulary_size=size, transition=transition)
 
 
 def _small_model(model: ModelSettings) -> ModelSettings:

@@ -36,6 +36,9 @@ ONLY_IN = {
         "tokens/engines/byte_pairs.py",
         "tokens/engines/choice.py",
         "tokens/engines/kernel.py",
+        "tokens/definition.py",
+        "tokens/folder.py",
+        "tokens/importing.py",
         "tokens/levels.py",
         "tokens/superbpe.py",
         "tokens/tokenizer.py",
@@ -44,6 +47,7 @@ ONLY_IN = {
     "tiktoken": {"tokens/engines/byte_pairs.py"},
     "gigatoken": {"tokens/engines/byte_pairs.py"},
     "awkward": {"tokens/engines/byte_pairs.py"},
+    "sentencepiece": {"tokens/sentencepiece_models.py"},
     "safetensors": {"model/tensors.py"},
     "transformers": set(),
     "pickle": set(),
@@ -56,7 +60,7 @@ FILE_MODULES = {
     "os": {"replace", "rename", "remove", "makedirs", "mkdir", "unlink", "rmdir", "truncate"},
     "shutil": {"move", "rmtree", "copy", "copytree", "copyfile"},
 }
-LIGHT = ["torch", "numba", "pyarrow", "transformers", "peft", "tokenizers", "numpy"]
+LIGHT = ["torch", "sentencepiece", "numba", "pyarrow", "transformers", "peft", "tokenizers", "numpy"]
 
 
 def name_of(path: Path) -> str:

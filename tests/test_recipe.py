@@ -48,6 +48,14 @@ def test_smoke_is_pure_and_settles() -> None:
     assert smoke(once) == once
 
 
+def test_smoke_keeps_the_kind_of_a_tokenizer() -> None:
+    recipe, _ = load_recipe(QUICKSTART, ["tokenizer.kind=superbpe", "tokenizer.vocabulary_size=200000", "tokenizer.transition=80000"])
+    small = smoke(recipe).tokenizer
+    assert small is not None and (small.kind, small.vocabulary_size, small.transition) == ("superbpe", 1_024, 0.4)
+    recipe, _ = load_recipe(QUICKSTART, ["tokenizer.kind=import", "tokenizer.preset=gpt2"])
+    assert smoke(recipe).tokenizer == recipe.tokenizer
+
+
 def test_the_quickstart_has_every_stage() -> None:
     recipe, _ = load_recipe(QUICKSTART, [])
     from fledge.stages import has_stage

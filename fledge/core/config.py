@@ -83,10 +83,7 @@ def plain(value: Any) -> Any:
 
 
 def differences(before: Any, after: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Every leaf at which two plain trees differ: (dotted path, before, after); an absent side is None.
-
-    Lists of the same length are compared item by item, others as a whole.
-    """
+    """Every leaf at which two plain trees differ: (dotted path, before, after), None where absent; lists by item, if equally long."""
     if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         before, after = (dict(enumerate(side)) for side in (before, after))
     if isinstance(before, dict) and isinstance(after, dict):

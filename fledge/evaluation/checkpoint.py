@@ -94,11 +94,11 @@ def context_window_tokens(model: Llama, settings: EvaluateSettings) -> int:
 
 
 def last_word_score(model: Llama, tokenizer: Tokenizer, documents: Sequence[Document], settings: EvaluateSettings) -> Score | None:
-    """Strict accuracy: every token of " " + word is the most likely one. The context opens with the end-of-text token, as in training."""
+    """Strict accuracy: every token of " " + word is the most likely one. The context opens as a document does in training."""
     items = last_word_items(documents, settings.last_word_passages, settings.seed)
     contexts = tokenizer.encode_batch([item.context for item in items])
     words = tokenizer.encode_batch([f" {item.word}" for item in items])
-    sequences = [continuation([tokenizer.end_of_text, *context], word) for context, word in zip(contexts, words, strict=True)]
+    sequences = [continuation([*tokenizer.document_start, *context], word) for context, word in zip(contexts, words, strict=True)]
     kept = [index for index, sequence in enumerate(sequences) if _fits(model, sequence)]
     if not kept:
         return None
@@ -117,7 +117,7 @@ def last_word_score(model: Llama, tokenizer: Tokenizer, documents: Sequence[Docu
 def yes_no_score(model: Llama, tokenizer: Tokenizer, documents: Sequence[Document], settings: EvaluateSettings) -> Score | None:
     """Whether " yes" or " no" is more likely after the prompt; a tie counts half."""
     items = yes_no_items(documents, settings.yes_no_questions, settings.seed)
-    prompts = [[tokenizer.end_of_text, *ids] for ids in tokenizer.encode_batch([item.prompt for item in items])]
+    prompts = [[*tokenizer.document_start, *ids] for ids in tokenizer.encode_batch([item.prompt for item in items])]
     no, yes = tokenizer.encode(" no"), tokenizer.encode(" yes")
     kept = [index for index, prompt in enumerate(prompts) if _fits(model, continuation(prompt, max(no, yes, key=len)))]
     if not kept:

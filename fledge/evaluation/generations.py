@@ -47,7 +47,7 @@ def continued_documents(model: Llama, tokenizer: Tokenizer, documents: Sequence[
     engine = Engine(model, tokenizer.vocabulary_size, model.config.end_token_ids, settings.precision)
     chosen = random.Random(settings.seed).sample(list(documents), min(SAMPLED_DOCUMENTS, len(documents)))
     prompts = [document.text.partition("\n")[0] + "\n\n" for document in chosen]
-    ids = [[tokenizer.end_of_text, *encoded] for encoded in tokenizer.encode_batch(prompts)]
+    ids = [[*tokenizer.document_start, *encoded] for encoded in tokenizer.encode_batch(prompts)]
     asked = [(prompt, one) for prompt, one in zip(prompts, ids, strict=True) if len(one) < engine.context_tokens]
     greedy = GenerationSettings(temperature=0, maximum_new_tokens=settings.maximum_answer_tokens)
     completions = engine.generate([one for _, one in asked], greedy)
@@ -59,7 +59,7 @@ def continued_documents(model: Llama, tokenizer: Tokenizer, documents: Sequence[
 def answer_questions(model: Llama, tokenizer: Tokenizer, conversations: Sequence[Conversation], settings: EvaluateSettings) -> list[Answer]:
     """Greedy answers to the last question of a seeded sample of conversations; prompts that leave no room for one are left out."""
     chosen = random.Random(settings.seed).sample(list(conversations), min(settings.questions, len(conversations)))
-    engine = Engine(model, tokenizer.vocabulary_size, (tokenizer.turn_end, tokenizer.end_of_text), settings.precision)
+    engine = Engine(model, tokenizer.vocabulary_size, tokenizer.end_ids(answers=True), settings.precision)
     rendered = render_batch(tokenizer, [conversation.messages[:-1] for conversation in chosen], answer_follows=True)
     asked = [
         (conversation, prompt.ids) for conversation, prompt in zip(chosen, rendered, strict=True) if len(prompt.ids) < engine.context_tokens

@@ -22,7 +22,8 @@ from fledge.inference.settings import GenerationSettings
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.model.settings import ModelConfig, ModelSettings, padded_vocabulary_size
-from fledge.tokens.tokenizer import META_FILE, open_tokenizer
+from fledge.tokens.folder import META_FILE
+from fledge.tokens.tokenizer import open_tokenizer
 
 
 class LanguageModel(Llama):

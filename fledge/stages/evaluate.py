@@ -118,7 +118,8 @@ def _evaluate(name: str, checkpoint: Artifact, held_out: HeldOut) -> CheckpointE
     model, tokenizer = load_model(checkpoint.path).eval(), open_tokenizer(checkpoint.path)
     for token_set in (held_out.document_tokens, held_out.pair_tokens):
         if token_set is not None:
-            require_same_tokenizer(token_set.tokenizer_sha256, tokenizer.sha256, str(checkpoint.path))
+            what, holder = f"token set {token_set.folder}", f"checkpoint {checkpoint.path}"
+            require_same_tokenizer(token_set.tokenizer_sha256, tokenizer.sha256, what, holder)
     scores: list[Score] = []
     answers: list[Answer] = []
     isolated = _training_settings(checkpoint).get("isolate_documents", True)

@@ -11,7 +11,7 @@ from fledge.corpus.document import Split
 from fledge.stages.run import Run, make
 from fledge.stages.training import open_model, open_parent
 from fledge.tokens.shards import open_token_set
-from fledge.tokens.tokenizer import open_tokenizer, require_same_tokenizer
+from fledge.tokens.tokenizer import open_tokenizer, require_one_tokenizer
 from fledge.training.batches import open_rows, rows_at_once
 from fledge.training.parallel import open_world, settle_machine
 from fledge.training.score import score_preferences, write_scores
@@ -25,8 +25,8 @@ def run(run: Run) -> None:
     assert parent is not None, "dpo always starts from a checkpoint"
     token_sets = [open_token_set(found.path) for found in tokens.values()]
     tokenizer = open_tokenizer(parent.path)
-    for token_set in token_sets:
-        require_same_tokenizer(token_set.tokenizer_sha256, tokenizer.sha256, str(token_set.folder))
+    made_with = {f"token set {token_set.folder}": token_set.tokenizer_sha256 for token_set in token_sets}
+    require_one_tokenizer({**made_with, f"checkpoint {parent.path}": tokenizer.sha256}, run.command)
 
     def fill(folder: Path, stats: dict[str, Any]) -> str:
         keep_freed_memory()

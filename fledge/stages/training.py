@@ -29,7 +29,7 @@ from fledge.stages.checkpoint_names import open_checkpoint
 from fledge.stages.run import Run
 from fledge.tokens.chat import render
 from fledge.tokens.shards import TokenSet, open_token_set
-from fledge.tokens.tokenizer import Tokenizer, copy_tokenizer, open_tokenizer, require_same_tokenizer
+from fledge.tokens.tokenizer import Tokenizer, copy_tokenizer, open_tokenizer, require_one_tokenizer
 from fledge.training.batches import BatchLoader, RowReader, open_rows
 from fledge.training.checkpoint import CheckpointWriter, Progress, list_checkpoints, require_disk_space, resume
 from fledge.training.objectives import make_objective
@@ -98,8 +98,9 @@ def open_task(run: Run, stage: Stage, content: Content) -> Task:
     inputs = {**tokens, **({"start_from": parent} if parent else {}), **({"scores": scores} if scores else {})}
     token_sets = tuple(open_token_set(found.path) for found in tokens.values())
     tokenizer = open_tokenizer(parent.path if parent else Path(next(iter(tokens.values())).manifest.inputs["tokenizer"].path))
-    for token_set in token_sets:
-        require_same_tokenizer(token_set.tokenizer_sha256, tokenizer.sha256, str(token_set.folder))
+    made_with = {f"token set {token_set.folder}": token_set.tokenizer_sha256 for token_set in token_sets}
+    holder = f"checkpoint {parent.path}" if parent else f"tokenizer {tokenizer.folder}"
+    require_one_tokenizer({**made_with, holder: tokenizer.sha256}, run.command)
     shape = None if parent else run.recipe.model
     wanted = artifact.request("training", {"stage": stage, "training": settings, "model": shape}, inputs)
     return Task(run, stage, settings, token_sets, tokenizer, parent, scores, wanted)
@@ -122,13 +123,13 @@ def open_parent(run: Run, stage: Stage) -> Artifact | None:
 
 def open_model(parent: Artifact | None, run: Run, tokenizer: Tokenizer, answers: bool, seed: int) -> Llama:
     """The parent's weights, or fresh ones in the recipe's shape, told where a text and a turn end."""
-    ends = (tokenizer.turn_end, tokenizer.end_of_text) if answers else (tokenizer.end_of_text,)
+    ends = tokenizer.end_ids(answers)
     if parent is not None:
         model = load_model(parent.path)
         model.config = replace(model.config, end_token_ids=ends)
         return model
     size = padded_vocabulary_size(tokenizer.vocabulary_size)
-    return Llama(ModelConfig(run.recipe.model, size, tokenizer.end_of_text, ends, tokenizer.padding), seed)
+    return Llama(ModelConfig(run.recipe.model, size, tokenizer.document_start[0], ends, tokenizer.padding), seed)
 
 
 @contextmanager
@@ -155,7 +156,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     run_name = f"{task.run.folder.name}-{task.stage}"
     with StopSignals() as stop, open_metrics(folder, settings.metrics, run_name, progress.step) as metrics:
         rows = batches.micro_batch_rows
-        validate = Validate(settings, metrics, model, objective, validation, rows, world, machine, task.tokenizer.byte_lengths)
+        validate = Validate(settings, metrics, model, objective, validation, rows, world, machine, task.tokenizer.document_byte_lengths)
         yield Trainer(
             settings=settings,
             model=model,
@@ -207,7 +208,7 @@ def _sampler(task: Task) -> Callable[[Llama], str]:
     if task.answers and task.run.recipe.question:
         prompt = render(tokenizer, [Message("user", task.run.recipe.question)], answer_follows=True).ids
     else:
-        prompt = [tokenizer.end_of_text]
+        prompt = list(tokenizer.document_start)
 
     def sample(model: Llama) -> str:
         [completion] = Engine(model, tokenizer.vocabulary_size, model.config.end_token_ids).generate([prompt], generation)

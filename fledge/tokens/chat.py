@@ -66,7 +66,8 @@ class _Control:
 def render(tokenizer: Tokenizer, messages: Sequence[Message], answer_follows: bool = False) -> Rendered:
     """The ids of a conversation; `answer_follows` ends it where the assistant begins to speak.
 
-    A prompt rendered so is a prefix of the conversation with the answer. Raises DataError for an unknown role.
+    A prompt rendered so is a prefix of the conversation with the answer. Raises DataError for an unknown role, and for a tokenizer
+    without tokens for turns.
     """
     return render_batch(tokenizer, [messages], answer_follows)[0]
 
@@ -78,7 +79,8 @@ def render_batch(
     last_answer_only: bool = False,
 ) -> list[Rendered]:
     """`render` of every conversation, encoded together; `last_answer_only` leaves earlier answers out of the mask."""
-    rendered = [list(_parts(tokenizer, messages, answer_follows, last_answer_only)) for messages in conversations]
+    turns = _turn_ids(tokenizer)
+    rendered = [list(_parts(turns, messages, answer_follows, last_answer_only)) for messages in conversations]
     texts = [part.text for parts in rendered for part in parts if isinstance(part, _Run)]
     encoded = iter(tokenizer.encode_batch(texts))
     return [_assemble(tokenizer, parts, encoded) for parts in rendered]
@@ -89,7 +91,17 @@ def trimmed(text: str) -> str:
     return text.strip()
 
 
-def _parts(tokenizer: Tokenizer, messages: Sequence[Message], answer_follows: bool, last_answer_only: bool) -> Iterator[_Run | _Control]:
+def _turn_ids(tokenizer: Tokenizer) -> tuple[int, int]:
+    if tokenizer.turn_start is None or tokenizer.turn_end is None:
+        raise DataError(
+            f"the tokenizer in {tokenizer.folder} has no tokens for the turns of a conversation",
+            "import it again with tokenizer.turn_tokens=true, which adds them, or train one: fledge tokenizer RECIPE --force",
+        )
+    return tokenizer.turn_start, tokenizer.turn_end
+
+
+def _parts(turns: tuple[int, int], messages: Sequence[Message], answer_follows: bool, last_answer_only: bool) -> Iterator[_Run | _Control]:
+    turn_start, turn_end = turns
     for place, message in enumerate(messages):
         if message.role not in get_args(Role):
             raise DataError(f"message {place} of a conversation has the role {message.role!r}", f"use one of {', '.join(get_args(Role))}")
@@ -97,13 +109,13 @@ def _parts(tokenizer: Tokenizer, messages: Sequence[Message], answer_follows: bo
         given, text = f"{message.role}\n", trimmed(message.content)
         if place > 0:
             yield _Run("\n", given_bytes=1)
-        yield _Control(tokenizer.turn_start, supervised=False)
+        yield _Control(turn_start, supervised=False)
         yield _Run(given + text, len((given if supervised else given + text).encode()))
-        yield _Control(tokenizer.turn_end, supervised)
+        yield _Control(turn_end, supervised)
     if answer_follows:
         if messages:
             yield _Run("\n", given_bytes=1)
-        yield _Control(tokenizer.turn_start, supervised=False)
+        yield _Control(turn_start, supervised=False)
         yield _Run("assistant\n", len(b"assistant\n"))
 
 
@@ -117,7 +129,7 @@ def _assemble(tokenizer: Tokenizer, parts: Sequence[_Run | _Control], encoded: I
         else:
             tokens = next(encoded)
             ids += tokens
-            # Byte-level tokens are lossless, so their lengths add up to offsets in the text.
-            ends = np.cumsum(tokenizer.byte_lengths[tokens])
+            # Tokens are lossless, so their lengths add up to offsets in the text.
+            ends = np.cumsum(tokenizer.byte_lengths[tokens]) - tokenizer.prefix_bytes
             supervised += (ends > part.given_bytes).tolist()
     return Rendered(ids, supervised)

@@ -1,137 +1,168 @@
-"""Cuts text into the pieces of `SPLIT_PATTERN` without a regular expression: one or two characters decide which alternative matches.
+"""What the parts of a `tokenizer.json` mean: which of them are understood, and the bytes of text that each entry stands for.
 
-What a letter, a number or white space is comes from outside, as a table by code point: libraries follow different versions of Unicode.
-The kernels are all in this file, as they call one another (see `merging.py`).
+Two ways to write bytes are known, and both lose nothing:
+
+    byte-level      every byte is one printable character of GPT-2's alphabet; GPT-2, Llama 3, cl100k, SuperBPE
+    byte fallback   entries are text, and 256 more, <0x00> to <0xFF>, stand for what has none; SentencePiece, Llama 2
+
+SentencePiece writes a space as U+2581, so that a text which holds U+2581 itself comes back with a space. What is trained here has the
+space in its entries instead: then U+2581 is a character like any other. Everything else that `tokenizers` could do to a text, such as
+lower case or dropping white space, is refused: what was encoded could not be given back.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from numba import njit
-from numpy.typing import NDArray
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-UNKNOWN, LETTER, NUMBER, SYMBOL, SPACE, NEWLINE = range(6)
-"""Classes of characters; NEWLINE is carriage return and line feed, SPACE all other white space."""
+from fledge.tokens.byte_level import byte_alphabet
+from fledge.tokens.settings import BYTE_TOKENS
 
+SPACE_MARK = "\u2581"
+"""What SentencePiece writes for a space."""
 
-@njit(nogil=True, cache=True)
-def cut_texts(data: NDArray[np.uint8], offsets: NDArray[np.int64], classes: NDArray[np.uint8], stops: NDArray[np.int64]) -> int:
-    """Fills `stops` with the ends of the pieces of all texts, valid UTF-8; their number, or -1 at a character of UNKNOWN class."""
-    count = 0
-    for text in range(offsets.size - 1):
-        position, end = offsets[text], offsets[text + 1]
-        while position < end:
-            position = _piece_end(data, position, end, classes)
-            if position < 0:
-                return -1
-            stops[count] = position
-            count += 1
-    return count
+BYTE_LEVEL_DECODER = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+
+_MAXIMUM_PATTERN_CHARACTERS = 4_000
+"""Patterns run in a backtracking engine; the published ones have at most 500 characters."""
+_SPLITS = {"Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"}
+_MODEL_FIELDS = {
+    "BPE": {"dropout": (None, 0.0), "continuing_subword_prefix": (None, ""), "end_of_word_suffix": (None, "")},
+    "Unigram": {},
+}
 
 
-@njit(nogil=True, cache=True)
-def _class_at(data: NDArray[np.uint8], position: int, classes: NDArray[np.uint8]) -> tuple[int, int]:
-    """Class and bytes of the character that begins here."""
-    byte = np.int64(data[position])
-    if byte < 0x80:
-        return classes[byte], 1
-    code = np.int64(data[position + 1]) & 0x3F
-    if byte < 0xE0:
-        return classes[(byte & 0x1F) << 6 | code], 2
-    code = code << 6 | np.int64(data[position + 2]) & 0x3F
-    if byte < 0xF0:
-        return classes[(byte & 0x0F) << 12 | code], 3
-    return classes[(byte & 0x07) << 18 | code << 6 | np.int64(data[position + 3]) & 0x3F], 4
+@dataclass(frozen=True)
+class Spelling:
+    """How the entries of a vocabulary write text."""
+
+    byte_level: bool
+    space: str = " "
+    """What stands for a space, where entries are text."""
+    prefix_bytes: int = 0
+    """Bytes that encoding puts in front of every text that is not empty: 1 where SentencePiece adds its dummy prefix, a space."""
+
+    @property
+    def decoder(self) -> dict[str, Any]:
+        """The decoder of `tokenizer.json` that gives the text back."""
+        if self.byte_level:
+            return dict(BYTE_LEVEL_DECODER)
+        steps: list[dict[str, Any]] = [{"type": "ByteFallback"}, {"type": "Fuse"}]
+        if self.space != " ":
+            steps.insert(0, {"type": "Replace", "pattern": {"String": self.space}, "content": " "})
+        if self.prefix_bytes:
+            steps.append({"type": "Strip", "content": " ", "start": self.prefix_bytes, "stop": 0})
+        return {"type": "Sequence", "decoders": steps}
 
 
-@njit(nogil=True, cache=True)
-def _run_end(data: NDArray[np.uint8], position: int, end: int, classes: NDArray[np.uint8], wanted: int) -> int:
-    """Where characters of a class end; -1 at an unknown one."""
-    while position < end:
-        found, size = _class_at(data, position, classes)
-        if found != wanted:
-            return position if found != UNKNOWN else -1
-        position += size
-    return position
+def spelling_of(content: Mapping[str, Any]) -> Spelling:
+    """How the vocabulary of a parsed `tokenizer.json` writes text. Raises ValueError naming a part that is not understood."""
+    model = content["model"]
+    if model.get("type") not in _MODEL_FIELDS:
+        raise ValueError(f"model.type is {model.get('type')!r}, not BPE or Unigram")
+    for name, allowed in _MODEL_FIELDS[model["type"]].items():
+        if model.get(name) not in allowed:
+            raise ValueError(f"model.{name} is {model[name]!r}, not {allowed[0]!r}")
+    prefix, mark = _read_normalizer(content.get("normalizer"))
+    byte_level = False
+    for part in _steps(content.get("pre_tokenizer"), "pretokenizers"):
+        if part["type"] == "ByteLevel":
+            if part.get("add_prefix_space"):
+                raise ValueError("pre_tokenizer.add_prefix_space puts a space in front of some texts only")
+            byte_level = True
+        elif part["type"] == "Metaspace":
+            if part.get("prepend_scheme", "always") != "never" or part.get("replacement") != SPACE_MARK:
+                raise ValueError("pre_tokenizer Metaspace gives ' a' and 'a' the same ids")
+            mark = True
+        else:
+            _check_split(part)
+    if byte_level == bool(model.get("byte_fallback")):
+        raise ValueError("not every byte has an entry: it needs a ByteLevel pre_tokenizer, or model.byte_fallback")
+    if byte_level and (mark or prefix):
+        raise ValueError("normalizer changes the text of a byte-level vocabulary")
+    return Spelling(byte_level, SPACE_MARK if mark else " ", prefix_bytes=int(prefix))
 
 
-@njit(nogil=True, cache=True)
-def _piece_end(data: NDArray[np.uint8], start: int, end: int, classes: NDArray[np.uint8]) -> int:
-    """Where the piece that begins here ends, by SPLIT_PATTERN; -1 at an unknown character."""
-    first, size = _class_at(data, start, classes)
-    if data[start] == 0x27:
-        contracted = _contraction(data, start + 1, end)
-        if contracted > 0:
-            return start + 1 + contracted
-    behind = start + size
-    if first == LETTER:
-        return _run_end(data, behind, end, classes, LETTER)
-    if first == UNKNOWN:
-        return -1
-    second, second_size = _class_at(data, behind, classes) if behind < end else (SPACE, 0)
-    if first == NUMBER:
-        return _number_end(data, behind, end, classes)
-    if second == UNKNOWN:
-        return -1
-    if second == LETTER and first != NEWLINE:
-        return _run_end(data, behind + second_size, end, classes, LETTER)
-    if first == SYMBOL or (second == SYMBOL and data[start] == 0x20):
-        stop = _run_end(data, behind, end, classes, SYMBOL)
-        return stop if stop < 0 else _newlines_end(data, stop, end)
-    return _white_space_end(data, start, end, classes)
+def piece_bytes(vocabulary: Mapping[str, int], spelling: Spelling, controls: Mapping[str, int]) -> list[bytes]:
+    """The bytes of each id of a vocabulary, in the order of the ids; of a control token, its name.
+
+    Raises ValueError unless ids are 0, 1, 2 ..., every entry stands for bytes, and every single byte has one.
+    """
+    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+        raise ValueError("model.vocab must hold every id from 0 on exactly once")
+    alphabet = byte_alphabet() if spelling.byte_level else [fallback_piece(value) for value in range(BYTE_TOKENS)]
+    lacking = sum(piece not in vocabulary for piece in alphabet)
+    if lacking:
+        raise ValueError(f"model.vocab lacks {lacking} of the {BYTE_TOKENS} single bytes")
+    values = {piece: value for value, piece in enumerate(alphabet)}
+    pieces = [b""] * len(vocabulary)
+    for piece, token in vocabulary.items():
+        if controls.get(piece) == token:
+            pieces[token] = piece.encode("utf-8")
+        elif not piece:
+            raise ValueError("model.vocab holds an empty entry, which does not stand for bytes")
+        elif spelling.byte_level:
+            foreign = next((character for character in piece if character not in values), None)
+            if foreign is not None:
+                raise ValueError(f"model.vocab holds {piece!r}, which does not stand for bytes")
+            pieces[token] = bytes(values[character] for character in piece)
+        else:
+            pieces[token] = bytes([values[piece]]) if piece in values else piece.replace(spelling.space, " ").encode("utf-8")
+    return pieces
 
 
-@njit(nogil=True, cache=True)
-def _contraction(data: NDArray[np.uint8], position: int, end: int) -> int:
-    """Bytes of s, t, m, d, re, ve or ll in either case, or of the long s (U+017F), which is an s without case; else 0."""
-    left = end - position
-    if left < 1:
-        return 0
-    first = data[position] | 0x20
-    if first in (0x73, 0x74, 0x6D, 0x64):
-        return 1
-    if left < 2:
-        return 0
-    second = data[position + 1] | 0x20
-    if (first in (0x72, 0x76) and second == 0x65) or (first == 0x6C and second == 0x6C):
-        return 2
-    return 2 if data[position] == 0xC5 and data[position + 1] == 0xBF else 0
+def fallback_piece(value: int) -> str:
+    """The entry of a single byte in a vocabulary with byte fallback."""
+    return f"<0x{value:02X}>"
 
 
-@njit(nogil=True, cache=True)
-def _number_end(data: NDArray[np.uint8], position: int, end: int, classes: NDArray[np.uint8]) -> int:
-    """Behind at most two more numerals."""
-    for _ in range(2):
-        if position == end:
-            return position
-        found, size = _class_at(data, position, classes)
-        if found != NUMBER:
-            return position if found != UNKNOWN else -1
-        position += size
-    return position
+def pair(merge: str | Sequence[str]) -> list[str]:
+    """A merge as [left, right]; older files write it as "left right"."""
+    sides = merge.split(" ") if isinstance(merge, str) else list(merge)
+    if len(sides) != 2:
+        raise ValueError(f"model.merges holds {merge!r}, which is no pair")
+    return sides
 
 
-@njit(nogil=True, cache=True)
-def _newlines_end(data: NDArray[np.uint8], position: int, end: int) -> int:
-    while position < end and (data[position] == 0x0A or data[position] == 0x0D):
-        position += 1
-    return position
+def check_merges(vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]]) -> None:
+    """Raise ValueError for a merge of what the vocabulary lacks."""
+    for left, right in merges:
+        missing = next((piece for piece in (left, right, left + right) if piece not in vocabulary), None)
+        if missing is not None:
+            raise ValueError(f"model.merges names {missing!r}, which model.vocab lacks")
 
 
-@njit(nogil=True, cache=True)
-def _white_space_end(data: NDArray[np.uint8], start: int, end: int, classes: NDArray[np.uint8]) -> int:
-    """Behind the last newline of the run, if there is one; else all of it at the end of the text, or all but its last character."""
-    position, last, newline = start, start, -1
-    while position < end:
-        found, size = _class_at(data, position, classes)
-        if found == UNKNOWN:
-            return -1
-        if found != SPACE and found != NEWLINE:
-            break
-        last = position
-        position += size
-        if found == NEWLINE:
-            newline = position
-    if newline >= 0:
-        return newline
-    return last if position < end and last > start else position
+def _read_normalizer(normalizer: Any) -> tuple[bool, bool]:
+    """Whether it puts a space in front, and whether it writes spaces as SPACE_MARK."""
+    prefix = mark = False
+    for part in _steps(normalizer, "normalizers"):
+        if part == {"type": "Prepend", "prepend": SPACE_MARK} and not mark:
+            prefix = True
+        elif part == {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK}:
+            mark = True
+        else:
+            raise ValueError(f"normalizer {part['type']} changes the text, which could not be given back")
+    if prefix and not mark:
+        raise ValueError("normalizer puts a mark in front, but writes no space as one")
+    return prefix, mark
+
+
+def _steps(part: Any, name: str) -> Iterator[Mapping[str, Any]]:
+    if part is None:
+        return
+    if part["type"] == "Sequence":
+        for step in part[name]:
+            yield from _steps(step, name)
+    else:
+        yield part
+
+
+def _check_split(part: Mapping[str, Any]) -> None:
+    """Cutting text in pieces is harmless as long as all of it is kept."""
+    if part["type"] == "Digits":
+        return
+    if part["type"] not in ("Split", "Punctuation") or part.get("behavior") not in _SPLITS:
+        raise ValueError(f"pre_tokenizer {part['type']} is not understood, or drops text")
+    if len(str(part.get("pattern"))) > _MAXIMUM_PATTERN_CHARACTERS:
+        raise ValueError(f"a pattern of pre_tokenizer is longer than {_MAXIMUM_PATTERN_CHARACTERS:,} characters")

@@ -2,35 +2,101 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Literal
 
 from fledge.core.config import operation, settings
 
+TokenizerKind = Literal["byte_bpe", "superbpe", "sentencepiece_bpe", "unigram", "import"]
+Preset = Literal["gpt2", "llama", "codellama"]
+
 BYTE_TOKENS = 256
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
-"""The control tokens in the order of their ids, which are the highest of the vocabulary."""
+"""The control tokens in the order of their ids, which are the highest of the vocabulary; reserved tokens come after them."""
 MINIMUM_VOCABULARY_SIZE = BYTE_TOKENS + len(SPECIAL_TOKENS)
+
+DEFAULT_TRANSITION = 0.75
+"""Best of three at 32,768 entries (4.109 characters per token; 0.4: 3.947, 0.9: 4.061). Of 200,000, 0.4 to 0.9 are published."""
+DEFAULT_MAXIMUM_BYTES: dict[TokenizerKind, int] = {
+    "byte_bpe": 1_000_000_000,
+    "superbpe": 100_000_000,
+    "sentencepiece_bpe": 300_000_000,
+    "unigram": 100_000_000,
+}
+"""Text to train on, unless a recipe says how much: what is learned in minutes on one core, in a few GB."""
 
 
 @settings
 class TokenizerSettings:
-    """How the tokenizer is trained."""
+    """How the tokenizer is trained, or where it comes from."""
 
-    kind: Literal["byte_bpe"] = "byte_bpe"
-    """Byte-level byte-pair encoding with the split pattern of cl100k and Llama 3."""
+    kind: TokenizerKind = "byte_bpe"
+    """byte_bpe (split pattern of cl100k and Llama 3), superbpe, sentencepiece_bpe, unigram, or import: one that exists."""
     vocabulary_size: int = 32_768
-    """Number of token ids, including 256 bytes and 4 special tokens."""
+    """Number of token ids, including 256 bytes, 4 special and the reserved tokens; an imported one brings its own."""
+    transition: float | int | None = None
+    """superbpe: from where on merges may span words, a share of the vocabulary (0.4) or a number of tokens (80000); None: 0.75."""
+    reserved_tokens: int = 0
+    """Control tokens kept free for later use, named <|reserved_0|> and so on; no text becomes one."""
     template: Literal["chatml"] = "chatml"
     """Chat format written beside the tokenizer."""
+    maximum_bytes: int | None = None
+    """Train on a sample of at most this many bytes of UTF-8; None: 1 GB, unigram and superbpe 100 MB, sentencepiece_bpe 300 MB."""
+    sources: dict[str, float] = field(default_factory=dict)
+    """Share of each source in the bytes trained on, {web: 3, code: 1}; sources not named are left out. Empty: all, as they are."""
     corpus: tuple[str, ...] = operation(())
     """Folders of document corpora built elsewhere to train on; empty: the documents of this run."""
+    path: str | None = operation(None)
+    """import: a tokenizer.json, a tokenizer.model, a folder that holds one, or hub:OWNER/NAME."""
+    preset: Preset | None = None
+    """import: a tokenizer by name, from the hub: gpt2, llama (Llama 2), codellama."""
+    revision: str = "main"
+    """import: branch, tag or commit of the repository on the hub."""
+    turn_tokens: bool = False
+    """import: add <|im_start|> and <|im_end|> above the ids of a tokenizer that has none, so that it can write conversations."""
 
     def __post_init__(self) -> None:
-        if self.vocabulary_size < MINIMUM_VOCABULARY_SIZE:
+        if self.reserved_tokens < 0:
+            raise ValueError(f"reserved_tokens must be at least 0, not {self.reserved_tokens}")
+        if self.maximum_bytes is not None and self.maximum_bytes < 1:
+            raise ValueError(f"maximum_bytes must be at least 1, not {self.maximum_bytes}")
+        wrong = next((name for name, share in self.sources.items() if not share > 0), None)
+        if wrong is not None:
+            raise ValueError(f"the share of source {wrong!r} must be above 0, not {self.sources[wrong]}")
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        given = {"path": self.path, "preset": self.preset, "turn_tokens": self.turn_tokens or None, "transition": self.transition}
+        for name, value in given.items():
+            owner = "superbpe" if name == "transition" else "import"
+            if value is not None and self.kind != owner:
+                raise ValueError(f"{name} belongs to kind {owner}, and kind is {self.kind}")
+        if self.kind == "import":
+            if (self.path is None) == (self.preset is None):
+                raise ValueError("kind import needs one of path and preset")
+            return
+        unknown = self.kind in ("sentencepiece_bpe", "unigram")
+        minimum = MINIMUM_VOCABULARY_SIZE + self.reserved_tokens + unknown
+        if self.vocabulary_size < minimum:
+            parts = [f"{BYTE_TOKENS} bytes", f"{len(SPECIAL_TOKENS)} special tokens"]
+            parts += [f"{self.reserved_tokens} reserved tokens"] * bool(self.reserved_tokens) + ["<unk>"] * unknown
             raise ValueError(
-                f"vocabulary_size must be at least {MINIMUM_VOCABULARY_SIZE} "
-                f"({BYTE_TOKENS} bytes and {len(SPECIAL_TOKENS)} special tokens), not {self.vocabulary_size}"
+                f"vocabulary_size must be at least {minimum} ({', '.join(parts[:-1])} and {parts[-1]}), not {self.vocabulary_size}"
             )
+        if self.transition is not None:
+            allowed = 0 < self.transition < (1 if isinstance(self.transition, float) else self.vocabulary_size)
+            if not allowed:
+                raise ValueError(f"transition must be a share between 0 and 1, or a number of tokens below {self.vocabulary_size}")
+
+
+def control_names(settings: TokenizerSettings) -> tuple[str, ...]:
+    """The control tokens of a tokenizer that is trained, in the order of their ids."""
+    return (*SPECIAL_TOKENS, *reserved_names(settings.reserved_tokens))
+
+
+def reserved_names(count: int) -> tuple[str, ...]:
+    """Names of reserved tokens."""
+    return tuple(f"<|reserved_{number}|>" for number in range(count))
 
 
 @settings

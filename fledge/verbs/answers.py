@@ -37,7 +37,7 @@ class Speaker:
 
     def speak(self, prompt: Sequence[int], settings: GenerationSettings) -> Completion:
         """Continue a prompt and write the text to stdout while it is drawn, whole characters only."""
-        stream = self.tokenizer.stream()
+        stream = self.tokenizer.stream(continued=True)
 
         def show(_: int, token: int) -> None:
             console.write(stream.push(token))
@@ -56,7 +56,7 @@ def open_speaker(folder: Path) -> Speaker:
     """A checkpoint folder with its tokenizer. Raises CheckpointError or DataError."""
     tokenizer = open_tokenizer(folder)
     model = load_model(folder).eval()
-    return Speaker(folder, Engine(model, tokenizer.vocabulary_size, (tokenizer.turn_end, tokenizer.end_of_text)), tokenizer)
+    return Speaker(folder, Engine(model, tokenizer.vocabulary_size, tokenizer.end_ids(answers=True)), tokenizer)
 
 
 def generation_settings(temperature: float, top_k: int, top_p: float, max_tokens: int, seed: int | None) -> GenerationSettings:
@@ -71,7 +71,7 @@ def generate(speaker: Speaker, prompts: Sequence[str], chat_format: bool, settin
         if chat_format:
             ids = render(speaker.tokenizer, [Message("user", prompt)], answer_follows=True).ids
         else:
-            ids = [speaker.tokenizer.end_of_text, *speaker.tokenizer.encode(prompt)]
+            ids = [*speaker.tokenizer.document_start, *speaker.tokenizer.encode(prompt)]
             console.write(prompt)
         speaker.speak(ids, settings)
 

@@ -17,14 +17,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from fledge.core.errors import DataError
 from fledge.tokens.byte_level import byte_alphabet
+from fledge.tokens.definition import canonical_sha256
 from fledge.tokens.settings import SPECIAL_TOKENS
-from fledge.tokens.tokenizer import (
-    Tokenizer,
-    canonical_sha256,
-    copy_tokenizer,
-    open_tokenizer,
-    require_same_tokenizer,
-)
+from fledge.tokens.tokenizer import Tokenizer, copy_tokenizer, open_tokenizer, require_one_tokenizer, require_same_tokenizer
 
 generated = settings(max_examples=300, deadline=None, derandomize=True)
 fragments = st.one_of(st.text(), st.sampled_from([*SPECIAL_TOKENS, "<|", "|>", "im_end", " ", "\n", "user\n"]))
@@ -186,7 +181,7 @@ BROKEN: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda content: content["model"].pop("vocab"), "'vocab' is missing"),
     (lambda content: content.pop("model"), "'model' is missing"),
     (lambda content: content.update(model=3), "not a tokenizer"),
-    (lambda content: content["model"].update(type="Unigram"), "model.type is 'Unigram', not 'BPE'"),
+    (lambda content: content["model"].update(type="Unigram"), "model.vocab of Unigram must be a list of pairs"),
     (lambda content: content["model"].update(vocab=[["a", 0.5]]), "not a tokenizer"),
     (lambda content: content.pop("added_tokens"), "'added_tokens' is missing"),
 ]
@@ -211,8 +206,8 @@ def test_files_that_are_missing_cut_or_no_json_are_refused(tokenizer: Tokenizer,
             ("tokenizer.json", b"3"),
             ("tokenizer.json", b"\xff\xfe"),
             ("tokenizer_meta.json", b"{}"),
-            ("tokenizer_meta.json", b'{"format_version": 1}'),
-            ("tokenizer_meta.json", b'{"format_version": 1, "canonical_sha256": 1, "chat_template_sha256": 2, "vocabulary_size": 3}'),
+            ("tokenizer_meta.json", b'{"format_version": 2}'),
+            ("tokenizer_meta.json", b'{"format_version": 1, "canonical_sha256": "1"}'),
             ("tokenizer_meta.json", b"[]"),
             ("chat_template.jinja", b"{{ ''.__class__ }}"),
         ]
@@ -235,6 +230,15 @@ def test_another_behaviour_of_the_library_is_noticed(tokenizer: Tokenizer, tmp_p
     meta = _load(tokenizer.folder / "tokenizer_meta.json")
     next(iter(meta["probes"].values())).append(7)
     _refused(_copy_with(tokenizer, tmp_path, "tokenizer_meta.json", meta), "did as")
+
+
+def test_every_hash_is_named_where_tokenizers_differ() -> None:
+    made_with = {"token set runs/x/pack/documents": "ab" * 32, "token set more": "cd" * 32, "checkpoint runs/y": "ab" * 32}
+    require_one_tokenizer({"token set a": "ab" * 32, "checkpoint b": "ab" * 32})
+    with pytest.raises(DataError) as caught:
+        require_one_tokenizer(made_with, "my.yaml --name x")
+    assert all(f"{name} has {digest[:16]}" in caught.value.problem for name, digest in made_with.items())
+    assert "fledge pack my.yaml --name x --force" in caught.value.remedy
 
 
 def test_another_tokenizer_is_refused_naming_both() -> None:

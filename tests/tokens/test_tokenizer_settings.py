@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from fledge.core import config
@@ -12,6 +14,47 @@ def test_the_smallest_vocabulary_is_accepted_and_one_less_refused_with_the_minim
     with pytest.raises(ConfigError, match="at least 260") as caught:
         config.parse(TokenizerSettings, config.Tree({"vocabulary_size": 259}, {}))
     assert caught.value.exit_code == 2
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"kind": "unigram", "vocabulary_size": 260}, "at least 261 .*256 bytes, 4 special tokens and <unk>"),
+    ({"vocabulary_size": 269, "reserved_tokens": 10}, "at least 270 .*10 reserved tokens"),
+    ({"reserved_tokens": -1}, "reserved_tokens"),
+    ({"maximum_bytes": 0}, "maximum_bytes"),
+    ({"sources": {"web": 0.0}}, "share of source 'web'"),
+    ({"transition": 0.5}, "transition belongs to kind superbpe, and kind is byte_bpe"),
+    ({"kind": "superbpe", "transition": 1.0}, "share between 0 and 1"),
+    ({"kind": "superbpe", "transition": 40_000}, "number of tokens below 32768"),
+    ({"preset": "gpt2"}, "preset belongs to kind import"),
+    ({"path": "x.json"}, "path belongs to kind import"),
+    ({"turn_tokens": True}, "turn_tokens belongs to kind import"),
+    ({"kind": "import"}, "one of path and preset"),
+    ({"kind": "import", "path": "x", "preset": "gpt2"}, "one of path and preset"),
+    ({"kind": "wordpiece"}, "kind"),
+]
+
+
+@pytest.mark.parametrize(("values", "reason"), REFUSED)
+def test_what_cannot_be_is_refused_with_the_reason(values: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason) as caught:
+        config.parse(TokenizerSettings, config.Tree(values, {}))
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"kind": "unigram", "vocabulary_size": 261},
+        {"vocabulary_size": 270, "reserved_tokens": 10},
+        {"kind": "superbpe", "transition": 0.4},
+        {"kind": "superbpe", "vocabulary_size": 200_000, "transition": 180_000},
+        {"kind": "import", "preset": "codellama", "vocabulary_size": 3},
+        {"kind": "import", "path": "hub:owner/name", "revision": "v2", "turn_tokens": True},
+        {"sources": {"web": 3, "code": 0.5}, "maximum_bytes": 1},
+    ],
+)
+def test_what_can_be_is_accepted(values: dict[str, Any]) -> None:
+    assert isinstance(config.parse(TokenizerSettings, config.Tree(values, {})), TokenizerSettings)
 
 
 def test_a_row_must_hold_a_conversation() -> None:

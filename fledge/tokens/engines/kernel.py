@@ -1,4 +1,4 @@
-"""Our own engine for byte-level BPE with `SPLIT_PATTERN`: the compiled loops of `pieces.py` and `merging.py`, on all cores.
+"""Our own engine for byte-level BPE with `SPLIT_PATTERN`: the compiled loops of `splitting.py` and `merging.py`, on all cores.
 
 What a letter, a number or white space is, is asked of Hugging Face tokenizers for every character when it first occurs: libraries
 follow different versions of Unicode, and the ids have to be the reference's. Pieces of text met before come out of a cache, one per
@@ -23,7 +23,7 @@ from fledge.tokens.byte_level import SPLIT_PATTERN, byte_alphabet, plain_merges
 from fledge.tokens.engines.reference import Encoded, not_unicode
 from fledge.tokens.levels import split_pipeline
 from fledge.tokens.merging import encode_pieces, hash_table, pair_keys, word_cache
-from fledge.tokens.pieces import LETTER, NEWLINE, NUMBER, SPACE, SYMBOL, UNKNOWN, cut_texts
+from fledge.tokens.splitting import LETTER, NEWLINE, NUMBER, SPACE, SYMBOL, UNKNOWN, cut_texts
 
 _CACHE_ENTRIES = 1 << 16
 _BYTES_PER_THREAD = 1 << 18
