@@ -87,6 +87,14 @@ def append_bytes(path: Path, content: bytes) -> None:
             os.close(descriptor)
 
 
+def overwrite_start(path: Path, content: bytes) -> None:
+    """Replace the first bytes of a file in place: for a header that counts what follows, in a folder that `staging` publishes."""
+    with _machine_errors(path):
+        _pass_fail_point("overwrite", path)
+        with path.open("r+b") as file:
+            file.write(content)
+
+
 def try_lock(path: Path, holder: str) -> int | None:
     """Lock a file for this process and write the holder's name into it; the lock lasts until the descriptor is closed.
 
