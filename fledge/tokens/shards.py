@@ -136,17 +136,17 @@ def join_token_sets(token_sets: Sequence[TokenSet]) -> TokenSet:
     return TokenSet(first.folder, first.meta, tuple(shard for token_set in token_sets for shard in token_set._shards))
 
 
-def damaged_blocks(folder: Path, name: str) -> Iterator[str]:
-    """Compare every block of one file of a set; yields a line for each that is damaged, and none for files without blocks.
-
-    Raises DataError if the description, the header or the checksums do not fit.
-    """
-    meta = read_meta(folder)
-    for shard in meta.shards:
-        parts: tuple[Literal["tokens", "supervised"], ...] = ("tokens", "supervised")
-        for part in parts:
-            if shard.path(folder, part).name == name:
-                yield from _open_elements(folder, meta, shard, part).damages()
+def damaged_blocks(folder: Path) -> Iterator[str]:
+    """Open a set and compare every block of it; yields a line for each thing that is damaged."""
+    try:
+        token_set = open_token_set(folder)
+    except DataError as error:
+        yield error.problem
+        return
+    for _, shard in token_set._shards:
+        for elements in (shard.tokens, shard.supervised):
+            if elements is not None:
+                yield from elements.damages()
 
 
 def _open_shard(folder: Path, meta: TokenSetMeta, shard: ShardMeta) -> TokenShard:
