@@ -10,8 +10,13 @@ import pytest
 
 from fledge.core import artifact
 from fledge.core.errors import ArtifactError, ConfigError, DataError
-from fledge.stages import run_stage
+from fledge.corpus.document import Document
+from fledge.evaluation.statistics import Score
+from fledge.stages import evaluate, run_stage
 from fledge.stages.run import Run, set_aside
+from fledge.tokens.shards import open_token_set
+from fledge.tokens.tokenizer import open_tokenizer
+from fledge.tokens.unpacking import unpacked_documents
 from fledge.verbs import inspection
 from fledge.verbs.export import EXPORTS
 
@@ -26,7 +31,7 @@ def documents(run: Run) -> artifact.Artifact:
 
 
 def test_documents_in_rows_by_best_fit_are_trained_on_and_measured(make_run: MakeRun, walk: Walk) -> None:
-    run = make_run("pack.document_layout=best_fit", "pack.sequence_length=128", "pretrain.sequence_length=128", *DOCUMENTS_ONLY)
+    run = make_run("pack.document_layout=best_fit", "pack.sequence_length=128", "pretrain.sequence_length=null", *DOCUMENTS_ONLY)
     walk(run)
     packed = documents(run)
     assert packed.manifest.settings["row_tokens"] == 128
@@ -49,6 +54,24 @@ def test_the_split_may_be_made_when_packing(make_run: MakeRun, walk: Walk) -> No
     assert 600 <= stats["train"]["tokens"] < 750 and 300 <= stats["validation"]["tokens"] < 450
     with pytest.raises(ArtifactError, match="seed: 0 -> 7"):
         run_stage("pack", make_run(*budget, "pack.seed=7"))
+
+
+def test_evaluation_measures_on_what_packing_held_out(make_run: MakeRun, walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The corpus's own validation split may have been trained on when packing divides anew."""
+    run = make_run("pack.split={kind: fraction, validation_fraction: 0.3}", *DOCUMENTS_ONLY)
+    walk(run, "pretrain")
+    seen: list[Document] = []
+
+    def measure(model: object, tokenizer: object, token_set: object, documents: list[Document], *_: object, **__: object) -> list[Score]:
+        seen.extend(documents)
+        return []
+
+    monkeypatch.setattr(evaluate, "evaluate_base", measure)
+    run_stage("evaluate", run)
+    folder = run.folder / "pack" / "documents"
+    tokenizer = open_tokenizer(run.folder / "tokenizer")
+    assert [one.text for one in seen] == [text for _, text in unpacked_documents(open_token_set(folder), tokenizer, "validation")]
+    assert {one.text for one in seen}.isdisjoint(text for _, text in unpacked_documents(open_token_set(folder), tokenizer, "train"))
 
 
 def test_what_means_nothing_to_a_stream_asks_for_no_other_one(make_run: MakeRun, walk: Walk) -> None:
