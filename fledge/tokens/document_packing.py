@@ -11,7 +11,7 @@ document of a row, so that ends are learned as in a stream), and the first token
 it. Rows are filled from buffers of about 4 million tokens of a source, which bounds memory to about 200 MB beside 8 MB a source.
 
 Ids come as flat arrays and are framed, placed and written by array arithmetic, per batch and source. The loop without reading and
-encoding handles MEASURED MB of text per CPU-second as a stream and MEASURED in rows of 1,024 (3 kB a document).
+encoding handles 340 to 390 MB of text per CPU-second as a stream and 135 to 180 in rows of 1,024 (documents of 2.8 kB, a busy machine).
 """
 
 from __future__ import annotations
