@@ -70,12 +70,13 @@ def superwords(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def pack(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the pack stage does with documents: read the shards, encode, write token shards."""
-    from fledge.tokens.packing import pack_documents
+    from fledge.tokens.document_packing import pack_documents
 
     for library in arguments.without:
         sys.modules[library] = None  # type: ignore[assignment]
     tokenizer: Any = Plain(arguments.tokenizer)
-    return pack_documents(read_documents(arguments.corpus, "train"), tokenizer, arguments.folder, "train")
+    documents = read_documents(arguments.corpus, "train")
+    return pack_documents(documents, tokenizer, arguments.folder, "train", text_bytes=1 << 30)
 
 
 def count(arguments: argparse.Namespace) -> dict[str, Any]:

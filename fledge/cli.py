@@ -9,7 +9,8 @@ import functools
 import shlex
 import signal
 from collections.abc import Callable
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -46,6 +47,9 @@ TopP = Annotated[float, typer.Option("--top-p", help="Draw from the likeliest to
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Cut an answer off after so many tokens.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Makes the draws repeatable.")]
 
+ExportTarget = Literal["bin"]
+"""What `fledge export --to` knows; each has its function in verbs/export.py."""
+
 GENERATION = GenerationSettings()
 _STAGE_HELP: dict[Stage, str] = {
     "corpus": "Gather the documents, conversations and preference pairs.",
@@ -81,6 +85,7 @@ def _application() -> typer.Typer:
         app.command(stage, help=_STAGE_HELP[stage], rich_help_panel="Stages")(_guarded(verb))
     app.command("generate", help="Continue a text, or answer with --chat.", rich_help_panel="Use")(_guarded(generate))
     app.command("chat", help="Talk with a model.", rich_help_panel="Use")(_guarded(chat))
+    app.command("export", help="Write a result in the form of other programs.", rich_help_panel="Use")(_guarded(export))
     app.command("config", help="Print every value of a recipe and where it comes from.", rich_help_panel="Look")(_guarded(show_config))
     app.command("show", help="Print what a result is, its figures, and what it was made from.", rich_help_panel="Look")(_guarded(show))
     app.command("verify", help="Hash a result and everything it was made from again.", rich_help_panel="Look")(_guarded(verify))
@@ -260,6 +265,21 @@ def chat(
 
     model = answers.open_model(checkpoint, small)
     answers.chat(model, system, answers.generation_settings(temperature, top_k, top_p, max_tokens, seed))
+
+
+def export(
+    place: Place,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; must not be there yet, or be empty.")],
+    target: Annotated[
+        ExportTarget, typer.Option("--to", help="bin: a token set of documents as train.bin, val.bin, data_meta.json and the tokenizer.")
+    ],
+    small: SmokeRun = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    from fledge.verbs.export import EXPORTS
+
+    EXPORTS[target](place, folder, small)
 
 
 def show_config(

@@ -88,11 +88,12 @@ def _check(recipe: Recipe) -> None:
             raise ConfigError(f"{stage}.objective.kind is {training.objective.kind!r}", f"{stage} learns by {kind}: set it")
     if recipe.pretrain is None:
         return
-    if not recipe.pretrain.tokens and recipe.pretrain.sequence_length is None:
+    in_rows = recipe.pack is not None and recipe.pack.document_layout == "best_fit"
+    if not recipe.pretrain.tokens and recipe.pretrain.sequence_length is None and not in_rows:
         raise ConfigError("pretrain.sequence_length is required and missing", "set the tokens per row, like pretrain.sequence_length=1024")
     context_tokens = recipe.model.max_position_embeddings
     rows = {"pretrain.sequence_length": recipe.pretrain.sequence_length or 0}
-    if recipe.pack is not None and (recipe.sft or recipe.dpo):
+    if recipe.pack is not None and (recipe.sft or recipe.dpo or in_rows):
         rows["pack.sequence_length"] = recipe.pack.sequence_length
     for name, row_tokens in rows.items():
         if row_tokens > context_tokens and recipe.pretrain.start_from is None:
@@ -128,9 +129,9 @@ def smoke(recipe: Recipe) -> Recipe:
         recipe,
         corpus=recipe.corpus and _small_corpus(recipe.corpus),
         tokenizer=_small_tokenizer(recipe.tokenizer),
-        pack=recipe.pack and replace(recipe.pack, sequence_length=min(recipe.pack.sequence_length, 2 * SMOKE_TOKENS)),
+        pack=recipe.pack and _small_pack(recipe.pack, has_corpus=recipe.corpus is not None),
         model=_small_model(recipe.model),
-        pretrain=_small_training(recipe.pretrain),
+        pretrain=_small_pretraining(recipe),
         sft=_small_training(recipe.sft),
         dpo=_small_training(recipe.dpo),
         evaluate=recipe.evaluate and _small_evaluation(recipe.evaluate),
@@ -169,6 +170,19 @@ def _small_model(model: ModelSettings) -> ModelSettings:
         head_dim=None,
         intermediate_size=256,
     )
+
+
+def _small_pack(pack: PackSettings, has_corpus: bool) -> PackSettings:
+    """Token files of others are of another tokenizer than a small one, so the small corpus stands in for them if there is one."""
+    import_bin = None if has_corpus else pack.import_bin
+    return replace(pack, sequence_length=min(pack.sequence_length, 2 * SMOKE_TOKENS), import_bin=import_bin)
+
+
+def _small_pretraining(recipe: Recipe) -> TrainingSettings | None:
+    small = _small_training(recipe.pretrain)
+    in_rows = recipe.pack is not None and recipe.pack.document_layout == "best_fit"
+    # Documents in rows bring their own length, which shrinks with the rows of conversations.
+    return replace(small, sequence_length=None) if small and in_rows and not small.tokens else small
 
 
 def _small_training(training: TrainingSettings | None) -> TrainingSettings | None:

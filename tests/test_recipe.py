@@ -91,6 +91,19 @@ def test_overrides_index_lists() -> None:
     assert tree.origin(("corpus", "sources", "0", "path")) == "override corpus.sources.0.path=my.txt"
 
 
+def test_smoke_of_documents_in_rows_leaves_their_length_to_packing() -> None:
+    recipe, _ = load_recipe(find_recipe("quickstart"), ["pack.document_layout=best_fit", "pack.import_bin=hub:someone/tokens"])
+    small = smoke(recipe)
+    assert small.pretrain is not None and small.pretrain.sequence_length is None
+    assert small.pack is not None and small.pack.import_bin is None
+
+
+def test_only_documents_in_rows_bring_their_length_along() -> None:
+    load_recipe(find_recipe("quickstart"), ["pretrain.sequence_length=null", "pack.document_layout=best_fit"])
+    with pytest.raises(ConfigError, match=r"pretrain\.sequence_length is required"):
+        load_recipe(find_recipe("quickstart"), ["pretrain.sequence_length=null"])
+
+
 def test_the_options_are_those_of_the_golden_file() -> None:
     """A new option is a visible change: regenerate with `python tests/test_recipe.py`."""
     assert options() == GOLDEN.read_text(encoding="utf-8")

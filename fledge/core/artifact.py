@@ -202,7 +202,17 @@ def verify(artifact: Artifact) -> list[str]:
         problems.append(f"{artifact.path / MANIFEST}: the id does not follow from the key and the files")
     if manifest.key != Request(manifest.kind, manifest.settings, manifest.inputs).key:
         problems.append(f"{artifact.path / MANIFEST}: the key does not follow from the settings and the inputs")
+    if not problems and not _is_as_written(artifact.path / MANIFEST):
+        problems.append(f"{artifact.path / MANIFEST}: it says the same, but not in the bytes that were written")
     return problems
+
+
+def _is_as_written(manifest: Path) -> bool:
+    """Whether a manifest is in the very form we write; of others' folders there is none."""
+    if not manifest.is_file():
+        return True
+    text = manifest.read_text(encoding="utf-8")
+    return text == disk.json_text(json.loads(text))
 
 
 def lineage(artifact: Artifact) -> Iterator[tuple[int, str, Input, Artifact | None]]:

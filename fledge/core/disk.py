@@ -65,7 +65,12 @@ def write_text(path: Path, text: str) -> FileDigest:
 
 def write_json(path: Path, value: Any) -> FileDigest:
     """Write JSON, indented, keys in the given order; NaN and infinities are refused (they are not JSON)."""
-    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """How `write_json` writes a value."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def append_line(path: Path, line: str) -> None:
@@ -85,6 +90,14 @@ def append_bytes(path: Path, content: bytes) -> None:
                 content = content[os.write(descriptor, content) :]
         finally:
             os.close(descriptor)
+
+
+def overwrite_start(path: Path, content: bytes) -> None:
+    """Replace the first bytes of a file in place: for a header that counts what follows, in a folder that `staging` publishes."""
+    with _machine_errors(path):
+        _pass_fail_point("overwrite", path)
+        with path.open("r+b") as file:
+            file.write(content)
 
 
 def try_lock(path: Path, holder: str) -> int | None:

@@ -16,7 +16,7 @@ from fledge.evaluation.scoring import bits_per_byte
 from fledge.evaluation.settings import EvaluateSettings
 from fledge.evaluation.statistics import Score
 from fledge.model.llama import Llama
-from fledge.tokens.packing import pack_documents
+from fledge.tokens.document_packing import pack_documents
 from fledge.tokens.shards import open_token_set
 from fledge.tokens.tokenizer import Tokenizer
 

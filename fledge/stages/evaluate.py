@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from fledge.core import artifact, console, disk
 from fledge.core.artifact import Artifact
 from fledge.core.config import identity
 from fledge.core.process import keep_freed_memory
-from fledge.corpus.document import Conversation, Document, read_conversations, read_documents
+from fledge.corpus.document import Conversation, Document, Split, read_conversations, read_documents
 from fledge.corpus.filters.evaluation_files import EvaluationFile
 from fledge.evaluation.checkpoint import CheckpointEvaluation, evaluate_base, evaluate_chat, results_table
 from fledge.evaluation.compression import CompressorFigure, compressor_figures
@@ -27,8 +27,10 @@ from fledge.model.precision import use_fast_fp32
 from fledge.stages import TRAINING_STAGES, has_stage
 from fledge.stages.checkpoint_names import open_checkpoint
 from fledge.stages.run import Run, make
+from fledge.tokens.settings import CorpusSplitSettings
 from fledge.tokens.shards import TokenSet, join_token_sets, open_token_set
 from fledge.tokens.tokenizer import open_tokenizer, require_same_tokenizer
+from fledge.tokens.unpacking import unpacked_documents
 
 RESULTS = "results.json"
 
@@ -40,8 +42,8 @@ class HeldOut:
     settings: EvaluateSettings
     documents: Sequence[Document]
     conversations: Sequence[Conversation]
-    training_documents: Sequence[Path]
-    """Folders of the corpora trained on, for the compressor that may read them too."""
+    training_texts: Callable[[], Iterable[str]]
+    """The texts trained on, for the compressor that may read them too."""
     document_tokens: TokenSet | None
     pair_tokens: TokenSet | None
     files: Sequence[EvaluationFile]
@@ -66,9 +68,9 @@ def run(run: Run) -> None:
         use_fast_fp32("cpu")
         held_out = HeldOut(
             settings,
-            [row for found in corpora["documents"].values() for row in read_documents(found.path, "validation")],
+            list(_documents(run, corpora["documents"], tokens["documents"], "validation")),
             [row for found in corpora["conversations"].values() for row in read_conversations(found.path, "validation")],
-            [found.path for found in corpora["documents"].values()],
+            lambda: (row.text for row in _documents(run, corpora["documents"], tokens["documents"], "train")),
             _open(tokens["documents"]),
             _open(tokens["preferences"]),
             files,
@@ -108,6 +110,18 @@ def _tokens(run: Run, stage: str, content: str) -> dict[str, Artifact]:
         return {f"tokens.{role}": found for role, found in run.token_sets(training.tokens, content).items()}
     found = run.own(f"pack/{content}", "tokens")
     return {"tokens": found} if found else {}
+
+
+def _documents(run: Run, corpora: dict[str, Artifact], tokens: dict[str, Artifact], split: Split) -> Iterator[Document]:
+    """The documents of a split: as the corpus divides them, unless packing divided them anew; then as they were packed."""
+    if tokens and run.recipe.pack is not None and not isinstance(run.recipe.pack.split, CorpusSplitSettings):
+        for found in tokens.values():
+            token_set, tokenizer = open_token_set(found.path), open_tokenizer(found.manifest.inputs["tokenizer"].path)
+            for name, text in unpacked_documents(token_set, tokenizer, split):
+                yield Document(text, name, "packed", "")
+        return
+    for found in corpora.values():
+        yield from read_documents(found.path, split)
 
 
 def _open(tokens: dict[str, Artifact]) -> TokenSet | None:
@@ -180,9 +194,8 @@ def _compressors(held_out: HeldOut, checkpoint: Artifact) -> list[CompressorFigu
     if not held_out.settings.compressors or held_out.document_tokens is None:
         return []
     texts = leading_texts(held_out.document_tokens, open_tokenizer(checkpoint.path), "validation", held_out.settings.maximum_text_bytes)
-    training_texts = (row.text for folder in held_out.training_documents for row in read_documents(folder, "train"))
     with console.progress("compress the held-out text", None, "texts"):
-        return compressor_figures(texts, training_texts)
+        return compressor_figures(texts, held_out.training_texts())
 
 
 def _print(evaluations: Sequence[CheckpointEvaluation], compressors: Sequence[CompressorFigure]) -> None:

@@ -140,8 +140,6 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     machine = settle_machine(folder, settings, world, like=task.scores.path if task.scores else None)
     if task.scores is not None:
         _require_same_arithmetic(task, task.scores.path, machine)
-    for token_set in task.token_sets:
-        token_set.check_ids()
     train, validation = task.rows("train"), task.rows("validation")
     model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings.seed).to(world.device)
     _require_context(task, train, model)

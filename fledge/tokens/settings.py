@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
 
-from fledge.core.config import operation, settings
+from fledge.core.config import ByKind, operation, settings
 
 TokenizerKind = Literal["byte_bpe", "superbpe", "sentencepiece_bpe", "unigram", "import"]
 Preset = Literal["gpt2", "llama", "codellama"]
@@ -100,11 +100,59 @@ def reserved_names(count: int) -> tuple[str, ...]:
 
 
 @settings
+class CorpusSplitSettings:
+    """Documents lie on the side on which the corpus has them, where near copies are kept together."""
+
+    kind: Literal["corpus"] = "corpus"
+
+
+@settings
+class FractionSplitSettings:
+    """A share of the documents is held out, whatever the corpus says, by the SHA-256 of their text and the seed."""
+
+    kind: Literal["fraction"] = "fraction"
+    validation_fraction: float = 0.05
+    """Share of the documents that is held out."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction must lie between 0 and 1, not {self.validation_fraction}")
+
+
+@settings
+class BudgetSplitSettings:
+    """So many tokens are packed for each side, from the beginning of every source in proportion to its bytes; sides as by fraction."""
+
+    kind: Literal["budget"] = "budget"
+    train_tokens: int = 1_000_000_000
+    """Tokens to train on."""
+    validation_tokens: int = 10_000_000
+    """Tokens to hold out."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_tokens", "validation_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+@settings
 class PackSettings:
     """How token ids are laid out on disk."""
 
     sequence_length: int = 1024
-    """Length of one row of conversations or preferences, in tokens; documents are one continuous stream and need none."""
+    """Length of one row in tokens: of conversations, of preferences, and of documents if document_layout is best_fit."""
+    document_layout: Literal["continuous", "best_fit"] = "continuous"
+    """Documents one behind the other, which training cuts into rows of any length; or whole in rows by best fit, only the longest cut."""
+    split: Annotated[CorpusSplitSettings | FractionSplitSettings | BudgetSplitSettings, ByKind()] = CorpusSplitSettings()
+    """Which documents are held out."""
+    shuffle: bool = False
+    """Whether documents change places, within blocks of 16,384; training permutes rows in any case."""
+    seed: int = 0
+    """Decides the split by content and the shuffle."""
+    allow_shared_documents: bool = operation(False)
+    """Whether to pack although a document to train on is also held out."""
+    import_bin: str | None = operation(None)
+    """Folder of train.bin and val.bin without headers to take the documents from, or hub:OWNER/NAME of such a dataset."""
     tokenizer: str | None = operation(None)
     """Folder of a tokenizer trained elsewhere; none: the tokenizer of this run."""
     corpus: tuple[str, ...] = operation(())

@@ -5,6 +5,10 @@ last token's target is the first token, which is the end-of-text that closes the
 per epoch at any T. Rows of conversations and preferences are read as they were packed, their targets shifted within the row.
 What is no target is IGNORE with weight 0; a row that is missing in a micro-batch is a whole row of these, so shapes never change.
 
+No byte of a shard becomes a batch unchecked: a row is read, not mapped, and each block it touches is compared with its checksum the
+first time a process reads from it (tokens/blocks.py). A damaged block, or a shard that was cut short meanwhile, ends the run before
+the step that would use it is applied, and the error names the step.
+
 Shapes: B rows, T tokens per row, P preference pairs.
 """
 
@@ -24,6 +28,7 @@ from torch import Tensor
 from fledge.core.errors import ConfigError, DataError
 from fledge.corpus.document import Content, Split
 from fledge.model.head import IGNORE
+from fledge.tokens.blocks import BLOCK_BYTES
 from fledge.tokens.shards import TokenSet, TokenShard, join_token_sets, open_token_set
 from fledge.training.plan import Plan, Row, Source, rows_per_rank, shuffled, slice_for_rank
 
@@ -176,7 +181,11 @@ class BatchLoader:
     def _read(self, step: int) -> list[Batch]:
         rows = slice_for_rank(self.plan.rows(step), self.rank, self.world_size)
         starts = range(0, self.rank_rows, self.micro_batch_rows)
-        return [self.reader.batch(rows[start : start + self.micro_batch_rows], self.micro_batch_rows) for start in starts]
+        try:
+            return [self.reader.batch(rows[start : start + self.micro_batch_rows], self.micro_batch_rows) for start in starts]
+        except DataError as error:
+            problem = f"step {step + 1:,} cannot be read and was not applied: {error.problem}"
+            raise DataError(problem, f"{error.remedy}; training then continues from its last checkpoint") from error
 
 
 def rows_at_once(batch_rows: int, micro_batch_rows: int | None, world_size: int) -> int:
@@ -200,7 +209,7 @@ def open_rows(
     token_set = join_token_sets(token_sets)
     row_tokens = _row_tokens(token_set, sequence_length)
     shards = token_set.shards(split)
-    if split == "train" and not any(shard.supervised is None or np.any(shard.supervised) for shard in shards):
+    if split == "train" and not any(_has_target(shard) for shard in shards):
         raise DataError(
             f"{token_set.folder} has nothing to learn: no token of its training split is a target", "check the corpus it was packed from"
         )
@@ -274,6 +283,13 @@ def _document_starts(starts: NDArray[np.int64], row_start: int, row_tokens: int)
     result = np.zeros(row_tokens, np.int32)
     result[inside] = inside
     return np.maximum.accumulate(result)
+
+
+def _has_target(shard: TokenShard) -> bool:
+    """Whether any token is to be learned; reads no further than to the first that is."""
+    if shard.supervised is None:
+        return True
+    return any(shard.supervised[start : start + BLOCK_BYTES].any() for start in range(0, len(shard.supervised), BLOCK_BYTES))
 
 
 def _digest(shard: TokenShard, tokenizer_sha256: str) -> str:

@@ -12,6 +12,7 @@ from fledge.core.wording import counted
 from fledge.stages import STAGES
 from fledge.stages.checkpoint_names import find_checkpoint
 from fledge.stages.run import RUNS, smoke_name
+from fledge.tokens.shards import damaged_blocks
 
 
 def show(place: str, small: bool) -> None:
@@ -44,13 +45,19 @@ def verify(place: str, small: bool) -> None:
     size_bytes = sum(digest.size_bytes for found in checked.values() for digest in found.manifest.files.values())
     with console.progress("verify", size_bytes, "bytes") as progress:
         for found in checked.values():
-            problems += artifact.verify(found)
+            problems += _problems(found)
             progress.advance(sum(digest.size_bytes for digest in found.manifest.files.values()), note=str(found.path))
     for line in sorted(absent):
         console.warn(f"not there any more, not checked: {line}")
     if problems:
         raise ArtifactError("; ".join(problems), "restore these files, or make the stage anew with --force")
     console.say(f"{counted(len(checked), 'artifacts')}, {console.format_bytes(size_bytes)}: every byte is as it was written")
+
+
+def _problems(found: Artifact) -> list[str]:
+    """What is wrong with an artifact; of a token set also where in its files."""
+    problems = artifact.verify(found)
+    return problems + list(damaged_blocks(found.path)) if problems and found.manifest.kind == "tokens" else problems
 
 
 def _artifacts(place: str, small: bool) -> Iterator[Artifact]:

@@ -14,7 +14,8 @@ from fledge.corpus.document import Conversation, Document, Message, Preference
 from fledge.model.llama import Llama
 from fledge.model.settings import ModelConfig, ModelSettings, padded_vocabulary_size
 from fledge.tokens.chat import render_batch
-from fledge.tokens.packing import pack_documents, pack_preferences
+from fledge.tokens.document_packing import pack_documents
+from fledge.tokens.packing import pack_preferences
 from fledge.tokens.settings import TokenizerSettings
 from fledge.tokens.shards import TokenSet, open_token_set
 from fledge.tokens.tokenizer import Tokenizer, open_tokenizer

@@ -15,7 +15,7 @@ from fledge.corpus.document import Document
 from fledge.evaluation import scoring
 from fledge.evaluation.scoring import ScoredSequence, bits_per_byte, continuation, leading_documents, leading_texts, loglikelihoods
 from fledge.model.llama import Llama
-from fledge.tokens.packing import pack_documents
+from fledge.tokens.document_packing import pack_documents
 from fledge.tokens.shards import TokenSet, open_token_set
 
 

@@ -14,11 +14,11 @@ import tokenizers
 
 from fledge.core.errors import DataError
 from fledge.corpus.document import Document
+from fledge.tokens.document_packing import pack_documents
 from fledge.tokens.engines import Encoded, Engine, EnginePool, ReferenceEngine, choose_engine
 from fledge.tokens.engines.byte_pairs import GigatokenEngine, TiktokenEngine
 from fledge.tokens.engines.kernel import KernelEngine
 from fledge.tokens.engines.two_level import TwoLevelEngine
-from fledge.tokens.packing import pack_documents
 from fledge.tokens.tokenizer import Tokenizer
 
 from .conftest import HARD_TEXTS, body_of, spliced_texts
@@ -243,7 +243,8 @@ def test_a_tokenizer_no_library_knows_stays_with_the_reference(plain_content: Co
 
 def test_packing_chooses_for_every_source(tokenizer: Tokenizer, tmp_path: Path) -> None:
     documents = [Document(text, f"document-{place}", ("books", "web")[place % 2], "g") for place, text in enumerate(TEXTS)]
-    stats: Mapping[str, Any] = pack_documents(documents, tokenizer, tmp_path, "train")
+    assert pack_documents(documents, tokenizer, tmp_path / "little", "train")["engine_by_source"] == {}, "not for little text"
+    stats: Mapping[str, Any] = pack_documents(documents, tokenizer, tmp_path / "much", "train", text_bytes=10_000_000)
     assert stats["engine_by_source"].keys() == {"books", "web"}
     for record in stats["engine_by_source"].values():
         assert record["engine"] in record["megabytes_per_cpu_second"]

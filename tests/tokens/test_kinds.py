@@ -13,7 +13,8 @@ import pytest
 
 from fledge.corpus.document import Conversation, Document, Message
 from fledge.tokens.chat import render
-from fledge.tokens.packing import pack_conversations, pack_documents
+from fledge.tokens.document_packing import pack_documents
+from fledge.tokens.packing import pack_conversations
 from fledge.tokens.probes import PROBES, generated_texts
 from fledge.tokens.shards import open_token_set
 from fledge.tokens.tokenizer import Tokenizer, copy_tokenizer, open_tokenizer

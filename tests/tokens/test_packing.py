@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from fledge.core.errors import DataError
 from fledge.corpus.document import Conversation, Document, Message, Preference
+from fledge.tokens.best_fit import best_fit
 from fledge.tokens.chat import render
-from fledge.tokens.packing import best_fit, pack_conversations, pack_documents, pack_preferences
+from fledge.tokens.document_packing import pack_documents
+from fledge.tokens.packing import pack_conversations, pack_preferences
 from fledge.tokens.shards import TokenShard, open_token_set
 from fledge.tokens.tokenizer import Tokenizer
 
@@ -57,7 +59,6 @@ def test_documents_become_one_stream_per_source_and_lose_nothing(tokenizer: Toke
     documents = _documents(2_500)
     stats = pack_documents(iter(documents), tokenizer, tmp_path, "train")
     opened = open_token_set(tmp_path)
-    opened.check_ids()
     assert (opened.content, opened.tokenizer_sha256) == ("documents", tokenizer.sha256)
     assert [shard.source for shard in opened.shards("train")] == ["books", "web"]
     for shard in opened.shards("train"):
@@ -67,7 +68,7 @@ def test_documents_become_one_stream_per_source_and_lose_nothing(tokenizer: Toke
         segments = _segments(shard)
         assert all(segment[0] == tokenizer.end_of_text for segment in segments)
         assert [tokenizer.decode(segment) for segment in segments] == [document.text for document in expected]
-        assert np.flatnonzero(shard.tokens == tokenizer.end_of_text).tolist() == shard.starts.tolist()
+        assert np.flatnonzero(shard.tokens[:] == tokenizer.end_of_text).tolist() == shard.starts.tolist()
         assert shard.starts[-1] + shard.lengths[-1] == len(shard.tokens) == stats["tokens_by_source"][shard.source]
     assert stats["documents"] == 2_500
     assert stats["tokens"] == stats["supervised_tokens"] == sum(len(shard.tokens) for shard in opened.shards("train"))
@@ -91,8 +92,9 @@ def test_one_document_and_nothing_held_out(tokenizer: Tokenizer, tmp_path: Path,
     opened = open_token_set(tmp_path)
     assert opened.shards("validation") == () and stats["tokens"] == 0 and stats["padding_share"] == 0
     (shard,) = opened.shards("train")
-    assert shard.tokens.tolist() == [tokenizer.end_of_text, *tokenizer.encode(text)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokens.json", "train-books.documents", "train-books.tokens"]
+    assert shard.tokens[:].tolist() == [tokenizer.end_of_text, *tokenizer.encode(text)]
+    parts = ("documents", "tokens", "tokens.crc32")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokens.json", *(f"train-books.{part}" for part in parts)]
 
 
 def test_nothing_to_train_on_is_an_error(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -108,7 +110,6 @@ def test_conversations_stay_whole_in_their_rows(tokenizer: Tokenizer, tmp_path: 
     conversations = _conversations(300)
     stats = pack_conversations(iter(conversations), tokenizer, tmp_path, "train", row_tokens=512)
     opened = open_token_set(tmp_path)
-    opened.check_ids()
     assert opened.row_tokens == 512 and stats["dropped_too_long"] == 0 and stats["documents"] == 300
     by_id = {conversation.id: conversation for conversation in conversations}
     seen: list[str] = []
@@ -125,7 +126,7 @@ def test_conversations_stay_whole_in_their_rows(tokenizer: Tokenizer, tmp_path: 
             assert shard.text_bytes[place] == len(answers.encode())
             used[start:end] = True
             seen.append(name)
-        assert (shard.tokens[~used] == tokenizer.padding).all() and not shard.supervised[~used].any()
+        assert (shard.tokens[:][~used] == tokenizer.padding).all() and not shard.supervised[:][~used].any()
     assert sorted(seen) == sorted(by_id)
     assert stats["supervised_tokens"] == sum(sum(render(tokenizer, one.messages).supervised) for one in conversations)
     assert 0 < stats["padding_share"] < 0.1
@@ -196,7 +197,7 @@ def test_the_same_corpus_gives_the_same_bytes(tokenizer: Tokenizer, tmp_path: Pa
         pack_conversations(_conversations(100), tokenizer, tmp_path / name / "conversations", "train", 512)
         pack_preferences(_preferences(100), tokenizer, tmp_path / name / "preferences", "train", 512)
     files = [path for path in (tmp_path / "first").rglob("*") if path.is_file()]
-    assert len(files) == 5 + 7 + 4
+    assert len(files) == 7 + 11 + 6
     for path in files:
         assert path.read_bytes() == (tmp_path / "second" / path.relative_to(tmp_path / "first")).read_bytes()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from training_assembly import END_OF_TEXT, ROW_TOKENS, write_token_set
 
 from fledge.core.errors import ConfigError, DataError
 from fledge.model.head import IGNORE
+from fledge.tokens import blocks
+from fledge.tokens.shard_format import TokenSetMeta, record_shards, token_array
+from fledge.tokens.shard_writer import IndexRows, Segment, ShardWriter
 from fledge.tokens.shards import TokenSet, open_token_set
 from fledge.training.batches import Batch, BatchLoader, RowReader, open_rows, open_tokens
 from fledge.training.plan import make_plan
@@ -35,7 +39,7 @@ def test_every_token_of_a_stream_is_a_target_once(documents: TokenSet, row_token
         count = len(shard.tokens)
         lines = slice(place, place + source.rows)
         tokens, targets = batch.tokens[lines].flatten(), batch.targets[lines].flatten()
-        assert tokens[:count].tolist() == shard.tokens.tolist()
+        assert tokens[:count].tolist() == shard.tokens[:].tolist()
         assert targets[:count].tolist() == [*shard.tokens[1:].tolist(), END_OF_TEXT]
         assert set(targets[count:].tolist()) <= {IGNORE}
         place += source.rows
@@ -65,9 +69,9 @@ def test_only_supervised_tokens_of_conversations_are_targets(conversations: Toke
     reader = open_rows([conversations], "train", None)
     batch, (shard,) = whole(reader), reader.shards
     assert shard.supervised is not None
-    assert int(batch.token_weight.sum()) == int(shard.supervised.sum())
-    ids = shard.tokens.reshape(-1, ROW_TOKENS).astype(np.int64)
-    expected = np.where(shard.supervised.reshape(-1, ROW_TOKENS) == 1, ids, IGNORE)
+    assert int(batch.token_weight.sum()) == int(shard.supervised[:].sum())
+    ids = shard.tokens[:].reshape(-1, ROW_TOKENS).astype(np.int64)
+    expected = np.where(shard.supervised[:].reshape(-1, ROW_TOKENS) == 1, ids, IGNORE)
     assert batch.targets[:, :-1].tolist() == expected[:, 1:].tolist()
     assert set(batch.targets[:, -1].tolist()) == {IGNORE}
 
@@ -162,12 +166,11 @@ def test_the_length_of_rows_has_one_home(documents: TokenSet, conversations: Tok
     assert open_rows([conversations], "train", 24).row_tokens == 24
 
 
-def test_a_set_with_nothing_to_learn_is_refused(tmp_path: Path, conversations: TokenSet) -> None:
-    for path in conversations.folder.iterdir():
-        content = path.read_bytes()
-        if path.name == "train-questions.supervised":
-            content = content[:64] + bytes(len(content) - 64)
-        (tmp_path / path.name).write_bytes(content)
+def test_a_set_with_nothing_to_learn_is_refused(tmp_path: Path) -> None:
+    meta = TokenSetMeta("conversations", "ab" * 32, 104, ROW_TOKENS)
+    writer = ShardWriter(tmp_path, "train", "questions", meta)
+    writer.append(Segment("one", token_array([1] * ROW_TOKENS, meta), 0, np.zeros(ROW_TOKENS, np.uint8)))
+    record_shards(tmp_path, replace(meta, shards=(writer.close(),)))
     with pytest.raises(DataError, match="nothing to learn: no token of its training split is a target") as error:
         open_rows([open_token_set(tmp_path)], "train", None)
     assert error.value.exit_code == 3
@@ -193,3 +196,57 @@ def test_open_tokens_gives_batches_to_iterate(documents: TokenSet) -> None:
     assert sorted(rows) == sorted(tuple(row) for row in expected)
     with pytest.raises(DataError, match="too few to hold"):
         open_tokens(documents.folder, validation_fraction=0.9, sequence_length=100_000)
+
+
+def test_documents_in_rows_are_read_as_they_were_packed(tmp_path: Path) -> None:
+    """A whole document, then the rest of one that was cut: its first token follows from nothing, so it is no target."""
+    meta = TokenSetMeta("documents", "ab" * 32, 104, 8, end_of_text=END_OF_TEXT)
+    writer = ShardWriter(tmp_path, "train", "books", meta)
+    tokens = token_array([END_OF_TEXT, 1, 2, 3, 4, 5, 6, 7, END_OF_TEXT, 9, 8, END_OF_TEXT, 103, 103, 103, 103], meta)
+    starts, counts, text_bytes, numbers = map(np.array, ([0, 8, 10], [8, 2, 1], [7, 1, 1], [0, 1, 0]))
+    rows = IndexRows(["cut", "whole", "cut"], starts, counts, text_bytes, numbers, np.array([0, 0, 1], np.int32))
+    writer.append_batch(tokens, rows, np.array([1] * 8 + [1, 1, 0, 1] + [0] * 4, np.uint8))
+    record_shards(tmp_path, replace(meta, shards=(writer.close(),)))
+    reader = open_rows([open_token_set(tmp_path)], "train", None)
+    batch = whole(reader)
+    assert reader.row_tokens == 8
+    assert batch.tokens.tolist() == tokens.reshape(2, 8).tolist()
+    assert batch.targets.tolist() == [[1, 2, 3, 4, 5, 6, 7, IGNORE], [9, IGNORE, END_OF_TEXT, *[IGNORE] * 5]]
+    assert batch.documents is not None
+    assert batch.documents.tolist() == [[0] * 8, [0, 0, 2, 2, 2, 2, 2, 2]]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many blocks in a few kilobytes."""
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 128)
+
+
+def test_a_damaged_block_is_found_by_the_step_that_first_uses_it(tmp_path: Path, small_blocks: None) -> None:
+    token_set = write_token_set(tmp_path, "documents", {"books": 60})
+    with (tmp_path / "train-books.tokens").open("r+b") as file:
+        file.seek(64 + 5 * 128 + 17)
+        file.write(b"\x63")
+    reader = open_rows([token_set], "train", 16)
+    plan = make_plan(reader.sources, None, 4, 16, seed=0)
+    damaged = set(range(5 * 64, 6 * 64))
+    # A row reaches one token further, for its last target.
+    using = [step for step in range(30) if any(damaged & set(range(row.index * 16, row.index * 16 + 17)) for row in plan.rows(step))]
+    loader = BatchLoader(plan, reader, None, 0, 1, ahead=False)
+    assert using[0] > 0
+    for step in range(using[0]):
+        loader.micro_batches(step)
+    reason = rf"step {using[0] + 1:,} cannot be read and was not applied: .*books\.tokens is damaged: block 5, bytes 704 to 832"
+    with pytest.raises(DataError, match=reason) as error:
+        loader.micro_batches(using[0])
+    assert "fledge pack RECIPE --force" in error.value.remedy
+
+
+def test_a_shard_that_is_cut_short_while_training_reads_it_names_the_step(tmp_path: Path) -> None:
+    token_set = write_token_set(tmp_path, "conversations", {"questions": 20})
+    reader = open_rows([token_set], "train", None)
+    loader = BatchLoader(make_plan(reader.sources, None, 4, ROW_TOKENS, seed=0), reader, None, 0, 1, ahead=False)
+    loader.micro_batches(0)
+    os.truncate(tmp_path / "train-questions.supervised", 64)
+    with pytest.raises(DataError, match=r"step 2 cannot be read .*questions\.supervised was cut short while it was used"):
+        loader.micro_batches(1)

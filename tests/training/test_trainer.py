@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,11 @@ import torch
 from torch import Tensor
 from training_assembly import MODEL, assembled, first_gradients, training_settings
 
-from fledge.core.errors import CheckpointError, NumericsError, Stopped
+from fledge.core.errors import CheckpointError, DataError, NumericsError, Stopped
 from fledge.core.metrics import read_metrics
 from fledge.corpus.document import Content
 from fledge.model.llama import Llama
-from fledge.tokens.shards import TokenSet
+from fledge.tokens.shards import TokenSet, open_token_set
 from fledge.training.checkpoint import CHECKPOINTS, list_checkpoints
 from fledge.training.settings import AdamWSettings, MuonSettings, NextTokenSettings, PreferenceSettings, TrainingSettings
 from fledge.training.trainer import StepReport, Trainer, is_due
@@ -176,3 +178,27 @@ def test_another_data_order_is_refused_by_name(tmp_path: Path, documents: TokenS
 @pytest.mark.parametrize(("step", "every_steps", "due"), [(4, 2, True), (5, 2, False), (10, 3, True), (9, None, False), (10, None, True)])
 def test_cadence(step: int, every_steps: int | None, due: bool) -> None:
     assert is_due(step, every_steps, 10) is due
+
+
+def test_a_damaged_shard_ends_the_run_before_its_step_is_applied(tmp_path: Path, documents: TokenSet) -> None:
+    """The last checkpoint is of the steps before, and once the file is whole again the run goes on to the same weights."""
+    settings = settings_for("documents", save_every_steps=2)
+    undisturbed = train(tmp_path / "undisturbed", settings, documents)
+    folder = tmp_path / "tokens"
+    shutil.copytree(documents.folder, folder)
+    shards = {path: path.read_bytes() for path in folder.glob("train-*.tokens")}
+
+    class CutShort(StopAfter):
+        def observe(self, report: StepReport) -> dict[str, float]:
+            for path in shards:
+                os.truncate(path, 66)
+            return {}
+
+    with assembled(tmp_path / "cut", settings, [open_token_set(folder)]) as trainer:
+        trainer.observers = [*trainer.observers, CutShort(4)]
+        with pytest.raises(DataError, match=r"step 5 cannot be read and was not applied: .* was cut short while it was used"):
+            trainer.run()
+        assert trainer.progress.step == list_checkpoints(tmp_path / "cut")[-1].step == 4
+    for path, content in shards.items():
+        path.write_bytes(content)
+    assert_same_bits(everything(train(tmp_path / "cut", settings, open_token_set(folder))), everything(undisturbed))

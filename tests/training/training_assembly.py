@@ -25,7 +25,9 @@ from fledge.core.settings import MetricsSettings
 from fledge.corpus.document import Content, Split
 from fledge.model.llama import Llama
 from fledge.model.settings import ModelConfig, ModelSettings
-from fledge.tokens.shards import Segment, ShardWriter, TokenSet, TokenSetMeta, open_token_set, record_shards, token_array
+from fledge.tokens.shard_format import TokenSetMeta, record_shards, token_array
+from fledge.tokens.shard_writer import Segment, ShardWriter
+from fledge.tokens.shards import TokenSet, open_token_set
 from fledge.training.batches import BatchLoader, Scores, open_rows, rows_at_once
 from fledge.training.checkpoint import CheckpointWriter, resume
 from fledge.training.objectives import make_objective

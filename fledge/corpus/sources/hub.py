@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,6 +67,23 @@ def listings(repository: str, cache_folder: Path) -> list[Listing]:
     folder = _folder(cache_folder, repository)
     paths = sorted(folder.glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name)) if folder.is_dir() else []
     return [listing for listing in map(_read, paths) if listing is not None]
+
+
+def snapshot(repository: str, revision: str, patterns: Sequence[str]) -> Path:
+    """The folder of a dataset in the hub library's own cache, downloaded as far as the patterns go.
+
+    Raises DataError if there is no such dataset, MachineError if the hub is away and the cache lacks it.
+    """
+
+    def ask() -> str:
+        import huggingface_hub
+
+        found = huggingface_hub.snapshot_download(
+            repository, repo_type="dataset", revision=revision, allow_patterns=list(patterns), library_name="fledge"
+        )
+        return str(found)
+
+    return Path(_asked(f"{repository}@{revision}", ask))
 
 
 def _look_up(repository: str, glob: str, commit: str) -> Listing:
