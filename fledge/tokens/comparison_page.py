@@ -74,7 +74,8 @@ def comparison_page(figures: Sequence[TokenizerFigures], text: str) -> str:
         section(
             "Speed",
             _bars("Encoding", [(one, one.megabytes_per_cpu_second) for one in figures], "MB per CPU second", 2, fastest),
-            "A megabyte is a million bytes of UTF-8. CPU seconds count all threads, so they do not depend on the number of cores.",
+            "A megabyte is a million bytes of UTF-8. CPU seconds count all threads, so they do not depend on the number of cores. "
+            "Below some megabytes of text they are rough.",
         ),
         subtitle=f"On {text}: {size}. More text in a token means fewer tokens to train on, and longer texts in a context.",
     )

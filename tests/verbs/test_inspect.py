@@ -12,8 +12,10 @@ sys.path.append(str(Path(__file__).parent))
 
 from token_artifacts import make_conversations, make_documents, make_tokenizer
 
-from fledge.core import console
+from fledge.core import artifact, console
 from fledge.core.errors import ArtifactError, ConfigError, DataError
+from fledge.corpus.document import Message, Preference
+from fledge.tokens.packing import pack_preferences
 from fledge.tokens.shards import open_token_set
 from fledge.tokens.tokenizer import open_tokenizer
 from fledge.verbs.token_rows import inspect
@@ -71,6 +73,29 @@ def test_a_document_is_found_by_its_id(run: Path, capsys: pytest.CaptureFixture[
     start, length = int(shard.starts[2]), int(shard.lengths[2])
     assert f"tokens {start:,} to {start + length:,}, {length} of {length} in the loss, documents: 1" in printed
     assert printed.count("\n-- ") == 1
+
+
+def test_what_goes_on_from_before_keeps_its_name(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inspect(str(run / "pack" / "documents"), "train", 1, None, False)
+    shard = open_token_set(run / "pack" / "documents").shards("train")[0]
+    within = [number for number, start in enumerate(shard.starts.tolist()) if 256 <= start < 512]
+    names = [str(shard.document_ids[number].as_py()) for number in (within[0] - 1, *within)]
+    assert shard.starts[within[0]] > 256, "the row begins inside a document"
+    found = [line[3:] for line in capsys.readouterr().out.splitlines() if line.startswith("-- ")]
+    assert found == [f"{names[0]} (goes on from before)", *names[1:]]
+
+
+def test_of_a_pair_the_chosen_answer_comes_first(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = artifact.open_artifact(run / "tokenizer")
+    pair = Preference((Message("user", "which"),), "a list", "a dict", "", "id-7", "pairs", "g")
+    with artifact.build(run / "pairs", artifact.request("tokens", {}, {"tokenizer": tokenizer})) as (partial, _):
+        pack_preferences([pair], open_tokenizer(tokenizer.path), partial, "train", 128)
+    inspect(str(run / "pairs"), "train", None, "id-7", False)
+    chosen, rejected = capsys.readouterr().out.split("-- id-7, ")[1:]
+    assert chosen.startswith("chosen\n")
+    assert rejected.startswith("rejected\n")
+    assert "list" in chosen.replace("|", "")
+    assert "dict" in rejected.replace("|", "")
 
 
 def test_colours_alternate_and_answers_are_bright(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
