@@ -18,42 +18,39 @@ from fledge.core import __version__, config, console, process
 from fledge.core.errors import ConfigError, FledgeError
 from fledge.core.metrics import require_sinks
 from fledge.inference.settings import GenerationSettings
+from fledge.options import (
+    Force,
+    LogLevel,
+    MaxTokens,
+    Name,
+    NoWandb,
+    OptionalRecipe,
+    Overrides,
+    Place,
+    RecipeArgument,
+    RecipeOrPlace,
+    Reference,
+    Seed,
+    Smoke,
+    SmokeRun,
+    Temperature,
+    TopK,
+    TopP,
+    refuse_contradictions,
+    refuse_with,
+)
 from fledge.recipe import Recipe, find_recipe, load_recipe, smoke, without_wandb
 from fledge.stages import STAGES, TRAINING_STAGES, Stage, has_stage, run_stage
 from fledge.stages.run import Run, run_folder, set_aside, smoke_name
 
-RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe file (.yaml or .json), or the name of one that Fledge brings.")
-]
-OptionalRecipe = Annotated[
-    str | None, typer.Argument(metavar="RECIPE", help="A recipe file (.yaml or .json), or the name of one that Fledge brings.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Values that replace the recipe's, like pretrain.steps=100.")
-]
-Name = Annotated[str | None, typer.Option("--name", help="Results lie in runs/NAME; a path is used as it is. Default: the recipe's name.")]
-Force = Annotated[bool, typer.Option("--force", help="Move this stage's results and all later ones aside and make them anew.")]
-SmokeRun = Annotated[bool, typer.Option("--smoke", help="Of the run that --smoke made under this name.")]
-Smoke = Annotated[bool, typer.Option("--smoke", help="Shrink everything to about a minute on a CPU, keeping every stage.")]
-NoWandb = Annotated[bool, typer.Option("--no-wandb", help="Never send metrics to wandb, whatever the recipe says.")]
-LogLevel = Annotated[console.LogLevel, typer.Option("--log-level", help="From which level on notes and warnings are shown.")]
-Reference = Annotated[
-    str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder, or RUN, RUN@latest, RUN@best, RUN@final, RUN@500.")
-]
-Place = Annotated[str, typer.Argument(metavar="PLACE", help="An artifact or run folder, or a name like a checkpoint's.")]
-Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token each time.")]
-TopK = Annotated[int, typer.Option("--top-k", help="Draw from so many likeliest tokens; 0 from all.")]
-TopP = Annotated[float, typer.Option("--top-p", help="Draw from the likeliest tokens that hold this probability.")]
-MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Cut an answer off after so many tokens.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Makes the draws repeatable.")]
-
+Split = Literal["train", "validation"]
 ExportTarget = Literal["bin"]
 """What `fledge export --to` knows; each has its function in verbs/export.py."""
 
 GENERATION = GenerationSettings()
 _STAGE_HELP: dict[Stage, str] = {
     "corpus": "Gather the documents, conversations and preference pairs.",
-    "tokenizer": "Train the tokenizer on the documents.",
+    "tokenizer": "Train the tokenizer on the documents; or compare, encode and decode.",
     "pack": "Turn documents, conversations and pairs into token ids.",
     "pretrain": "Learn from the documents.",
     "sft": "Learn to answer, from the conversations.",
@@ -80,14 +77,16 @@ def _application() -> typer.Typer:
     )
     app.callback()(_options)
     app.command("run", help="Run the whole road of a recipe, from raw text to an answer.")(_guarded(run))
+    own: dict[Stage, Callable[..., None]] = {"corpus": corpus, "tokenizer": tokenizer}
     for stage in STAGES:
-        verb = corpus if stage == "corpus" else _stage_verb(stage)
+        verb = own.get(stage) or _stage_verb(stage)
         app.command(stage, help=_STAGE_HELP[stage], rich_help_panel="Stages")(_guarded(verb))
     app.command("generate", help="Continue a text, or answer with --chat.", rich_help_panel="Use")(_guarded(generate))
     app.command("chat", help="Talk with a model.", rich_help_panel="Use")(_guarded(chat))
     app.command("export", help="Write a result in the form of other programs.", rich_help_panel="Use")(_guarded(export))
     app.command("config", help="Print every value of a recipe and where it comes from.", rich_help_panel="Look")(_guarded(show_config))
     app.command("show", help="Print what a result is, its figures, and what it was made from.", rich_help_panel="Look")(_guarded(show))
+    app.command("inspect", help="Print packed tokens with their borders and loss mask.", rich_help_panel="Look")(_guarded(inspect))
     app.command("verify", help="Hash a result and everything it was made from again.", rich_help_panel="Look")(_guarded(verify))
     return app
 
@@ -196,7 +195,7 @@ def corpus(
     log_level: LogLevel = "info",
 ) -> None:
     console.configure(log_level)
-    _refuse_contradictions({"--list": listing, "--analyze-only": analyze_only, "--download-only": download_only}, test, rank, world)
+    refuse_contradictions({"--list": listing, "--analyze-only": analyze_only, "--download-only": download_only}, test, rank, world)
     if chunk_documents is not None and not download_only:
         raise ConfigError("--chunk-documents means nothing without --download-only", "give both, or neither")
     if force and (analyze_only or download_only or listing):
@@ -228,6 +227,37 @@ def corpus(
             if force:
                 set_aside(this, STAGES)
             verbs.make(this, rank, world)
+
+
+def tokenizer(
+    recipe: RecipeOrPlace = None,
+    overrides: Overrides = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Measure the tokenizers at PLACE PLACE ... on one text.")] = False,
+    text: Annotated[list[str] | None, typer.Option("--text", help="With --compare: a file of text, JSON Lines or Parquet.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="With --compare: write the figures.")] = None,
+    picture: Annotated[Path | None, typer.Option("--picture", help="With --compare: write an HTML page.")] = None,
+    encode: Annotated[str | None, typer.Option("--encode", metavar="TEXT", help="Print the ids of a text.")] = None,
+    decode: Annotated[str | None, typer.Option("--decode", metavar="1,2,3", help="Print the text of ids.")] = None,
+    encode_file: Annotated[Path | None, typer.Option("--encode-file", help="A text on each line (of .jsonl: a string).")] = None,
+    decode_file: Annotated[Path | None, typer.Option("--decode-file", help="A JSON list of ids on each line.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Where --encode-file or --decode-file write JSON Lines.")] = None,
+    name: Name = None,
+    force: Force = False,
+    small: Smoke = False,
+    no_wandb: NoWandb = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    if any(given not in (None, False, []) for given in (compare, encode, decode, encode_file, decode_file, text, json, picture, output)):
+        from fledge.verbs import tokenizers as verbs
+
+        use = verbs.Use(compare, encode, decode, encode_file, decode_file, tuple(text or ()), json, picture, output)
+        refuse_with(str(use.asked), {"--name": name is not None, "--force": force, "--no-wandb": no_wandb})
+        verbs.use_tokenizers(use, [*([recipe] if recipe else []), *(overrides or [])], small)
+        return
+    if recipe is None:
+        raise ConfigError("no recipe is given", "name one to train by, or a tokenizer with --compare, --encode or --decode")
+    _stage_verb("tokenizer")(recipe, overrides, name, force, small, no_wandb, log_level)
 
 
 def generate(
@@ -305,6 +335,20 @@ def show(place: Place, small: SmokeRun = False, log_level: LogLevel = "info") ->
     inspection.show(place, small)
 
 
+def inspect(
+    place: Place,
+    split: Annotated[Split, typer.Option("--split", help="Which side of the set.")] = "train",
+    row: Annotated[int | None, typer.Option("--row", help="Which row, from 0; of a continuous stream, of 256 tokens.", min=0)] = None,
+    document: Annotated[str | None, typer.Option("--document", metavar="ID", help="All of one document instead.")] = None,
+    small: SmokeRun = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    from fledge.verbs import token_rows
+
+    token_rows.inspect(place, split, row, document, small)
+
+
 def verify(place: Place, small: SmokeRun = False, log_level: LogLevel = "info") -> None:
     console.configure(log_level)
     from fledge.verbs import inspection
@@ -339,19 +383,6 @@ def _stretch(first: str | None, last: str | None) -> tuple[Stage, ...]:
     if begin > end:
         raise ConfigError(f"--from {first} comes after --to {last}", f"the order is {', '.join(STAGES)}")
     return STAGES[begin : end + 1]
-
-
-def _refuse_contradictions(modes: dict[str, bool], test: bool, rank: int, world: int) -> None:
-    """Of the options of `corpus`: those that another one would leave without effect."""
-    given = [name for name, is_given in modes.items() if is_given]
-    if len(given) > 1:
-        raise ConfigError(f"{' and '.join(given)} cannot be had at once", "give one of them")
-    if test and "--download-only" not in given:
-        raise ConfigError("--test means nothing without --download-only", "give both, or neither")
-    if rank >= world:
-        raise ConfigError(f"--rank {rank} is not one of --world {world}", f"count from 0 to {world - 1}")
-    if given and world > 1:
-        raise ConfigError(f"{given[0]} is done by one process, not by --world {world}", "leave out --rank and --world")
 
 
 def _refuse_ranks(verb: str) -> None:

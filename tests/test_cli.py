@@ -162,6 +162,22 @@ def test_wrong_options_of_corpus_are_explained(tmp_path: Path, options: tuple[st
     assert not list(tmp_path.rglob("corpus"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "words"),
+    [
+        (("tokenizer",), 2, ("no recipe is given", "--compare")),
+        (("tokenizer", "one", "--encode", "a", "--force", "--name", "x"), 2, ("--name and --force cannot be had with --encode",)),
+        (("tokenizer", "one", "--encode", "a", "--decode", "1"), 2, ("--encode and --decode cannot be had at once",)),
+        (("tokenizer", "one", "--encode", "a"), 4, ("one holds no tokenizer", "no run or checkpoint one")),
+        (("tokenizer", "--compare", "one"), 2, ("nothing to be compared with",)),
+        (("inspect", "one"), 4, ("holds no token set",)),
+    ],
+)
+def test_wrong_uses_of_tokens_are_explained(tmp_path: Path, arguments: tuple[str, ...], exit_code: int, words: tuple[str, ...]) -> None:
+    expect_error(fledge(*arguments, folder=tmp_path), exit_code, *words)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("option", ["--rank=-1", "--chunk-documents=0"])
 def test_numbers_of_corpus_have_a_least_value(tmp_path: Path, option: str) -> None:
     result = fledge("corpus", "own-text", option, folder=tmp_path)

@@ -91,6 +91,26 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     _write(sys.stdout, draw(_visible(title), columns, cells, numeric))
 
 
+def has_colour() -> bool:
+    """Whether `say_styled` shows colours: on a terminal, unless NO_COLOR is set."""
+    return _is_terminal(sys.stdout) and not os.environ.get("NO_COLOR")
+
+
+def say_styled(spans: Sequence[tuple[str, str]]) -> None:
+    """Print (text, style of rich) after one another on stdout; the styles are left out where `has_colour` says no."""
+    visible = [(_visible(text), style) for text, style in spans]
+    if not has_colour():
+        _write(sys.stdout, "".join(text for text, _ in visible))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    page = io.StringIO()
+    # Broken by the terminal: rich would drop spaces where it breaks a line.
+    Console(file=page, force_terminal=True).print(Text.assemble(*visible), end="", soft_wrap=True)
+    _write(sys.stdout, page.getvalue())
+
+
 @contextlib.contextmanager
 def progress(label: str, total: float | None, unit: str, start: float = 0.0) -> Iterator[Progress]:
     """Show how far a long piece of work is: call `advance` as it goes. `total` None: unknown; `start`: what was done before."""

@@ -59,6 +59,15 @@ class Tokenizer:
         encoded = self.encode_arrays(texts)
         return [encoded[place].tolist() for place in range(len(texts))]
 
+    @property
+    def engine_name(self) -> str:
+        """Which engine encodes; it decides the time, never the ids."""
+        return self._engine.name
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that an id stands for; of a control token, its name."""
+        return self._bytes_of(token, keep_special=True)
+
     def encode_arrays(self, texts: Sequence[str]) -> Encoded:
         """The same as flat arrays, for many texts."""
         return self._engine.encode_batch(texts)

@@ -1,0 +1,60 @@
+"""The arguments and options that several verbs of the command line share, and which of them cannot go together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fledge.core import console
+from fledge.core.errors import ConfigError
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file (.yaml or .json), or the name of one that Fledge brings.")
+]
+OptionalRecipe = Annotated[
+    str | None, typer.Argument(metavar="RECIPE", help="A recipe file (.yaml or .json), or the name of one that Fledge brings.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Values that replace the recipe's, like pretrain.steps=100.")
+]
+Name = Annotated[str | None, typer.Option("--name", help="Results lie in runs/NAME; a path is used as it is. Default: the recipe's name.")]
+Force = Annotated[bool, typer.Option("--force", help="Move this stage's results and all later ones aside and make them anew.")]
+SmokeRun = Annotated[bool, typer.Option("--smoke", help="Of the run that --smoke made under this name.")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="Shrink everything to about a minute on a CPU, keeping every stage.")]
+NoWandb = Annotated[bool, typer.Option("--no-wandb", help="Never send metrics to wandb, whatever the recipe says.")]
+LogLevel = Annotated[console.LogLevel, typer.Option("--log-level", help="From which level on notes and warnings are shown.")]
+Reference = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder, or RUN, RUN@latest, RUN@best, RUN@final, RUN@500.")
+]
+Place = Annotated[str, typer.Argument(metavar="PLACE", help="An artifact or run folder, or a name like a checkpoint's.")]
+Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token each time.")]
+TopK = Annotated[int, typer.Option("--top-k", help="Draw from so many likeliest tokens; 0 from all.")]
+TopP = Annotated[float, typer.Option("--top-p", help="Draw from the likeliest tokens that hold this probability.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Cut an answer off after so many tokens.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Makes the draws repeatable.")]
+
+RecipeOrPlace = Annotated[
+    str | None,
+    typer.Argument(metavar="RECIPE|PLACE", help="A recipe to train by; or, to use a tokenizer: its folder, a run or a checkpoint."),
+]
+
+
+def refuse_contradictions(modes: dict[str, bool], test: bool, rank: int, world: int) -> None:
+    """Of the options of `corpus`, refuse those that another one would leave without effect. Raises ConfigError."""
+    given = [name for name, is_given in modes.items() if is_given]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} cannot be had at once", "give one of them")
+    if test and "--download-only" not in given:
+        raise ConfigError("--test means nothing without --download-only", "give both, or neither")
+    if rank >= world:
+        raise ConfigError(f"--rank {rank} is not one of --world {world}", f"count from 0 to {world - 1}")
+    if given and world > 1:
+        raise ConfigError(f"{given[0]} is done by one process, not by --world {world}", "leave out --rank and --world")
+
+
+def refuse_with(action: str, options: dict[str, bool]) -> None:
+    """Refuse options that an action would leave without effect. Raises ConfigError."""
+    given = [name for name, is_given in options.items() if is_given]
+    if given:
+        raise ConfigError(f"{' and '.join(given)} cannot be had with {action}", f"leave out {' and '.join(given)}")
