@@ -14,6 +14,7 @@ from fledge.core.errors import ArtifactError, ConfigError
 from fledge.corpus.document import Content, Document, Split, read_conversations, read_documents, read_preferences
 from fledge.corpus.sources.hub import snapshot
 from fledge.stages.run import Run, make
+from fledge.tokens.chat import require_turns
 from fledge.tokens.document_packing import pack_sides
 from fledge.tokens.figures import DocumentHashes
 from fledge.tokens.packing import pack_conversations, pack_preferences
@@ -34,6 +35,8 @@ def run(run: Run) -> None:
         raise ArtifactError(f"{run.folder} has no corpus to pack", f"make one first: fledge corpus {run.command}")
     frozen = run.tokenizer()
     tokenizer = open_tokenizer(frozen.path)
+    if corpora["conversations"] or corpora["preferences"]:
+        require_turns(tokenizer)
     for content, found in corpora.items():
         if found:
             packing = _Packing(settings, content, found, tokenizer)

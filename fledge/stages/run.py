@@ -44,6 +44,8 @@ class Run:
     def tokenizer(self) -> Artifact:
         """The tokenizer this run packs with. Raises ArtifactError naming the command that trains one."""
         given = self.recipe.pack.tokenizer if self.recipe.pack else None
+        if given and (Path(given) / "tokenizer.json").is_file() and not (Path(given) / artifact.MANIFEST).is_file():
+            return artifact.foreign(Path(given), "tokenizer")
         return self.open(Path(given) if given else self.folder / "tokenizer", "tokenizer", "tokenizer")
 
     def token_sets(self, given: Sequence[str], content: str) -> dict[str, Artifact]:

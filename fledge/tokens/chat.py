@@ -79,7 +79,7 @@ def render_batch(
     last_answer_only: bool = False,
 ) -> list[Rendered]:
     """`render` of every conversation, encoded together; `last_answer_only` leaves earlier answers out of the mask."""
-    turns = _turn_ids(tokenizer)
+    turns = require_turns(tokenizer)
     rendered = [list(_parts(turns, messages, answer_follows, last_answer_only)) for messages in conversations]
     texts = [part.text for parts in rendered for part in parts if isinstance(part, _Run)]
     encoded = iter(tokenizer.encode_batch(texts))
@@ -91,7 +91,8 @@ def trimmed(text: str) -> str:
     return text.strip()
 
 
-def _turn_ids(tokenizer: Tokenizer) -> tuple[int, int]:
+def require_turns(tokenizer: Tokenizer) -> tuple[int, int]:
+    """The ids around a turn. Raises DataError if the tokenizer has none."""
     if tokenizer.turn_start is None or tokenizer.turn_end is None:
         raise DataError(
             f"the tokenizer in {tokenizer.folder} has no tokens for the turns of a conversation",

@@ -89,13 +89,15 @@ def checked(content: Any, place: str, remedy: str = REMEDY) -> Definition:
         if list(beyond.values()) != list(range(len(pieces), len(pieces) + len(beyond))):
             raise ValueError(f"added_tokens that model.vocab lacks must have the ids from {len(pieces)} on, not {beyond}")
         if content["model"]["type"] == "Unigram":
+            if not isinstance(content["model"].get("unk_id"), int):
+                raise ValueError("model.unk_id names no entry")
             _check_guard(content, specials)
         if content["decoder"] != spelling.decoder:
             raise ValueError("decoder is not the one that gives the text back")
         pieces += [name.encode("utf-8") for name in beyond]
         roles = roles_of(specials)
         digest = canonical_sha256(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError) as error:
         reason = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
         raise DataError(f"{place} is not a tokenizer that can be used: {reason}", remedy) from error
     return Definition(content, digest, tuple(pieces), MappingProxyType(specials), roles, spelling)

@@ -26,7 +26,7 @@ from fledge.tokens.packing import token_set_meta
 from fledge.tokens.shard_format import ShardMeta, record_shards
 from fledge.tokens.shard_writer import IndexRows, ShardWriter
 from fledge.tokens.shards import TokenSet
-from fledge.tokens.tokenizer import Tokenizer
+from fledge.tokens.tokenizer import Tokenizer, require_same_tokenizer
 from fledge.tokens.unpacking import token_stream
 
 BIN_META = "data_meta.json"
@@ -51,6 +51,8 @@ def import_bin(folder: Path, tokenizer: Tokenizer, target: Path) -> dict[Split, 
         raise DataError(
             f"{folder / BIN_META}: vocab_size is {told['vocab_size']}, the tokenizer has {tokenizer.vocabulary_size:,} entries", _REMEDY
         )
+    if "tokenizer_sha256" in told:
+        require_same_tokenizer(str(told["tokenizer_sha256"]), tokenizer.sha256, str(folder / BIN_META))
     if not (folder / BIN_FILES["train"]).is_file():
         raise DataError(f"{folder / BIN_FILES['train']} is missing", "name a folder with train.bin, and val.bin if there is one")
     meta = token_set_meta("documents", tokenizer, row_tokens=None)

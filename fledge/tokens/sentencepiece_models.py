@@ -28,6 +28,7 @@ _LONGEST_LINE_BYTES = 1 << 20
 _PREFIX_PROBE = "  a  b "
 
 
+_IDENTITY = "use a model trained with normalization_rule_name=identity and remove_extra_whitespaces=false"
 _INFILLING = frozenset(f"{SPACE_MARK}<{name}>" for name in ("PRE", "SUF", "MID", "EOT"))
 """Control tokens of CodeLlama, of whatever type its file says they are (Roziere et al. 2023)."""
 _BYTE_ENTRY = re.compile("<0x[0-9A-F]{2}>")
@@ -110,6 +111,14 @@ def parse_model(content: bytes, place: str) -> Model:
     unused = next((piece.piece for piece in definition.pieces if piece.type not in known), None)
     if unused is not None:
         raise DataError(f"{place} has entries that are marked as unused, such as {unused!r}", "use a model without them")
+    if definition.normalizer_spec.precompiled_charsmap:
+        name = definition.normalizer_spec.name or "a table of its own"
+        raise DataError(f"{place} rewrites characters before it encodes ({name}): the text could not be given back", _IDENTITY)
+    inside = next((piece.piece for piece in definition.pieces if piece.type == _USER_DEFINED and not _names_a_control(piece.piece)), None)
+    if inside is not None:
+        raise DataError(
+            f"{place} has the user-defined entry {inside!r}, which is part of ordinary text", "use a model whose are all of the form <NAME>"
+        )
     if definition.trainer_spec.treat_whitespace_as_suffix:
         raise DataError(f"{place} writes the space behind a word", "use a model trained with treat_whitespace_as_suffix=false")
     return Model(place, processor, definition)
@@ -127,7 +136,7 @@ def imported_content(model: Model, controls: Sequence[str]) -> dict[str, Any]:
     if normalized not in prefixes:
         raise DataError(
             f"{model.place} turns {_PREFIX_PROBE!r} into {normalized!r} before it encodes: the text could not be given back",
-            "use a model trained with normalization_rule_name=identity and remove_extra_whitespaces=false",
+            _IDENTITY,
         )
     return _content(model, Spelling(False, SPACE_MARK, prefixes[normalized]), controls)
 
@@ -161,6 +170,11 @@ def _content(model: Model, spelling: Spelling, controls: Sequence[str]) -> dict[
     added = [added_token(name, token) for name, token in named.items()]
     added += [added_token(name, len(names) + place) for place, name in enumerate(controls)]
     return whole_content(body, added, _normalizer(spelling), pre_tokenizer, spelling.decoder)
+
+
+def _names_a_control(piece: str) -> bool:
+    name = piece.removeprefix(SPACE_MARK)
+    return len(name) > 2 and name.startswith(("<", "[")) and name.endswith((">", "]"))
 
 
 def _is_control(entry: Any) -> bool:

@@ -84,9 +84,11 @@ class TokenizerSettings:
                 f"vocabulary_size must be at least {minimum} ({', '.join(parts[:-1])} and {parts[-1]}), not {self.vocabulary_size}"
             )
         if self.transition is not None:
-            allowed = 0 < self.transition < (1 if isinstance(self.transition, float) else self.vocabulary_size)
-            if not allowed:
-                raise ValueError(f"transition must be a share between 0 and 1, or a number of tokens below {self.vocabulary_size}")
+            ordinary = self.vocabulary_size - len(control_names(self))
+            count = self.transition if isinstance(self.transition, int) else round(self.transition * ordinary)
+            if not BYTE_TOKENS < count < ordinary:
+                bounds = f"between {BYTE_TOKENS} and {ordinary} tokens, or a share of them"
+                raise ValueError(f"transition must leave merges on both sides: {bounds}, not at {count}")
 
 
 def control_names(settings: TokenizerSettings) -> tuple[str, ...]:
@@ -161,3 +163,8 @@ class PackSettings:
     def __post_init__(self) -> None:
         if self.sequence_length < 8:
             raise ValueError(f"sequence_length must be at least 8 tokens, not {self.sequence_length}")
+        if self.import_bin is not None:
+            fixed = {"document_layout": "continuous", "split": CorpusSplitSettings(), "shuffle": False}
+            changed = next((name for name, value in fixed.items() if getattr(self, name) != value), None)
+            if changed is not None:
+                raise ValueError(f"{changed} cannot be had with import_bin, whose documents stay as they lie")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -300,3 +301,30 @@ def test_the_hub_is_asked_for_data_only(llama: Path, tmp_path: Path, monkeypatch
     for name, reason in (("missing", "not on the hub"), ("empty", "does not hold")):
         with pytest.raises(FledgeError, match=reason):
             import_tokenizer(TokenizerSettings(kind="import", path=f"hub:owner/{name}"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "reason"),
+    [
+        ("bpe", {"normalization_rule_name": "nmt_nfkc"}, "rewrites characters before it encodes (nmt_nfkc)"),
+        ("unigram", {"normalization_rule_name": "nfkc_cf"}, "rewrites characters before it encodes (nfkc_cf)"),
+        ("bpe", {"user_defined_symbols": ["def", "<mask>"]}, "user-defined entry 'def'"),
+    ],
+)
+def test_a_model_that_would_encode_otherwise_here_is_refused(
+    texts: list[str], tmp_path: Path, model_type: str, options: dict[str, Any], reason: str
+) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(sentencepiece_model(texts, model_type, **options))
+    with pytest.raises(DataError, match=re.escape(reason)):
+        _imported(path, tmp_path / "out")
+
+
+def test_a_model_by_another_name_is_found_in_its_folder(llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "spm.model").write_bytes(llama.read_bytes())
+    assert _imported(folder, tmp_path / "out").vocabulary_size == SIZE
+    (folder / "other.model").write_bytes(llama.read_bytes())
+    with pytest.raises(DataError, match="holds neither"):
+        _imported(folder, tmp_path / "out")

@@ -145,3 +145,11 @@ def test_masks_cannot_be_exported(tokenizer: Tokenizer, tmp_path: Path) -> None:
     pack_conversations([Conversation(turns, "one", "talk", "g")], tokenizer, tmp_path, "train", 64)
     with pytest.raises(DataError, match="holds conversations"):
         export_bin(open_token_set(tmp_path), tokenizer, tmp_path / "out")
+
+
+def test_ids_of_another_tokenizer_are_refused_where_the_folder_names_it(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    write_bin(tmp_path / "ours", tokenizer, tokenizer_sha256=tokenizer.sha256)
+    import_bin(tmp_path / "ours", tokenizer, tmp_path / "set")
+    write_bin(tmp_path / "theirs", tokenizer, tokenizer_sha256="0" * 64)
+    with pytest.raises(DataError, match="tokenizers differ"):
+        import_bin(tmp_path / "theirs", tokenizer, tmp_path / "other")
