@@ -86,9 +86,11 @@ class Bench:
     def measured(self, command: Sequence[str], cores: int, variables: Mapping[str, str], watch: bool) -> Measured:
         """Run a command on so many cores; its last line on standard output is JSON."""
         pin = functools.partial(os.sched_setaffinity, 0, self._cores[-cores:]) if self._cores else None
+        # An installed program keeps its compiled modules; where that is switched off, every start would compile all of them.
+        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             started = time.monotonic()
-            process = subprocess.Popen(command, stdout=output, stderr=errors, env={**os.environ, **variables}, preexec_fn=pin)
+            process = subprocess.Popen(command, stdout=output, stderr=errors, env={**inherited, **variables}, preexec_fn=pin)
             with _memory_of(process.pid if watch else None) as peaks:
                 # The usage is that of the process and of all descendants that were waited for, killed ones too.
                 _, status, usage = os.wait4(process.pid, 0)

@@ -11,8 +11,7 @@ A unit's folder holds, for the documents that no rule dropped and in their order
     batch_rows.npy    rows of each record batch, so that a stretch of rows is found without reading what is before it
     rejects.json      what could not be read, with its place
 
-Texts flow in batches of about 4 MB (larger ones leave the processor's caches: 10 % slower), so memory does not depend on the size
-of the piece.
+Texts flow in batches, so memory does not depend on the size of the piece.
 """
 
 from __future__ import annotations
@@ -21,18 +20,20 @@ import functools
 import itertools
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fledge.core import __version__, disk
 from fledge.core.artifact import hash_json
 from fledge.core.config import identity
+from fledge.corpus.batches import DocumentBatch, Origins
 from fledge.corpus.characters import UNICODE_VERSION
 from fledge.corpus.dedup.settings import DeduplicateSettings
 from fledge.corpus.dedup.signatures import signatures
@@ -46,7 +47,7 @@ from fledge.corpus.filters.settings import CleaningStep, QualitySettings
 from fledge.corpus.limits import Limits
 from fledge.corpus.rejects import Rejects
 from fledge.corpus.sources.piece import Piece
-from fledge.corpus.sources.reading import expected_text_bytes, read_piece
+from fledge.corpus.sources.reading import expected_text_bytes, read_batches
 from fledge.corpus.sources.settings import Source
 from fledge.corpus.split import Splitter
 from fledge.corpus.tally import Tally, Texts
@@ -60,8 +61,6 @@ EMPTY = "empty"
 CONTAMINATED = "contaminated"
 
 _FORMAT = 1
-_BATCH_CHARACTERS = 4_000_000
-_BATCH_DOCUMENTS = 50_000
 _RECORD_ROWS = 1_024
 _LANGUAGES_WORK = 8
 """How many times the work without: 6 to 15 MB per CPU second instead of 60."""
@@ -132,11 +131,10 @@ class CleanUnit:
 
     def run(self, folder: Path) -> dict[str, Any]:
         rejects, tally = Rejects(), Tally()
-        rows = self.limits.take(read_piece(self.source, self.piece, rejects, self.steps.splitter))
         process = _Process(self.steps, tally)
         expected_bytes = expected_text_bytes(self.source, self.piece)
         with _KeptWriter(folder, self.steps) as kept:
-            for batch in _batches(rows):
+            for batch in read_batches(self.source, self.piece, rejects, self.steps.splitter, self.limits):
                 kept.add(*process(batch))
                 tell(tally.how_far(expected_bytes))
         disk.write_json(folder / REJECTS, rejects.as_json())
@@ -150,19 +148,6 @@ def reading_identity(source: Source) -> Any:
     return {**identity(free), **kind}
 
 
-def _batches(rows: Iterable[Any]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    characters = 0
-    for row in rows:
-        batch.append(row)
-        characters += len(row.text)
-        if characters >= _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
 class _Process:
     """Takes a batch of documents through the steps and counts what happens to them."""
 
@@ -172,16 +157,16 @@ class _Process:
         self._quality = QualityFilter(steps.quality)
         self._contamination = _contamination(steps.evaluation_files, steps.contamination_words)
 
-    def __call__(self, documents: Sequence[Document]) -> tuple[Texts, Sequence[Document]]:
-        """The texts that stay, and the documents they were (with the texts as read)."""
-        given = Texts.of(pa.array([document.text for document in documents], pa.large_string()))
+    def __call__(self, batch: DocumentBatch) -> tuple[Texts, Origins]:
+        """The texts that stay, and where they come from."""
+        given = Texts.of(batch.texts)
         self._tally.read(given)
         array, changed = self._cleaner(given.array)
         texts = given.changed_to(array)
         self._tally.count("changed", changed)
 
         def document_of(position: int) -> Document:
-            return replace(documents[position], text=texts[position])
+            return batch.document(position, texts[position])
 
         verdicts = self._quality(texts.array, document_of)
         self._tally.count("failed", verdicts.failed)
@@ -190,27 +175,27 @@ class _Process:
         reason = verdicts.reason.astype(np.int64)
         left = texts.changed_to(verdicts.texts)
         reason[left.are_blank() & (reason == 0)] = len(names)
-        self._count_dropped(documents, texts, reason, names)
+        self._count_dropped(batch.origins, texts, reason, names)
         if verdicts.languages is not None:
             kept_languages = itertools.compress(verdicts.languages, reason == 0)
             self._tally.count("languages", Counter(kept_languages))
-        return self._decontaminated(left.chosen(reason == 0), list(itertools.compress(documents, reason == 0)))
+        return self._decontaminated(left.chosen(reason == 0), batch.origins.chosen(reason == 0))
 
-    def _decontaminated(self, texts: Texts, documents: Sequence[Document]) -> tuple[Texts, Sequence[Document]]:
+    def _decontaminated(self, texts: Texts, origins: Origins) -> tuple[Texts, Origins]:
         if self._contamination is not None:
             file_index = self._contamination(texts.array)
             hits = Counter(int(index) for index in file_index if index >= 0)
             self._tally.count("contaminated", {self._steps.evaluation_files[index].name: count for index, count in hits.items()})
-            self._count_dropped(documents, texts, (file_index >= 0).astype(np.int64), (CONTAMINATED,))
-            texts, documents = texts.chosen(file_index < 0), list(itertools.compress(documents, file_index < 0))
+            self._count_dropped(origins, texts, (file_index >= 0).astype(np.int64), (CONTAMINATED,))
+            texts, origins = texts.chosen(file_index < 0), origins.chosen(file_index < 0)
         self._tally.kept(texts)
-        return texts, documents
+        return texts, origins
 
-    def _count_dropped(self, documents: Sequence[Document], texts: Texts, reason: NDArray[np.int64], names: Sequence[str]) -> None:
+    def _count_dropped(self, origins: Origins, texts: Texts, reason: NDArray[np.int64], names: Sequence[str]) -> None:
         for code in np.unique(reason[reason > 0]):
-            positions = np.flatnonzero(reason == code).tolist()
-            ids = [documents[position].id for position in positions]
-            shown = (texts[position] for position in positions)
+            positions = np.flatnonzero(reason == code)
+            ids = origins.ids.take(pa.array(positions)).to_pylist()
+            shown = (texts[position] for position in positions.tolist())
             self._tally.dropped(names[int(code) - 1], ids, shown, int(texts.utf8_bytes[positions].sum()))
 
 
@@ -257,20 +242,21 @@ class _KeptWriter:
             for name, array in arrays.items():
                 np.save(self._folder / name, array, allow_pickle=False)
 
-    def add(self, texts: Texts, documents: Sequence[Document]) -> None:
-        """Append the documents, whose texts now are `texts`."""
+    def add(self, texts: Texts, origins: Origins) -> None:
+        """Append documents."""
         found = signatures(texts.array, self._steps.deduplicate)
-        groups = [document.group for document in documents]
+        given = np.asarray(pc.binary_length(origins.groups)) > 0
+        names = group_names(found.exact)
+        if given.any():
+            names = [named or own for named, own in zip(origins.groups.to_pylist(), names, strict=True)]
         self._exact.append(found.exact)
         self._bands.append(found.bands)
         self._characters.append(texts.characters)
         self._sizes.append(texts.utf8_bytes)
-        names = (given or own for given, own in zip(groups, group_names(found.exact), strict=True))
         self._draws.append(np.array([self._steps.splitter.draw(name) for name in names], np.float64))
-        self._given.append(np.array([bool(given) for given in groups], bool))
-        origin = ([document.id for document in documents], [document.source for document in documents], groups)
-        rows = pa.record_batch([texts.array, *(pa.array(column, pa.string()) for column in origin)], schema=KEPT_SCHEMA)
-        for start in range(0, len(documents), _RECORD_ROWS):
+        self._given.append(given)
+        rows = pa.record_batch([texts.array, origins.ids, origins.sources, origins.groups], schema=KEPT_SCHEMA)
+        for start in range(0, len(origins), _RECORD_ROWS):
             record = rows.slice(start, _RECORD_ROWS)
             self._file.write_batch(record)
             self._batch_rows.append(record.num_rows)

@@ -120,11 +120,14 @@ class Rejects:
         if len(self.kept) < _KEPT_REJECTS:
             self.kept.append(replace(reject, reason=reason))
 
-    def saw(self, source: str, unit: str, maximum_share: float) -> None:
-        """Count one more line, row or file. Raises DataError if most of the first 1,000 were rejected, so that a wrong key shows soon."""
-        if self.seen[source] == _EARLY_UNITS:
+    def saw(self, source: str, unit: str, maximum_share: float, count: int = 1) -> None:
+        """Count more lines, rows or files. Raises DataError if most of the first 1,000 were rejected, so that a wrong key shows soon."""
+        early = _EARLY_UNITS - self.seen[source]
+        if 0 <= early < count:
+            self.seen[source] += early
             self.require_few(source, unit, maximum_share, at_end=False)
-        self.seen[source] += 1
+            count -= early
+        self.seen[source] += count
 
     def require_few(self, source: str, unit: str, maximum_share: float, at_end: bool) -> None:
         """Raise DataError, with the first reasons, if too large a share of what was seen was rejected.

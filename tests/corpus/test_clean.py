@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fledge.corpus import clean
+from fledge.corpus import batches, clean
 from fledge.corpus.clean import CleanUnit, Steps, group_names
 from fledge.corpus.dedup.settings import DeduplicateSettings
 from fledge.corpus.filters.evaluation_files import find_evaluation_files
 from fledge.corpus.filters.settings import CleaningStep, QualitySettings
 from fledge.corpus.limits import Limits
 from fledge.corpus.rejects import Rejects
-from fledge.corpus.sources import python_docs
+from fledge.corpus.sources import json_lines, python_docs
 from fledge.corpus.sources.piece import InputFile, Piece
 from fledge.corpus.sources.settings import JsonLinesSource, PythonDocsSource, Source
 from fledge.corpus.split import Splitter
@@ -107,8 +107,13 @@ def test_batches_and_records_leave_no_trace_in_what_is_kept(tmp_path: Path, monk
     steps = replace(STEPS, quality=QualitySettings(preset="docs"))
     expected = run(unit_of(path, steps), tmp_path / "one")
     assert expected[0]["dropped"] == {"gopher_minimum_words": 40}
-    for name, value in (("_RECORD_ROWS", 3), ("_BATCH_DOCUMENTS", 7), ("_BATCH_CHARACTERS", 700)):
-        monkeypatch.setattr(clean, name, value)
+    for module, name, value in (
+        (clean, "_RECORD_ROWS", 3),
+        (batches, "BATCH_DOCUMENTS", 7),
+        (json_lines, "_BLOCK_BYTES", 700),
+        (batches, "BATCH_BYTES", 900),
+    ):
+        monkeypatch.setattr(module, name, value)
         assert run(unit_of(path, steps), tmp_path / name) == expected
         for array_name in (clean.EXACT, clean.BANDS, clean.CHARACTERS, clean.UTF8_BYTES, clean.DRAWS, clean.GIVEN):
             assert (tmp_path / name / array_name).read_bytes() == (tmp_path / "one" / array_name).read_bytes()

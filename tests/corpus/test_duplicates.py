@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledge.corpus import duplicates
+from fledge.corpus.batches import batches_of
 from fledge.corpus.clean import CHARACTERS, EXACT, CleanUnit, Steps
 from fledge.corpus.dedup.settings import DeduplicateSettings
 from fledge.corpus.document import Document
@@ -205,7 +206,7 @@ def named(work: WorkFolder, documents: Sequence[Document], deduplicate: Deduplic
     """A clean unit of a source that names groups."""
     steps = Steps((), QualitySettings(), deduplicate, (), 13, Splitter(0.5, 0))
     with monkeypatch.context() as patch:
-        patch.setattr("fledge.corpus.clean.read_piece", lambda *given: iter(documents))
+        patch.setattr("fledge.corpus.clean.read_batches", lambda *given: batches_of(documents))
         return work.make(CleanUnit(JsonLinesSource(name="named", path="x"), "named", Piece(), Limits(), steps))
 
 
@@ -251,7 +252,7 @@ def test_samples_show_the_largest_clusters_and_others(work: WorkFolder) -> None:
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Done:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fledge.corpus.clean._RECORD_ROWS", 4)
-        patch.setattr("fledge.corpus.clean._BATCH_DOCUMENTS", 10)
+        patch.setattr("fledge.corpus.batches.BATCH_DOCUMENTS", 10)
         return cleaned(WorkFolder(tmp_path_factory.mktemp("stored") / "work"), texts(33), deduplicate=EXACT_ONLY)[0]
 
 

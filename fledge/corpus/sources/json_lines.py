@@ -3,24 +3,33 @@
 A line is parsed by orjson, which is as strict as RFC 8259. What it refuses goes to the standard library's parser, ten times as slow,
 which finds out why; it also takes what is harmless, half a surrogate pair where nothing reads it. Of a key given twice in one
 object the last counts.
+
+Lines are read in blocks. Of documents, a compiled loop takes those lines of a block that are usual (`flat_lines.py`), and the others
+go the way above.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
 import json
 import math
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
 import orjson
 
 from fledge.core.errors import DataError
-from fledge.corpus.document import Row
+from fledge.corpus.batches import DocumentBatch, Origins
+from fledge.corpus.document import Document, Row
 from fledge.corpus.rejects import Malformed, Reject, Rejects, value_kind
 from fledge.corpus.sources.files import UTF8_BOM
+from fledge.corpus.sources.flat_lines import FlatLines, read_flat_lines
 from fledge.corpus.sources.piece import InputFile, Piece
 from fledge.corpus.sources.records import Records
 from fledge.corpus.sources.transport import shown
@@ -28,6 +37,8 @@ from fledge.corpus.sources.unpacking import Damaged, GivenUp, Unpacked, unpacked
 
 MAXIMUM_LINE_BYTES = 32 << 20
 
+_BLOCK_BYTES = 4_000_000  # as many as a batch of documents has
+_READ_BYTES = 1 << 20
 _SKIP_BYTES = 1 << 20
 _MAXIMUM_DEPTH = 1_024  # orjson's
 # A value of 3 bytes, {}, takes 64 in memory and more: 32 MiB of them would take a gigabyte.
@@ -46,6 +57,26 @@ class _Line(NamedTuple):
     """Why there is no content."""
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Whole lines, or one that cannot be read."""
+
+    lines_before: int
+    byte_offset: int
+    content: bytes
+    problem: str = ""
+
+    @functools.cached_property
+    def lines(self) -> int:
+        newlines = np.count_nonzero(np.frombuffer(self.content, np.uint8) == ord("\n"))
+        return int(newlines) + (not self.content.endswith(b"\n"))
+
+    def line(self, index: int, start: int, end: int) -> _Line:
+        """The line that lies from `start` to `end` in the content."""
+        offset, content = self.byte_offset + start, self.content[start:end]
+        return _Line(self.lines_before + index + 1, offset, content if offset else content.removeprefix(UTF8_BOM), self.problem)
+
+
 def cut_lines(file: InputFile, piece_bytes: int) -> Iterator[Piece]:
     """Pieces of a plain file; each owns the lines that begin in it."""
     for start in range(0, file.size_bytes, piece_bytes):
@@ -55,44 +86,117 @@ def cut_lines(file: InputFile, piece_bytes: int) -> Iterator[Piece]:
 
 def read_lines(records: Records, file: InputFile, start: int, end: int | None, rejects: Rejects, early_share: float) -> Iterator[Row]:
     """The rows of the lines that begin in a stretch of the plain bytes of a file. Raises DataError for a broken file."""
-    number = 0
-    with unpacked(file, max(0, start - 1)) as stream:
-        for line in _lines(stream, file, start, end):
-            number = line.number
-            if line.content.isspace() or not (line.content or line.problem):
-                continue
-            rejects.saw(records.source, "lines", early_share)
-            try:
-                row = _row(records, line, f"{records.source}:{file.name}:{line.byte_offset}")
-            except Malformed as error:
-                rejects.add(Reject(records.source, file.name, line.number, line.byte_offset, str(error)))
-            else:
+    for block in _blocks(file, start, end, rejects, records.source):
+        position = 0
+        for index, content in enumerate(io.BytesIO(block.content) if block.content else [b""]):
+            row = _row_or_reject(records, file, block.line(index, position, position + len(content)), rejects, early_share)
+            if row is not None:
                 yield row
+            position += len(content)
+
+
+def read_line_batches(
+    records: Records, file: InputFile, start: int, end: int | None, rejects: Rejects, early_share: float
+) -> Iterator[DocumentBatch]:
+    """The same of documents, a batch at a time."""
+    for block in _blocks(file, start, end, rejects, records.source):
+        flat = read_flat_lines(block.content, block.lines, records.keys["text"], min(_LONG_LINE_BYTES, MAXIMUM_LINE_BYTES))
+        others: list[Document] = []
+        other_lines, next_line = [], 0
+        for index in np.flatnonzero(~flat.are_read).tolist():
+            rejects.saw(records.source, "lines", early_share, index - next_line)
+            line = block.line(index, int(flat.ends[index - 1]) if index else 0, int(flat.ends[index]))
+            row = _row_or_reject(records, file, line, rejects, early_share)
+            if isinstance(row, Document):
+                others.append(row)
+                other_lines.append(index)
+            next_line = index + 1
+        rejects.saw(records.source, "lines", early_share, block.lines - next_line)
+        yield _batch(records, file, block, flat, others, other_lines)
+
+
+def _batch(
+    records: Records, file: InputFile, block: _Block, flat: FlatLines, others: list[Document], other_lines: list[int]
+) -> DocumentBatch:
+    """The documents of a block in the order of their lines."""
+    starts = block.byte_offset + np.concatenate([[0], flat.ends[:-1]])
+    lines = np.flatnonzero(flat.are_read)
+    ids = [f"{records.source}:{file.name}:{offset}" for offset in starts[lines].tolist()]
+    batch = DocumentBatch(flat.texts, Origins.of_source(records.source, ids))
+    return batch.merged(lines, DocumentBatch.of(others), np.array(other_lines)) if others else batch
+
+
+def _row_or_reject(records: Records, file: InputFile, line: _Line, rejects: Rejects, early_share: float) -> Row | None:
+    """The row of a line; None if it is blank or was rejected."""
+    if line.content.isspace() or not (line.content or line.problem):
+        return None
+    rejects.saw(records.source, "lines", early_share)
+    try:
+        return _row(records, line, f"{records.source}:{file.name}:{line.byte_offset}")
+    except Malformed as error:
+        rejects.add(Reject(records.source, file.name, line.number, line.byte_offset, str(error)))
+        return None
+
+
+def _blocks(file: InputFile, start: int, end: int | None, rejects: Rejects, source: str) -> Iterator[_Block]:
+    """The lines that begin in a stretch; at its end their number goes to `rejects`."""
+    lines = 0
+    with unpacked(file, max(0, start - 1)) as stream:
+        for block in _read_blocks(stream, file, start, end):
+            yield block
+            lines = block.lines_before + block.lines
     if end is not None:
-        rejects.lines_read[records.source, file.name] += number
+        rejects.lines_read[source, file.name] += lines
 
 
-def _lines(stream: Unpacked, file: InputFile, start: int, end: int | None) -> Iterator[_Line]:
+def _read_blocks(stream: Unpacked, file: InputFile, start: int, end: int | None) -> Iterator[_Block]:
     """The stream stands on the byte before `start`: if that ends a line, one begins at `start`."""
     number, offset, border = 0, start, sys.maxsize if end is None else end
     if start:
         offset += _skip_line(stream, border - start) - 1
     try:
-        while offset < border and (content := stream.readline(MAXIMUM_LINE_BYTES + 1)):
-            length, problem = len(content), ""
-            if length > MAXIMUM_LINE_BYTES and not content.endswith(b"\n"):
-                content, problem = b"", f"longer than {MAXIMUM_LINE_BYTES:,} bytes"
+        while offset < border and (content := _whole_lines(stream, border - offset)):
+            last_start = content.rfind(b"\n") + 1
+            is_endless = len(content) - last_start > MAXIMUM_LINE_BYTES
+            block = _Block(number, offset, content[:last_start] if is_endless else content)
+            if block.content:
+                yield block
+                number += block.lines
+                offset += len(block.content)
+            if is_endless:
+                length = len(content) - last_start
                 length += _skip_line(stream, border - offset - length)
-            number += 1
-            yield _Line(number, offset, content if offset else content.removeprefix(UTF8_BOM), problem)
-            offset += length
+                yield _Block(number, offset, b"", f"longer than {MAXIMUM_LINE_BYTES:,} bytes")
+                number += 1
+                offset += length
     except GivenUp as error:
-        yield _Line(number + 1, offset, b"", str(error))
+        yield _Block(number, offset, b"", str(error))
     except Damaged as error:
         problem = f"{shown(file.address)} is damaged after line {number:,}: {error}"
         raise DataError(problem, "restore the compressed file from its source") from error
     if stream.left_out:
-        yield _Line(number + 1, offset, b"", stream.left_out)
+        yield _Block(number, offset, b"", stream.left_out)
+
+
+def _whole_lines(stream: Unpacked, maximum_bytes: int) -> bytes:
+    """Lines that begin in so many bytes, and not many more; the last may break off behind MAXIMUM_LINE_BYTES. b"" at the end.
+
+    Raises Damaged or GivenUp when there is no whole line before the damage: the stream raises it again at the next call.
+    """
+    chunks: list[bytes] = []
+    left_bytes = min(maximum_bytes, _BLOCK_BYTES, MAXIMUM_LINE_BYTES)
+    try:
+        while left_bytes > 0 and (chunk := stream.read1(min(left_bytes, _READ_BYTES))):
+            chunks.append(chunk)
+            left_bytes -= len(chunk)
+        content = b"".join(chunks)
+        begun_bytes = len(content) - content.rfind(b"\n") - 1
+        return content + stream.readline(MAXIMUM_LINE_BYTES + 1 - begun_bytes) if begun_bytes else content
+    except (GivenUp, Damaged):
+        content = b"".join(chunks)
+        if b"\n" not in content:
+            raise
+        return content[: content.rfind(b"\n") + 1]
 
 
 def _skip_line(stream: Unpacked, maximum_bytes: int) -> int:

@@ -2,6 +2,8 @@
 
 pyarrow decodes a batch of rows at a time from pages that are read as they come, so memory depends on the size of a page and not on
 that of a row group. A batch has few rows, because rows may be whole books, or a page of a few bytes one long text many times.
+
+Of documents a whole batch of texts stays in Arrow when each of them is usual; otherwise its rows are made one at a time.
 """
 
 from __future__ import annotations
@@ -11,14 +13,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as kinds
 
 from fledge.core.errors import DataError
-from fledge.corpus.document import Row
+from fledge.corpus.batches import DocumentBatch, Origins
+from fledge.corpus.document import Document, Row
 from fledge.corpus.rejects import Malformed, Reject, Rejects
 from fledge.corpus.sources.piece import InputFile, Piece
-from fledge.corpus.sources.records import Records
+from fledge.corpus.sources.records import MAXIMUM_TEXT_CHARACTERS, Records
 from fledge.corpus.sources.transport import shown
 from fledge.corpus.sources.unpacking import opened, remedy_for_no_parquet
 
@@ -26,6 +30,8 @@ _BATCH_ROWS = 64  # with 16, texts of 100 characters cost twice as much to read
 _BATCH_BYTES = 8 << 20
 _READ_BYTES = 1 << 20
 _UNDECODABLE = b"\xff"
+# Characters below, between and around these may be white space; a first hit ends the search.
+_INK = r"[!-~\x{C0}-\x{167F}\x{3001}-\x{10FFFF}]"
 
 
 def cut_row_groups(records: Records, file: InputFile, piece_bytes: int) -> Iterator[Piece]:
@@ -46,6 +52,41 @@ def cut_row_groups(records: Records, file: InputFile, piece_bytes: int) -> Itera
 
 def read_rows(records: Records, file: InputFile, start: int, end: int | None, rejects: Rejects, early_share: float) -> Iterator[Row]:
     """The rows of some row groups. Raises DataError if a column is missing or of another type, or the file cannot be read."""
+    for number, batch in _batches(records, file, start, end):
+        yield from _rows(records, file, number, batch, rejects, early_share)
+
+
+def read_row_batches(
+    records: Records, file: InputFile, start: int, end: int | None, rejects: Rejects, early_share: float
+) -> Iterator[DocumentBatch]:
+    """The same of documents, a batch at a time."""
+    for number, batch in _batches(records, file, start, end):
+        texts = _usual_texts(batch.column(records.keys["text"]))
+        if texts is None:
+            rows = _rows(records, file, number, batch, rejects, early_share)
+            yield DocumentBatch.of([row for row in rows if isinstance(row, Document)])
+        else:
+            rejects.saw(records.source, "rows", early_share, len(texts))
+            ids = [f"{records.source}:{file.name}:{number + index}" for index in range(len(texts))]
+            yield DocumentBatch(texts, Origins.of_source(records.source, ids))
+
+
+def _usual_texts(column: pa.Array) -> pa.LargeStringArray | None:
+    """The texts, if a row of each would hold just this string, and none would be refused."""
+    if column.null_count or not (kinds.is_string(column.type) or kinds.is_large_string(column.type)):
+        return None
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return None
+    has_long = column.nbytes > MAXIMUM_TEXT_CHARACTERS
+    if has_long or pc.any(pc.match_substring(column, "\r")).as_py() or not pc.all(pc.match_substring_regex(column, _INK)).as_py():
+        return None
+    return column.cast(pa.large_string())
+
+
+def _batches(records: Records, file: InputFile, start: int, end: int | None) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The needed columns of some row groups, and the number in the file of the first row of each batch."""
     with opened(file) as stored, _parquet_errors(file):
         parquet = _open(records, file, stored)
         metadata = parquet.metadata
@@ -53,15 +94,21 @@ def read_rows(records: Records, file: InputFile, start: int, end: int | None, re
         groups = list(range(start, metadata.num_row_groups if end is None else end))
         keys = list(records.keys.values())
         for batch in parquet.iter_batches(_batch_rows(metadata, groups, keys), row_groups=groups, columns=keys, use_threads=False):
-            for values in _records(batch, keys):
-                rejects.saw(records.source, "rows", early_share)
-                try:
-                    row = records.row(values, f"{records.source}:{file.name}:{number}")
-                except Malformed as error:
-                    rejects.add(Reject(records.source, file.name, number, 0, str(error)))
-                else:
-                    yield row
-                number += 1
+            yield number, batch
+            number += batch.num_rows
+
+
+def _rows(records: Records, file: InputFile, number: int, batch: pa.RecordBatch, rejects: Rejects, early_share: float) -> Iterator[Row]:
+    with _parquet_errors(file):
+        for values in _records(batch, list(records.keys.values())):
+            rejects.saw(records.source, "rows", early_share)
+            try:
+                row = records.row(values, f"{records.source}:{file.name}:{number}")
+            except Malformed as error:
+                rejects.add(Reject(records.source, file.name, number, 0, str(error)))
+            else:
+                yield row
+            number += 1
 
 
 def _open(records: Records, file: InputFile, stored: BinaryIO) -> pq.ParquetFile:

@@ -7,16 +7,19 @@ a whole, and text, which is judged by the file, is never cut. The pieces follow 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
-from fledge.corpus.document import Row
+from fledge.corpus.batches import DocumentBatch, batches_of, gathered
+from fledge.corpus.document import Document, Row
+from fledge.corpus.limits import Limits
 from fledge.corpus.rejects import Rejects
 from fledge.corpus.sources import python_docs
-from fledge.corpus.sources.json_lines import cut_lines, read_lines
-from fledge.corpus.sources.parquet_files import cut_row_groups, read_rows
+from fledge.corpus.sources.json_lines import cut_lines, read_line_batches, read_lines
+from fledge.corpus.sources.parquet_files import cut_row_groups, read_row_batches, read_rows
 from fledge.corpus.sources.piece import InputFile, Piece
-from fledge.corpus.sources.records import Records
-from fledge.corpus.sources.settings import HubSource, ParquetSource, PythonDocsSource, Source, TextSource
+from fledge.corpus.sources.records import Records, RecordSource
+from fledge.corpus.sources.settings import FileSource, HubSource, ParquetSource, PythonDocsSource, Source, TextSource
 from fledge.corpus.sources.text_files import read_text
 from fledge.corpus.sources.unpacking import is_packed
 from fledge.corpus.split import Splitter
@@ -66,8 +69,7 @@ def read_piece(source: Source, piece: Piece, rejects: Rejects, splitter: Splitte
     if isinstance(source, PythonDocsSource):
         yield from _python_rows(source, splitter)
         return
-    # In the middle of a file a bad stretch is one among many, and only the whole source is judged.
-    early_share = source.maximum_reject_share if piece.start == 0 else 1.0
+    early_share = _early_share(source, piece)
     for file in piece.files:
         if isinstance(source, TextSource):
             yield from read_text(source, file, rejects, early_share)
@@ -75,6 +77,33 @@ def read_piece(source: Source, piece: Piece, rejects: Rejects, splitter: Splitte
             yield from read_rows(_records(source), file, piece.start, piece.end, rejects, early_share)
         else:
             yield from read_lines(_records(source), file, piece.start, piece.end, rejects, early_share)
+
+
+def read_batches(source: Source, piece: Piece, rejects: Rejects, splitter: Splitter, limits: Limits) -> Iterator[DocumentBatch]:
+    """The documents of a piece in order, up to the limits. Raises what `read_piece` raises."""
+    if limits.endless and not isinstance(source, PythonDocsSource | TextSource):
+        yield from gathered(itertools.chain.from_iterable(_batches_of_files(source, piece, rejects)))
+    else:
+        # A block of lines would be read, and its rejects counted, beyond a limit.
+        yield from batches_of(limits.take(_documents(read_piece(source, piece, rejects, splitter))))
+
+
+def _batches_of_files(source: RecordSource, piece: Piece, rejects: Rejects) -> Iterator[Iterator[DocumentBatch]]:
+    records = Records.of(source)
+    for file in piece.files:
+        read = read_row_batches if _is_parquet(source, file) else read_line_batches
+        yield read(records, file, piece.start, piece.end, rejects, _early_share(source, piece))
+
+
+def _early_share(source: FileSource, piece: Piece) -> float:
+    """In the middle of a file a bad stretch is one among many, and only the whole source is judged."""
+    return source.maximum_reject_share if piece.start == 0 else 1.0
+
+
+def _documents(rows: Iterable[Row]) -> Iterator[Document]:
+    for row in rows:
+        assert isinstance(row, Document), "only documents are read in batches"
+        yield row
 
 
 def expected_text_bytes(source: Source, piece: Piece) -> int:

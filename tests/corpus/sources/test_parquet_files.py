@@ -7,13 +7,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fledge.core.errors import DataError
 from fledge.corpus.document import Conversation, Document, Message, Preference, Row
 from fledge.corpus.rejects import Rejects
-from fledge.corpus.sources.parquet_files import read_rows
+from fledge.corpus.sources.parquet_files import read_row_batches, read_rows
 from fledge.corpus.sources.piece import InputFile
 from fledge.corpus.sources.reading import cut_pieces
 from fledge.corpus.sources.records import Records
@@ -182,6 +182,38 @@ def test_any_cut_gives_the_same_rows_and_rejects(mixed: list[InputFile], piece_b
     assert cut[0] == whole[0] and len(whole[0]) == 3 * 46
     assert vars(cut[1]) == vars(whole[1])
     assert [reject.line for reject in whole[1].kept][:3] == [3, 8, 13]
+
+
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(["a\r\nb", "\u2003\u1680", "\x1c", "\x85", "\u3000x", "\u0e01"])
+
+
+@settings(deadline=None)
+@given(
+    values=st.lists(TEXTS, max_size=9), odd=st.sampled_from([None, b"\xff", b"fine"]), rows=st.integers(1, 10), batch_rows=st.integers(1, 4)
+)
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()], ids=str)
+def test_batches_and_single_rows_agree(
+    tmp_path_factory: pytest.TempPathFactory, kind: pa.DataType, values: list[str], odd: bytes | None, rows: int, batch_rows: int
+) -> None:
+    encoded = pa.array([*(value.encode() for value in values), odd], pa.large_binary() if kind == pa.large_string() else pa.binary())
+    column = pa.Array.from_buffers(kind, len(encoded), encoded.buffers())
+    file = input_file(written(tmp_path_factory.getbasetemp() / "agree.parquet", {"text": column}, rows=rows))
+    records = Records.of(source_of(Path("agree")))
+    singly, batched = Rejects(), Rejects()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fledge.corpus.sources.parquet_files._BATCH_ROWS", batch_rows)
+        expected = list(read_rows(records, file, 0, None, singly, 1.0))
+        batches = list(read_row_batches(records, file, 0, None, batched, 1.0))
+    assert [batch.document(index, batch.texts[index].as_py()) for batch in batches for index in range(len(batch))] == expected
+    assert vars(batched) == vars(singly)
+
+
+def test_usual_batches_make_no_row(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(path, {"text": [f"Text {number}: \U0001f600" for number in range(100)]})
+    monkeypatch.setattr(Records, "row", None)
+    batches = list(read_row_batches(Records.of(source_of(path)), input_file(path), 0, None, Rejects(), 1.0))
+    assert [text for batch in batches for text in batch.texts.to_pylist()][99] == "Text 99: \U0001f600"
+    assert batches[-1].origins.ids[-1].as_py() == "a:data.parquet:99"
 
 
 def test_conversations(path: Path) -> None:
