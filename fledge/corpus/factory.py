@@ -25,16 +25,12 @@ from fledge.corpus.engine.units import Done, Executor, WorkFolder
 from fledge.corpus.filters.evaluation_files import EvaluationFile
 from fledge.corpus.limits import Limits, limits_of
 from fledge.corpus.rejects import Rejects
-from fledge.corpus.resolve import Resolved, here_files, is_remote, require_few_rejects
+from fledge.corpus.resolve import Resolved, here_files, require_few_rejects, waves
 from fledge.corpus.settings import CorpusSettings
 from fledge.corpus.shards import ShardUnit, shard_units
-from fledge.corpus.sources.piece import InputFile
 from fledge.corpus.sources.reading import cut_pieces
 from fledge.corpus.split import Splitter
 from fledge.corpus.tally import Counts, merged
-
-_WAVE_FILES = 8
-"""A constant, because it decides how files are grouped into pieces."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,8 @@ class Factory:
     def _clean(self, resolved: Resolved, may_be_empty: bool) -> Cleaned:
         source, left = resolved.source, limits_of(resolved.source)
         taken: list[Done] = []
-        for files in _waves(resolved, left):
+        # A limit may spare us the download of most files.
+        for files in [resolved.files] if left.endless else waves(source, resolved.files):
             if left.exhausted:
                 break
             here = here_files(self._settings, source, files)
@@ -138,15 +135,6 @@ class Factory:
         results = self._executor.run(label, units, self._work)
         self._used.update(result.key for result in results if result is not None)
         return tuple(result for result in results if result is not None)
-
-
-def _waves(resolved: Resolved, limits: Limits) -> Iterator[tuple[InputFile, ...]]:
-    """The files to work on together: all, or few at a time where a limit may spare us the download of the rest."""
-    if limits.endless or not is_remote(resolved.source):
-        yield resolved.files
-        return
-    for start in range(0, len(resolved.files), _WAVE_FILES):
-        yield resolved.files[start : start + _WAVE_FILES]
 
 
 def _left(limits: Limits, results: Iterable[Done | None]) -> Limits:

@@ -6,8 +6,9 @@ What lies on the web or the hub is looked up once. The list of its files, at the
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,16 @@ from fledge.corpus.sources.hub_presets import license_of
 from fledge.corpus.sources.inputs import Fingerprints, localise, resolve, revision
 from fledge.corpus.sources.piece import InputFile, Piece
 from fledge.corpus.sources.settings import FileSource, HubSource, ParquetSource, PathSource, PythonDocsSource, Source, TextSource
-from fledge.corpus.sources.transport import shown
+from fledge.corpus.sources.transport import is_remote, shown
 from fledge.corpus.sources.unpacking import GIVEN_UP
 
 _LOOKED_UP = "sources.json"
 _FINGERPRINTS = "fingerprints.json"
 _PLACES = "places.json"
 _DECIDES_FILES = ("path", "preset", "repository", "files", "revision", "sha256")
+_WAVE_FILES = (1, 2, 4)
+_LARGEST_WAVE_FILES = 8
+"""Constants, because they decide how files are grouped into pieces."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def _place(source: Source) -> list[Any]:
 def _resolve(settings: CorpusSettings, source: Source, fingerprints: Fingerprints, work: Path, remember: bool) -> Resolved:
     if isinstance(source, PythonDocsSource):
         return Resolved(source, (), None, python_docs.stdlib_fingerprint(python_docs.stdlib_folder()))
-    if not is_remote(source):
+    if not lies_elsewhere(source):
         return _with_fingerprint(source, resolve(source, fingerprints), None)
     known = _read_object(work / _LOOKED_UP)
     name = hash_json([source.kind, *_place(source), asdict(source.expect)])
@@ -117,9 +121,22 @@ def here_files(settings: CorpusSettings, source: Source, files: Sequence[InputFi
     return localise(source, files, Path(settings.cache_folder).expanduser(), settings.download_workers)
 
 
-def is_remote(source: Source) -> bool:
+def waves(source: Source, files: Sequence[InputFile]) -> Iterator[Sequence[InputFile]]:
+    """Files that are brought here together: few at first, where a part of the source may be all that is wanted."""
+    if not lies_elsewhere(source):
+        yield files
+        return
+    start = 0
+    for size in itertools.chain(_WAVE_FILES, itertools.repeat(_LARGEST_WAVE_FILES)):
+        if start >= len(files):
+            return
+        yield files[start : start + size]
+        start += size
+
+
+def lies_elsewhere(source: Source) -> bool:
     """Whether reading needs a network, unless it is cached."""
-    return isinstance(source, HubSource) or (isinstance(source, PathSource) and "://" in source.path)
+    return isinstance(source, HubSource) or (isinstance(source, PathSource) and is_remote(source.path))
 
 
 def _address(source: Source) -> str:
@@ -127,7 +144,7 @@ def _address(source: Source) -> str:
         place = source.preset or source.repository or ""
         return f"hub:{place}" + (f"/{source.files}" if source.files else "")
     if isinstance(source, PathSource):
-        return shown(source.path) if "://" in source.path else "local files"
+        return shown(source.path) if is_remote(source.path) else "local files"
     return "the documentation of the Python that built this corpus"
 
 

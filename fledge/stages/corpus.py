@@ -55,26 +55,29 @@ def run(run: Run, rank: int = 0, world: int = 1) -> None:
 def analyze(run: Run) -> Path:
     """Write the data card of the documents, and nothing else; returns its folder.
 
-    What a corpus made before is used, and stays; what an analysis makes for itself stays only if it is interrupted.
+    What a corpus made before is used, and stays; what an analysis makes for itself stays only if it does not come to its end.
     """
     settings: CorpusSettings = run.recipe.section("corpus")
     target, work = run.folder / ANALYSIS, run.folder / WORK
     is_ours = run.own("corpus/documents", "corpus") is None and (not work.exists() or (work / _OF_ANALYSIS).exists())
-    files = _evaluation_files(run, settings)
+    files, results = _evaluation_files(run, settings), WorkFolder(work)
     if is_ours:
         disk.write_text(work / _OF_ANALYSIS, "")
     try:
         sources = resolve_sources(settings, "documents", work)
         if not sources:
             raise DataError("the recipe has no source of documents to analyse", "add one to corpus.sources")
-        surveyed = Factory(settings, files, WorkFolder(work), _executor(settings, 0, 1)).survey(sources, may_be_empty=True)
+        surveyed = Factory(settings, files, results, _executor(settings, 0, 1)).survey(sources, may_be_empty=True)
         stats = statistics(settings, surveyed, files)
     except FledgeError:
-        if is_ours:
+        # Hours of work are worth as much after a server that stayed away as after a Ctrl-C.
+        if is_ours and not results.names():
             disk.remove(work.parent)
         raise
     if is_ours:
         disk.remove(work.parent)
+    elif not settings.keep_work:
+        results.discard_all_but(())
     disk.remove(target)
     with disk.staging(target) as folder:
         build.write_card(folder, stats)

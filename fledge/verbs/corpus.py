@@ -8,6 +8,7 @@ from fledge.core import console
 from fledge.core.errors import DataError
 from fledge.core.wording import counted
 from fledge.corpus.build import CARD_PAGE
+from fledge.corpus.resolve import resolve_sources
 from fledge.corpus.settings import CorpusSettings
 from fledge.corpus.sources.download import download as download_chunks
 from fledge.corpus.sources.hub_presets import listing
@@ -42,9 +43,9 @@ def analyze(run: Run) -> None:
 
 
 def download(run: Run, workers: int | None, chunk_documents: int | None, test: bool) -> None:
-    """Write the rows of every source of documents as raw JSON Lines chunks."""
+    """Write the rows of every source of documents as raw JSON Lines chunks, of the files that a build of this run reads."""
     settings: CorpusSettings = run.recipe.section("corpus")
-    sources = [source for source in settings.sources if source.content == "documents"]
+    sources = resolve_sources(settings, "documents", run.folder / stage.WORK)
     if not sources:
         raise DataError("the recipe has no source of documents to download", "add one to corpus.sources")
     target = run.folder / RAW

@@ -14,7 +14,7 @@ from fledge.core import disk
 from fledge.core.errors import DataError, MachineError
 from fledge.corpus import resolve
 from fledge.corpus.rejects import Reject, Rejects
-from fledge.corpus.resolve import here_files, is_remote, require_few_rejects, resolve_sources
+from fledge.corpus.resolve import here_files, lies_elsewhere, require_few_rejects, resolve_sources, waves
 from fledge.corpus.settings import CorpusSettings
 from fledge.corpus.sources import attempts, python_docs, transport
 from fledge.corpus.sources.piece import InputFile, Piece
@@ -211,7 +211,13 @@ def test_a_damaged_list_is_made_again(tmp_path: Path, bucket: str, damage: str) 
     ],
 )
 def test_what_needs_a_network(source: Source, expected: bool) -> None:
-    assert is_remote(source) is expected
+    assert lies_elsewhere(source) is expected
+
+
+def test_waves_grow_and_local_files_come_at_once() -> None:
+    files = [InputFile(f"hf://{number}", str(number), 1, "") for number in range(20)]
+    assert [len(wave) for wave in waves(HubSource(name="a", preset="c4"), files)] == [1, 2, 4, 8, 5]
+    assert [len(wave) for wave in waves(TextSource(name="a", path="b"), files)] == [20]
 
 
 def test_sources_without_files_are_here(tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ import fsspec
 import pytest
 
 from fledge.core import artifact, disk
-from fledge.core.errors import ArtifactError, ConfigError, DataError
+from fledge.core.errors import ArtifactError, ConfigError, DataError, MachineError
 from fledge.corpus.document import read_documents
 from fledge.corpus.engine.units import UNIT
 from fledge.corpus.sources.settings import Expect
 from fledge.recipe import Recipe
 from fledge.stages import corpus as stage
 from fledge.stages.run import Run
+from fledge.verbs import corpus as verbs
 
 from ..corpus.corpus_assembly import (
     digests,
@@ -133,7 +134,7 @@ def test_files_behind_a_limit_are_not_even_downloaded(make: Make, tmp_path: Path
     finally:
         store.store.clear()
     assert artifact.open_artifact(corpus_of(run)).stats["read"] == 25
-    assert len([path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size > 1_000]) == 8
+    assert len([path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size > 1_000]) == 1 + 2
 
 
 # ---- several contents
@@ -195,6 +196,41 @@ def test_an_interrupted_analysis_continues(make: Make, tmp_path: Path, made: lis
     stage.analyze(run)
     assert made == before, "nothing is made a second time"
     assert [entry.name for entry in run.folder.iterdir()] == ["analysis"]
+
+
+def test_an_analysis_that_a_machine_stopped_continues(make: Make, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(make().recipe, tmp_path / "new", "recipe.yaml")
+    made.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "statistics", lambda *given: (_ for _ in ()).throw(MachineError("no space left", "make some")))
+        with pytest.raises(MachineError, match="no space left"):
+            stage.analyze(run)
+    before = list(made)
+    stage.analyze(run)
+    assert made == before != []
+    assert [entry.name for entry in run.folder.iterdir()] == ["analysis"]
+
+
+def test_an_analysis_keeps_no_work_that_the_recipe_does_not_want(make: Make) -> None:
+    run = make(keep_work=False)
+    stage.analyze(run)
+    assert not list((run.folder / stage.WORK).rglob(UNIT)) and list((run.folder / stage.WORK).glob("*.json"))
+
+
+def test_raw_chunks_are_of_the_files_that_the_corpus_was_made_of(make: Make, tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    try:
+        far = replace(lines_source(tmp_path / "unused", "far"), path="memory://far", cache="none")
+        store.pipe("/far/x.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts(20)).encode())
+        run = make(sources=[far])
+        store.pipe("/far/y.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts(20, seed=1)).encode())
+        new = Run(run.recipe, tmp_path / "new", "recipe.yaml")
+        for one in (run, new):
+            verbs.download(one, 2, 15, False)
+    finally:
+        store.store.clear()
+    chunks = [len(list(one.folder.glob("raw/far/chunk-*.jsonl"))) for one in (run, new)]
+    assert chunks == [2, 3], "20 documents of one file; 40 of two"
 
 
 def test_an_analysis_shows_what_the_rules_leave_nothing_of(make: Make, tmp_path: Path, inputs: Path) -> None:

@@ -3,8 +3,9 @@
 All they share is the work folder, on a file system that all of them see. A rank runs its share, then looks for the results of
 the others; if none comes for some time, it takes their unfinished units over, each rank from another place on, but for those
 whose partial folder shows a sign of life: a long unit that all wait for should not run on all machines at once. So no rank
-waits for one that is dead, hangs or has not started. What two ranks do at once is done twice and published once: same key,
-same bytes. Every rank returns all results.
+waits for one that is dead, hangs or has not started, and it waits only once: the units of a rank that was waited for in vain are
+taken over at once, in later phases too, until that rank publishes a result, which the time of its folder `rank-1-of-2` shows.
+What two ranks do at once is done twice and published once: same key, same bytes. Every rank returns all results.
 
 What lay in the folder before is verified by every rank in full, by hashing it; what appears meanwhile was hashed by the rank
 that made it, so only its sizes are checked.
@@ -48,8 +49,8 @@ class RankExecutor:
         self.world = world
         self.patience_seconds = patience_seconds
         self.look_seconds = look_seconds
-        self._waited_in_vain = False
-        """For the other ranks, and nothing has come since: the next time, in another phase, they are not waited for again."""
+        self._silent: dict[int, int] = {}
+        """Ranks that were waited for in vain, with when each had last published then."""
 
     def run(self, label: str, units: Sequence[Unit], work: WorkFolder, enough: Enough | None = None) -> list[Done | None]:
         work.discard_partials()
@@ -62,16 +63,17 @@ class RankExecutor:
         with results.shown(label), one_arrow_thread():
             while not results.are_complete:
                 if others.take_new():
-                    waiting_since, self._waited_in_vain = None, False
+                    waiting_since = None
                     continue
                 index = self._next(results, takes_over=False)
                 if index is None and others.take_earlier():
                     continue
                 if index is None:
                     waiting_since = waiting_since or time.monotonic()
-                    if self._waited_in_vain or time.monotonic() - waiting_since >= patience_seconds:
-                        index = self._next(results, takes_over=True, left_out=others.at_work(patience_seconds))
-                        self._waited_in_vain = index is not None
+                    if time.monotonic() - waiting_since >= patience_seconds:
+                        self._silent.update((rank, self._published(work, rank)) for rank in self._owners(results))
+                    self._forget_who_published(work)
+                    index = self._next(results, takes_over=True, left_out=others.at_work(patience_seconds))
                 if index is None:
                     time.sleep(self.look_seconds)
                     continue
@@ -79,6 +81,9 @@ class RankExecutor:
                 found = work.find(units[index])
                 with listening(functools.partial(results.hear, index)):
                     done = found or work.make(_SignOfLife(units[index], sign_seconds))
+                if found is None:
+                    disk.make_folder(self._folder_of(work, self.rank))
+                    disk.touch(self._folder_of(work, self.rank))
                 results.add(index, done, was_found=found is not None)
                 if self.patience_seconds is None:
                     patience_seconds = max(patience_seconds, _PATIENCE_UNITS * (time.monotonic() - started))
@@ -88,7 +93,24 @@ class RankExecutor:
         ahead = _AHEAD_UNITS_PER_RANK * self.world
         missing = [index for index in results.missing() if results.may_start(index, ahead)]
         missing = [index for index in missing if name_of(results.units[index].key) not in left_out]
+        if takes_over:
+            missing = [index for index in missing if index % self.world in self._silent]
         return next_unit(missing, self.rank, self.world, takes_over)
+
+    def _owners(self, results: Results) -> set[int]:
+        """The ranks in whose share a unit is missing."""
+        return {index % self.world for index in results.missing()}
+
+    def _forget_who_published(self, work: WorkFolder) -> None:
+        self._silent = {rank: seen for rank, seen in self._silent.items() if self._published(work, rank) == seen}
+
+    def _published(self, work: WorkFolder, rank: int) -> int:
+        """When a rank last published a result, by the clock of the file system; 0 if it never did."""
+        folder = self._folder_of(work, rank)
+        return folder.stat().st_mtime_ns if folder.is_dir() else 0
+
+    def _folder_of(self, work: WorkFolder, rank: int) -> Path:
+        return work.folder / f"rank-{rank}-of-{self.world}"
 
 
 def next_unit(missing: Sequence[int], rank: int, world: int, takes_over: bool) -> int | None:

@@ -3,8 +3,8 @@
     files -> waves -> pieces -> N readers, each into a file of its own -> one writer, in order -> chunks
 
 A reader turns a whole piece into lines on disk, so however unevenly they run, memory stays small and the writer only copies bytes.
-Which rows come into which chunk depends on the rows alone. `progress.json` says which files were looked up and how far into
-them the chunks reach; a rerun goes on behind the last whole chunk and makes the same bytes.
+Which rows come into which chunk depends on the rows alone. `progress.json` says how far into the files of the source the chunks
+reach; a rerun goes on behind the last whole chunk and makes the same bytes. A position counts in waves, whose sizes are fixed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import contextlib
 import functools
 import itertools
 import json
-import platform
 import threading
 from array import array
 from collections import deque
@@ -31,25 +30,23 @@ from fledge.core.errors import DataError
 from fledge.corpus.document import Document
 from fledge.corpus.limits import Limits, limits_of
 from fledge.corpus.rejects import Rejects
+from fledge.corpus.resolve import Resolved, waves
 from fledge.corpus.sources import reading
 from fledge.corpus.sources.attempts import PAUSE, Stopped, pause_until
-from fledge.corpus.sources.inputs import Fingerprints, localise, resolve, revision
-from fledge.corpus.sources.piece import InputFile, Piece
-from fledge.corpus.sources.settings import FileSource, HubSource, PathSource, PythonDocsSource, Source
-from fledge.corpus.sources.transport import is_remote
+from fledge.corpus.sources.inputs import localise
+from fledge.corpus.sources.piece import Piece
+from fledge.corpus.sources.settings import FileSource, Source
 from fledge.corpus.split import Splitter
 
 PROGRESS = "progress.json"
 
 _READING = "reading"
 _BLOCK_BYTES = 1 << 20
-_WAVE_FILES = (1, 2, 4)
-_LARGEST_WAVE_FILES = 8
-_FREE_FIELDS = {"license", "expect", "maximum_reject_share", "cache"}
+_FREE_FIELDS = {"license", "expect", "maximum_reject_share", "cache", "path", "sha256"}
 
 
 def download(
-    sources: Sequence[Source], folder: Path, cache_folder: Path, workers: int, chunk_documents: int, chunks: int | None
+    sources: Sequence[Resolved], folder: Path, cache_folder: Path, workers: int, chunk_documents: int, chunks: int | None
 ) -> dict[str, dict[str, int]]:
     """Write each source of documents as chunks of `chunk_documents` lines, at most `chunks` of them.
 
@@ -57,12 +54,11 @@ def download(
     holds chunks of something else; MachineError if a server stays away or the disk is full.
     """
     counts = {}
-    for source in sources:
-        if source.content != "documents":
-            raise DataError(f"source {source.name} holds {source.content}; chunks are made of documents", "leave it out")
-        target = _opened(source, folder / source.name, cache_folder, chunk_documents)
+    for resolved in sources:
+        source = resolved.source
+        target = _opened(resolved, folder / source.name, chunk_documents)
         if not target.is_finished and (chunks is None or target.chunks < chunks):
-            _Writer(source, target, cache_folder, workers, chunk_documents, chunks).run()
+            _Writer(resolved, target, cache_folder, workers, chunk_documents, chunks).run()
         counts[source.name] = target.counts()
         if target.position.rejected:
             of = f"{target.position.rejected:,} of {target.position.seen:,} lines, rows or files"
@@ -99,15 +95,13 @@ class _Target:
 
     folder: Path
     key: str
-    files: list[InputFile]
     chunks: int = 0
     position: _Position = _Position()
     is_finished: bool = False
 
     def save(self) -> None:
         """Write the progress file."""
-        # Escaped, because the path of a local file may hold bytes that are no UTF-8.
-        disk.write_text(self.folder / PROGRESS, json.dumps({**asdict(self), "folder": ""}, indent=1) + "\n")
+        disk.write_json(self.folder / PROGRESS, {**asdict(self), "folder": ""})
 
     def chunk_path(self, number: int) -> Path:
         """Where a chunk lies."""
@@ -119,29 +113,24 @@ class _Target:
         return {"chunks": self.chunks, **{name: getattr(self.position, name) for name in names}}
 
 
-def _opened(source: Source, folder: Path, cache_folder: Path, chunk_documents: int) -> _Target:
+def _opened(resolved: Resolved, folder: Path, chunk_documents: int) -> _Target:
     """What lies in the folder of a source, or a beginning. Raises DataError if it is of something else."""
-    fields = {name: value for name, value in asdict(source).items() if name not in _FREE_FIELDS}
-    if not _is_elsewhere(source):
-        # Local files are known by their content, wherever they lie.
-        fields["path"] = ""
-    if isinstance(source, PythonDocsSource):
-        fields["python"] = platform.python_version()
-    key = hash_json([fields, chunk_documents])
+    # Files are known by their content, wherever they lie.
+    fields = {name: value for name, value in asdict(resolved.source).items() if name not in _FREE_FIELDS}
+    key = hash_json([fields, resolved.fingerprint, chunk_documents])
     kept = _read(folder)
     if kept is None:
         if folder.is_dir() and any(folder.glob("chunk-*.jsonl")):
             raise DataError(f"{folder} holds chunks, but no {PROGRESS} that says of what", "move the folder away")
-        target = _Target(folder, key, _files(source, cache_folder))
+        target = _Target(folder, key)
         target.save()
         return target
-    files = kept.files if _is_elsewhere(source) else _files(source, cache_folder)
-    if kept.key != key or [(file.name, file.fingerprint) for file in files] != [(file.name, file.fingerprint) for file in kept.files]:
+    if kept.key != key:
         raise DataError(
             f"{folder} holds chunks made with other settings, or of files that changed since",
             "move the folder away, or go on with what it was begun with",
         )
-    return replace(kept, files=files)
+    return kept
 
 
 @dataclass(frozen=True)
@@ -160,8 +149,11 @@ class _Lines:
 class _Writer:
     """Makes the chunks of one source."""
 
-    def __init__(self, source: Source, target: _Target, cache_folder: Path, workers: int, chunk_documents: int, chunks: int | None) -> None:
-        self._source, self._target, self._cache_folder, self._workers = source, target, cache_folder, workers
+    def __init__(
+        self, resolved: Resolved, target: _Target, cache_folder: Path, workers: int, chunk_documents: int, chunks: int | None
+    ) -> None:
+        self._source, self._files = resolved.source, resolved.files
+        self._target, self._cache_folder, self._workers = target, cache_folder, workers
         self._chunk_documents, self._chunks = chunk_documents, chunks
         self._position = target.position
         self._in_chunk = 0
@@ -171,7 +163,7 @@ class _Writer:
         """Write chunks until the source, its limits or the wanted number of chunks ends."""
         self._clear()
         target = self._target
-        total = sum(file.size_bytes for file in target.files) or None
+        total = sum(file.size_bytes for file in self._files) or None
         try:
             with (
                 console.progress(f"reading {self._source.name}", total, "bytes") as progress,
@@ -208,8 +200,7 @@ class _Writer:
 
     def _pieces(self, progress: console.Progress) -> Generator[tuple[_Lines, Piece]]:
         """The pieces from where we are, read side by side and given in order."""
-        waves = list(_waves(self._source, self._target.files))
-        for number, files in enumerate(waves):
+        for number, files in enumerate(waves(self._source, self._files)):
             if number < self._position.wave:
                 progress.advance(sum(file.size_bytes for file in files))
                 continue
@@ -297,7 +288,7 @@ def _write_lines(source: Source, piece: Piece, path: Path, rows: int | None, sto
             break
         if stop.is_set():
             raise Stopped
-        assert isinstance(row, Document), "sources of other contents are refused before"
+        assert isinstance(row, Document), "chunks are made of sources of documents"
         line = orjson.dumps({"text": row.text, "id": row.id}, option=orjson.OPT_APPEND_NEWLINE)
         line_bytes.append(len(line))
         text_bytes.append(len(row.text.encode("utf-8")))
@@ -319,37 +310,10 @@ def _blocks(path: Path, start: int, end: int) -> Iterator[bytes]:
             yield block
 
 
-def _files(source: Source, cache_folder: Path) -> list[InputFile]:
-    if isinstance(source, PythonDocsSource):
-        return []
-    return resolve(source, Fingerprints(None), revision(source), cache_folder)
-
-
-def _is_elsewhere(source: Source) -> bool:
-    return isinstance(source, HubSource) or (isinstance(source, PathSource) and is_remote(source.path))
-
-
-def _waves(source: Source, files: Sequence[InputFile]) -> Iterator[Sequence[InputFile]]:
-    """Files that are brought here together: few at first, where a part of the source may be all that is wanted.
-
-    Nothing but their number decides, because a position counts in waves.
-    """
-    if not _is_elsewhere(source):
-        yield files
-        return
-    start = 0
-    for size in itertools.chain(_WAVE_FILES, itertools.repeat(_LARGEST_WAVE_FILES)):
-        if start >= len(files):
-            return
-        yield files[start : start + size]
-        start += size
-
-
 def _read(folder: Path) -> _Target | None:
     """What a progress file says; None if there is none that is whole."""
     try:
         found = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-        files = [InputFile(**file) for file in found["files"]]
-        return _Target(folder, found["key"], files, found["chunks"], _Position(**found["position"]), found["is_finished"])
+        return _Target(folder, found["key"], found["chunks"], _Position(**found["position"]), found["is_finished"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

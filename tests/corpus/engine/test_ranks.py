@@ -6,7 +6,6 @@ import signal
 import subprocess
 import threading
 import time
-import types
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,6 @@ from engine_assembly import TextUnit, ids, runs_of, text_units, tree
 
 from fledge.core import console
 from fledge.core.errors import ConfigError, DataError
-from fledge.corpus.engine import ranks
 from fledge.corpus.engine.pool import LocalExecutor
 from fledge.corpus.engine.ranks import RankExecutor, next_unit
 from fledge.corpus.engine.units import Done, Enough, WorkFolder
@@ -72,20 +70,27 @@ def test_a_rank_that_cannot_be_is_refused(rank: int, world: int) -> None:
         RankExecutor(rank, world)
 
 
-def test_ranks_waited_for_in_vain_are_not_waited_for_again(work: WorkFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until one of them publishes something."""
-    executor = RankExecutor(1, 2, patience_seconds=0.2, look_seconds=0.01)
-    waits: list[float] = []
-    monkeypatch.setattr(ranks, "time", types.SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: waits.append(0) or time.sleep(0.01)))
-    executor.run("first", text_units(3), work)
-    assert len(waits) > 2
-    waits.clear()
-    executor.run("second", text_units(6), work)
-    assert waits == []
-    news = iter([True])
-    monkeypatch.setattr(ranks._Others, "take_new", lambda _: next(news, False))
-    executor.run("third", text_units(10), work)
-    assert len(waits) > 2, "the other had been heard of"
+def test_a_rank_that_was_waited_for_in_vain_is_waited_for_once(work: WorkFolder) -> None:
+    executor = RankExecutor(1, 2, patience_seconds=0.3, look_seconds=0.02)
+    started = time.monotonic()
+    executor.run("test", text_units(3), work)
+    assert time.monotonic() - started >= 0.3
+    executor.patience_seconds = 30.0
+    for phase in range(1, 4):
+        assert None not in executor.run("test", text_units(12)[3 * phase : 3 * phase + 3], work)
+    assert time.monotonic() - started < 30.0
+
+
+def test_a_rank_that_publishes_again_is_waited_for_again(log: Path, work: WorkFolder) -> None:
+    """The other one, still dead, is not."""
+    executor = RankExecutor(0, 3, patience_seconds=0.5, look_seconds=0.02)
+    executor.run("test", text_units(3), work)
+    run_ranks([1], 3, [TextUnit(number) for number in range(3, 6)], work, 0.0)
+    started = time.time()
+    executor.run("test", [TextUnit(number, log) for number in range(6, 9)], work)
+    seconds = {int(line.split()[0]): float(line.split()[2]) - started for line in log.read_text().splitlines()}
+    assert list(seconds) == [6, 8, 7]
+    assert seconds[7] >= 0.5
 
 
 # ---- together

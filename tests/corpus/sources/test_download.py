@@ -16,12 +16,13 @@ import pytest
 from fledge.core import disk
 from fledge.core.errors import DataError, MachineError
 from fledge.corpus.rejects import Rejects
-from fledge.corpus.sources import download as module
+from fledge.corpus.resolve import resolve_sources
 from fledge.corpus.sources import reading
 from fledge.corpus.sources.download import download
-from fledge.corpus.sources.piece import InputFile, Piece
-from fledge.corpus.sources.settings import AnySource, HubSource, JsonLinesSource, TextSource
+from fledge.corpus.sources.piece import Piece
+from fledge.corpus.sources.settings import AnySource, HubSource, JsonLinesSource
 
+from ..corpus_assembly import settings
 from .servers import Fault, Hub
 
 DOCUMENTS = 1_000
@@ -58,7 +59,9 @@ def texts(folder: Path) -> list[str]:
 
 
 def get(source: AnySource, folder: Path, workers: int = 3, chunk_documents: int = 130, count: int | None = None) -> dict[str, int]:
-    return download([source], folder, folder.parent / "cache", workers, chunk_documents, count)["a"]  # type: ignore[list-item]
+    cache = folder.parent / "cache"
+    resolved = resolve_sources(settings(source, cache_folder=str(cache)), "documents", folder.parent / "work")  # type: ignore[arg-type]
+    return download(resolved, folder, cache, workers, chunk_documents, count)["a"]
 
 
 def test_all_rows_in_order_whatever_the_number_of_readers(data: Path, tmp_path: Path) -> None:
@@ -165,6 +168,8 @@ def test_sigkill_and_ctrl_c_of_a_real_process(data: Path, tmp_path: Path) -> Non
             """
             import sys, time
             from pathlib import Path
+            from fledge.corpus.resolve import resolve_sources
+            from fledge.corpus.settings import CorpusSettings
             from fledge.corpus.sources import reading
             from fledge.corpus.sources.download import download
             from fledge.corpus.sources.settings import JsonLinesSource
@@ -181,7 +186,8 @@ def test_sigkill_and_ctrl_c_of_a_real_process(data: Path, tmp_path: Path) -> Non
             reading.read_piece = slowly
             print("ready", flush=True)
             source = JsonLinesSource(name="a", path=sys.argv[1])
-            download([source], Path(sys.argv[2]), Path(sys.argv[2]), 2, 100, None)
+            resolved = resolve_sources(CorpusSettings(sources=(source,)), "documents", Path(sys.argv[2]).with_name("work"))
+            download(resolved, Path(sys.argv[2]), Path(sys.argv[2]), 2, 100, None)
             """
         )
     )
@@ -232,13 +238,12 @@ def test_chunks_of_something_else_are_refused(data: Path, tmp_path: Path) -> Non
     (out / "a" / "progress.json").write_text("{}")
     with pytest.raises(DataError, match=r"holds chunks, but no progress\.json"):
         get(JsonLinesSource(name="a", path=str(moved)), out)
-    with pytest.raises(DataError, match="holds conversations"):
-        get(JsonLinesSource(name="a", path=str(moved), content="conversations"), out)
 
 
 def test_several_sources(data: Path, tmp_path: Path) -> None:
     sources = [JsonLinesSource(name="a", path=str(data / "0.jsonl")), JsonLinesSource(name="b", path=str(data / "1.jsonl"))]
-    counts = download(sources, tmp_path / "out", tmp_path, 2, 200, None)
+    resolved = resolve_sources(settings(*sources), "documents", tmp_path / "work")
+    counts = download(resolved, tmp_path / "out", tmp_path, 2, 200, None)
     assert {name: figures["documents"] for name, figures in counts.items()} == {"a": 250, "b": 250}
     assert len(list((tmp_path / "out").glob("*/chunk-*.jsonl"))) == 4
 
@@ -272,10 +277,3 @@ def test_a_source_that_breaks_off_keeps_what_came_before(data: Path, tmp_path: P
     with pytest.raises(DataError, match="is damaged"):
         get(JsonLinesSource(name="a", path=str(data)), tmp_path / "out", workers=8)
     assert texts(tmp_path / "out") == TEXTS[:650]
-
-
-def test_waves_grow_and_local_files_come_at_once() -> None:
-    files = [InputFile(f"hf://{number}", str(number), 1, "") for number in range(20)]
-    source = HubSource(name="a", preset="c4")
-    assert [len(wave) for wave in module._waves(source, files)] == [1, 2, 4, 8, 5]
-    assert [len(wave) for wave in module._waves(TextSource(name="a", path="b"), files)] == [20]
