@@ -89,8 +89,9 @@ def are_places_known(sources: Iterable[Source], work: Path) -> bool:
     return all(known.get(source.name) == _place(source) for source in sources)
 
 
-def _place(source: Source) -> list[Any]:
-    return [getattr(source, field, None) for field in _DECIDES_FILES]
+def _place(source: Source) -> str:
+    """Hashed, for an address may hold a password."""
+    return hash_json([getattr(source, field, None) for field in _DECIDES_FILES])
 
 
 def _resolve(settings: CorpusSettings, source: Source, fingerprints: Fingerprints, work: Path, remember: bool) -> Resolved:
@@ -99,7 +100,7 @@ def _resolve(settings: CorpusSettings, source: Source, fingerprints: Fingerprint
     if not lies_elsewhere(source):
         return _with_fingerprint(source, resolve(source, fingerprints), None)
     known = _read_object(work / _LOOKED_UP)
-    name = hash_json([source.kind, *_place(source), asdict(source.expect)])
+    name = hash_json([source.kind, _place(source), asdict(source.expect)])
     if name not in known:
         commit = revision(source)
         files = resolve(source, fingerprints, commit, Path(settings.cache_folder).expanduser())
