@@ -146,7 +146,8 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     require_disk_space(folder, model)
     plan = make_plan(train.sources, settings.mixture, settings.batch_rows, train.row_tokens, settings.seed)
     batches = BatchLoader(plan, train, settings.micro_batch_rows, world.rank, world.size, ahead=world.device.type == "cuda")
-    optimizer, objective = make_optimizer(model, settings), make_objective(settings.objective)
+    has_fast_bf16 = world.device.type != "cpu" or machine.precision == "bf16"
+    optimizer, objective = make_optimizer(model, settings, has_fast_bf16), make_objective(settings.objective)
     progress = resume(folder, model, optimizer, plan, world)
     _announce(task, plan, model, progress, f"{machine.precision}, {machine.threads} threads, {world.size} x {world.device.type}")
     copy = partial(copy_tokenizer, task.tokenizer, answers=task.answers, maximum_tokens=model.config.settings.max_position_embeddings)

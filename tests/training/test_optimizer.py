@@ -8,7 +8,7 @@ from training_assembly import MODEL, training_settings
 
 from fledge.core.errors import CheckpointError
 from fledge.model.llama import Llama
-from fledge.training.optimizer import Optimizer, group_parameters, learning_rate_fraction, make_optimizer
+from fledge.training.optimizer import MuonInFp32, Optimizer, group_parameters, learning_rate_fraction, make_optimizer, orthogonalized
 from fledge.training.settings import AdamWSettings, MuonSettings, ScheduleSettings
 
 BODY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -126,3 +126,27 @@ def test_a_run_that_is_all_warm_up_has_a_learning_rate(kind: str) -> None:
     schedule = ScheduleSettings(kind=kind, warmup_steps=5)  # type: ignore[arg-type]
     assert [learning_rate_fraction(schedule, step, steps=5) for step in range(5)] == [0.2, 0.4, 0.6, 0.8, 1.0]
     assert learning_rate_fraction(ScheduleSettings(kind=kind), 0, steps=1) > 0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (4, 12), (12, 4)])
+def test_muon_in_fp32_is_torch_s_but_for_rounding(shape: tuple[int, int]) -> None:
+    """Two steps, so that momentum counts; bf16 has 8 bits."""
+    torch.manual_seed(0)
+    weights, gradients = torch.randn(shape), [torch.randn(shape) for _ in range(2)]
+    found = []
+    for kind in (torch.optim.Muon, MuonInFp32):
+        parameter = torch.nn.Parameter(weights.clone())
+        optimizer = kind([parameter], lr=0.1, weight_decay=0.2, momentum=0.9, adjust_lr_fn="original")
+        for gradient in gradients:
+            parameter.grad = gradient.clone()
+            optimizer.step()
+        found.append((parameter.detach() - weights, optimizer.state[parameter]["momentum_buffer"]))
+    (theirs, their_momentum), (ours, our_momentum) = found
+    torch.testing.assert_close(our_momentum, their_momentum)
+    torch.testing.assert_close(ours, theirs, atol=4e-3, rtol=0)
+
+
+def test_what_is_orthogonalized_has_singular_values_near_one() -> None:
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalized(torch.randn(6, 10), iterations=5, epsilon=1e-7))
+    assert values.min() > 0.6 and values.max() < 1.3
