@@ -35,8 +35,8 @@ from fledge.tokens.tokenizer import open_tokenizer
 pytestmark = pytest.mark.road
 
 ROOT = Path(__file__).parent.parent
-ROAD_SECONDS = 300
-"""In CI, on two cores of whatever kind; benchmarks/quickstart.py holds the 180 s of two idle cores with AVX512-bf16."""
+ROAD_SECONDS = {"bf16": 300, "fp32": 900}
+"""By what training computes in, on two cores that may be busy; benchmarks/quickstart.py holds the 180 s of two idle ones with bf16."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def fledge(*arguments: str, home: Path, stdin: str | None = None) -> subprocess.
     environment = {**os.environ, "NO_COLOR": "1"}
     environment.pop("OMP_NUM_THREADS", None)
     command = [sys.executable, "-m", "fledge", *arguments]
-    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, input=stdin, timeout=900)
+    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, input=stdin, timeout=1800)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Road:
 
 def test_it_ends_in_an_answer_in_time(road: Road) -> None:
     print(f"the road took {road.seconds:.0f} s")
-    assert road.seconds < ROAD_SECONDS
+    assert road.seconds < ROAD_SECONDS[json.loads((road.run / "pretrain" / "machine.json").read_text())["chosen"]["precision"]]
     answer = re.search(r"^answer: +(.+)$", road.output, re.MULTILINE)
     assert answer is not None
     assert len(answer[1]) > 10
