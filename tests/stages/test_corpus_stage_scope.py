@@ -14,6 +14,7 @@ from fledge.core import artifact, disk
 from fledge.core.errors import ArtifactError, ConfigError, DataError, MachineError
 from fledge.corpus.document import read_documents
 from fledge.corpus.engine.units import UNIT
+from fledge.corpus.sources import transport
 from fledge.corpus.sources.settings import Expect
 from fledge.recipe import Recipe
 from fledge.stages import corpus as stage
@@ -29,6 +30,13 @@ from ..corpus.corpus_assembly import (
     texts,
 )
 from .corpus_stage_assembly import ALL_UNITS, Make, corpus_of, kinds, require_fresh, snapshot
+
+
+@pytest.fixture(autouse=True)
+def memory_is_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that this process's memory stands in for what lies elsewhere."""
+    monkeypatch.setattr(transport, "STORE_SCHEMES", transport.STORE_SCHEMES | {"memory"})
+
 
 # ---- what is kept
 

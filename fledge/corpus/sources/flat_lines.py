@@ -70,7 +70,9 @@ def read_flat_lines(block: bytes, lines: int, key: str, longest_bytes: int) -> F
     ends, are_read, text_offsets = np.empty(lines, np.int64), np.empty(lines, np.bool_), np.zeros(lines + 1, np.int64)
     wanted = np.frombuffer(key.encode("utf-8", "surrogatepass"), np.uint8)
     read = _read_lines(data, _U64(len(block)), wanted, longest_bytes, texts, text_offsets, ends, are_read)
-    return FlatLines(ends, are_read, pa.LargeStringArray.from_buffers(read, pa.py_buffer(text_offsets), pa.py_buffer(texts)))
+    # Only what was filled: Arrow writes whole buffers, and what lies behind would make other bytes of the same texts.
+    offsets, filled = text_offsets[: read + 1], texts[: text_offsets[read]]
+    return FlatLines(ends, are_read, pa.LargeStringArray.from_buffers(read, pa.py_buffer(offsets), pa.py_buffer(filled)))
 
 
 @njit(nogil=True, cache=True)
