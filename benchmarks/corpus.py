@@ -15,11 +15,8 @@ import datetime
 import functools
 import itertools
 import json
-import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -29,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import corpus_text
-from corpus_processes import ROOT, Bench, Measured
 from corpus_text import Corpus, Pair
+from processes import ROOT, Bench, Measured, machine, made_environment
 
 PEER_PACKAGES = ("datatrove[processing]==0.10.1", "daft==0.7.26", "spacy==3.8.18", "numpy==2.4.6", "orjson==3.13.0", "xxhash==3.8.2")
 SEEDS = (1, 2, 3, 4, 5)
@@ -79,7 +76,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the corpora are kept")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
-    peer_python = _made_environment(arguments.make_peer_environment) if arguments.make_peer_environment else arguments.peer_python
+    made = arguments.make_peer_environment
+    peer_python = made_environment(made, PEER_PACKAGES) if made else arguments.peer_python
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         corpus = corpus_text.build(arguments.text, folder / "corpus", arguments.megabytes)
@@ -88,7 +86,7 @@ def main() -> None:
             "date": datetime.date.today().isoformat(),
             "command": f"python benchmarks/corpus.py --text FOLDER... --make-peer-environment FOLDER --megabytes {arguments.megabytes:g}"
             f" --rounds {arguments.rounds}{' --large' if arguments.large else ''} --write",
-            "machine": _machine(),
+            "machine": machine(),
             "versions": {"fledge": _versions(), "peers": bench.ask_peer("versions") if peer_python else {}},
             "corpus": {"text_from": sorted({path.name for path in arguments.text}), **corpus.facts},
             "speed": _speed(bench, corpus, Path(temporary) / "subsets", arguments.rounds),
@@ -331,24 +329,9 @@ def _print_tables(result: Mapping[str, Any]) -> None:
         print(f"{name:<50}{bar['seen']:>10} (bar: {bar['bar']}) {'met' if bar['met'] else 'MISSED'}")
 
 
-def _made_environment(folder: Path) -> Path:
-    """The Python of an environment that has the peers, made if it is not there."""
-    python = folder / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PEER_PACKAGES], check=True)
-    return python
-
-
 def _versions() -> dict[str, str]:
     names = ("fledge", "numba", "numpy", "pyarrow", "orjson")
     return {name: metadata.version(name) for name in names} | {"python": platform.python_version()}
-
-
-def _machine() -> dict[str, Any]:
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = next((line.split(":")[1].strip() for line in flags.splitlines() if line.startswith("model name")), platform.processor())
-    return {"cpu": model, "cores": os.cpu_count(), "load_before": round(os.getloadavg()[0], 2)}
 
 
 if __name__ == "__main__":

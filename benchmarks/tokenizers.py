@@ -13,10 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -26,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import corpus_text
-from corpus_processes import ROOT, Bench, Measured
+from processes import ROOT, Bench, Measured, machine, made_environment
 
 OWN = Path(__file__).with_name("tokenizers_own.py")
 PEERS = Path(__file__).with_name("tokenizers_peers.py")
@@ -72,7 +69,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where text and tokenizers are kept")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
-    peer_python = _made_environment(arguments.make_peer_environment) if arguments.make_peer_environment else arguments.peer_python
+    made = arguments.make_peer_environment
+    peer_python = made_environment(made, PEER_PACKAGES) if made else arguments.peer_python
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         bench = Bench(peer_python, Path(temporary) / "runs")
@@ -81,7 +79,7 @@ def main() -> None:
         result = {
             "date": datetime.date.today().isoformat(),
             "command": f"python benchmarks/tokenizers.py --text FOLDER... --make-peer-environment FOLDER --rounds {arguments.rounds}",
-            "machine": _machine(),
+            "machine": machine(),
             "versions": {"fledge": _own(bench, "versions").told, "peers": _peer(bench, "versions").told if peer_python else {}},
             "text": {name: json.loads((path / "facts.json").read_text()) for name, path in corpora.items()},
             "training": trained,
@@ -140,17 +138,10 @@ def _trained(bench: Bench, corpus: Path, folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
     for size, transition in TRANSITIONS.items():
         plain, superwords = folder / f"bpe-{size}", folder / f"superbpe-{size}"
-        steps = (
-            ("byte-level BPE", plain, ("train", str(corpus), str(plain), "--vocabulary-size", str(size))),
-            (
-                "superwords on top",
-                superwords,
-                ("superwords", *map(str, (corpus, plain / "tokenizer.json", superwords)), "--transition", str(transition)),
-            ),
-        )
-        for name, target, command in steps:
+        steps = (("byte-level BPE", plain, ()), ("SuperBPE, both levels", superwords, ("--transition", str(transition))))
+        for name, target, options in steps:
             if not target.exists():
-                one = _own(bench, *command, watch=True)
+                one = _own(bench, "train", str(corpus), str(target), "--vocabulary-size", str(size), *options, watch=True)
                 memory = None if one.driver_megabytes is None else round(one.driver_megabytes)
                 rows.append({"what": name, "vocabulary_size": size, "cpu_seconds": round(one.cpu_seconds, 1), "memory_megabytes": memory})
                 file.write_text(json.dumps(rows))
@@ -163,7 +154,7 @@ def _compression(bench: Bench, corpus: Path, folder: Path) -> list[dict[str, Any
     for size, transition in TRANSITIONS.items():
         rates = {}
         for kind in ("bpe", "superbpe"):
-            told = _own(bench, "count", str(corpus), str(folder / f"{kind}-{size}" / "tokenizer.json")).told
+            told = _own(bench, "count", str(corpus), str(folder / f"{kind}-{size}")).told
             rates[kind] = told["characters"] / told["tokens"]
         gain = 100 * (rates["superbpe"] / rates["bpe"] - 1)
         row = {"vocabulary_size": size, "transition": transition, "characters": told["characters"], "superbpe_gain_percent": round(gain, 2)}
@@ -172,7 +163,7 @@ def _compression(bench: Bench, corpus: Path, folder: Path) -> list[dict[str, Any
 
 
 def _engines(bench: Bench, folder: Path, rounds: int) -> list[Engine]:
-    plain, superwords = (folder / f"{kind}-32768" / "tokenizer.json" for kind in ("bpe", "superbpe"))
+    plain, superwords = (folder / f"{kind}-32768" for kind in ("bpe", "superbpe"))
     own = [
         Engine("fledge", ("pack",), plain, rounds),
         Engine("fledge without gigatoken", ("pack", "--without", "gigatoken"), plain, rounds),
@@ -224,7 +215,8 @@ def _packed(bench: Bench, engine: Engine, corpus: Path) -> Measured:
     first, *rest = engine.command
     with bench.fresh() as place:
         run = _own if first == "pack" else _peer
-        return run(bench, first, str(corpus), str(engine.tokenizer), str(place / "out"), *rest)
+        tokenizer = engine.tokenizer if run is _own else engine.tokenizer / "tokenizer.json"
+        return run(bench, first, str(corpus), str(tokenizer), str(place / "out"), *rest)
 
 
 def _own(bench: Bench, *arguments: str, watch: bool = False) -> Measured:
@@ -269,21 +261,6 @@ def _print_tables(result: dict[str, Any]) -> None:
     print()
     for name, bar in result["bars"].items():
         print(f"{name:<60}{bar['seen']:>10} (bar: {bar['bar']}) {'met' if bar['met'] else 'MISSED'}")
-
-
-def _made_environment(folder: Path) -> Path:
-    """The Python of an environment that has the peers, made if it is not there."""
-    python = folder / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PEER_PACKAGES], check=True)
-    return python
-
-
-def _machine() -> dict[str, Any]:
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = next((line.split(":")[1].strip() for line in flags.splitlines() if line.startswith("model name")), platform.processor())
-    return {"cpu": model, "cores": os.cpu_count(), "load_before": round(os.getloadavg()[0], 2)}
 
 
 if __name__ == "__main__":

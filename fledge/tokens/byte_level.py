@@ -44,6 +44,17 @@ def byte_alphabet() -> list[str]:
     return [chr(value) if value in printable else chr(next(others)) for value in range(BYTE_TOKENS)]
 
 
+def split_pipeline(pattern: str) -> dict[str, Any]:
+    """The pre-tokenizer of byte-level BPE that cuts text by a pattern, as `tokenizer.json` has it."""
+    return {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        ],
+    }
+
+
 def plain_merges(content: Mapping[str, Any]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Vocabulary and merges of the content of a `tokenizer.json`. Raises ValueError unless it is byte-level BPE and nothing else."""
     model = content["model"]

@@ -22,7 +22,7 @@ from typing import Any
 import tokenizers
 
 from fledge.core.errors import DataError
-from fledge.tokens.byte_level import SPLIT_PATTERN
+from fledge.tokens.byte_level import SPLIT_PATTERN, split_pipeline
 from fledge.tokens.pieces import BYTE_LEVEL_DECODER, Spelling, check_merges, pair, piece_bytes, spelling_of
 from fledge.tokens.settings import SPECIAL_TOKENS
 
@@ -104,10 +104,10 @@ def checked(content: Any, place: str, remedy: str = REMEDY) -> Definition:
 
 
 def load_body(definition: Definition, place: str) -> tokenizers.Tokenizer:
-    """The body as the library's object. Raises DataError if the library refuses it; its errors have no type."""
+    """The body as the library's object. Raises DataError if the library refuses it."""
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(definition.body))
-    except Exception as error:
+    except Exception as error:  # the library's errors have no type
         raise DataError(f"{place} is not a tokenizer that can be used: {error}", REMEDY) from error
 
 
@@ -154,11 +154,8 @@ def byte_level_content(
     vocabulary: Mapping[str, int], merges: Iterable[Sequence[str]], controls: Sequence[str] = SPECIAL_TOKENS
 ) -> dict[str, Any]:
     """The whole `tokenizer.json` of a byte-level BPE vocabulary; the control tokens take the ids above it."""
-    split = {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Isolated", "invert": False}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    pre_tokenizer = {"type": "Sequence", "pretokenizers": [split, byte_level]}
     added = [added_token(name, len(vocabulary) + place) for place, name in enumerate(controls)]
-    return whole_content(bpe_model(vocabulary, merges), added, None, pre_tokenizer, dict(BYTE_LEVEL_DECODER))
+    return whole_content(bpe_model(vocabulary, merges), added, None, split_pipeline(SPLIT_PATTERN), dict(BYTE_LEVEL_DECODER))
 
 
 def bpe_model(vocabulary: Mapping[str, int], merges: Iterable[Sequence[str]], unknown: str | None = None) -> dict[str, Any]:

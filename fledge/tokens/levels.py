@@ -22,7 +22,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import pre_tokenizers
 
-from fledge.tokens.byte_level import SPLIT_PATTERN, SUPERWORD_PATTERN, byte_alphabet
+from fledge.tokens.byte_level import SPLIT_PATTERN, SUPERWORD_PATTERN, byte_alphabet, split_pipeline
 from fledge.tokens.superwords import Merge
 
 _BEGINS_INSIDE_A_CHARACTER = re.compile(rb"[\x80-\xbf]{1,3}[ !-/:-@\[-`{-~]")
@@ -85,17 +85,6 @@ def word_level(content: Mapping[str, Any], tokens: Sequence[str], merges: Sequen
     vocabulary = {token: number for number, token in enumerate(tokens)}
     model = {**content["model"], "vocab": vocabulary, "merges": [list(merge) for merge in merges]}
     return {**content, "added_tokens": [], "post_processor": None, "pre_tokenizer": split_pipeline(SPLIT_PATTERN), "model": model}
-
-
-def split_pipeline(pattern: str) -> dict[str, Any]:
-    """The pre-tokenizer of byte-level BPE that cuts text by a pattern, as `tokenizer.json` has it."""
-    return {
-        "type": "Sequence",
-        "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
-            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-        ],
-    }
 
 
 def is_unsafe(token: str) -> bool:

@@ -84,11 +84,19 @@ class TokenizerSettings:
                 f"vocabulary_size must be at least {minimum} ({', '.join(parts[:-1])} and {parts[-1]}), not {self.vocabulary_size}"
             )
         if self.transition is not None:
-            ordinary = self.vocabulary_size - len(control_names(self))
-            count = self.transition if isinstance(self.transition, int) else round(self.transition * ordinary)
-            if not BYTE_TOKENS < count < ordinary:
-                bounds = f"between {BYTE_TOKENS} and {ordinary} tokens, or a share of them"
-                raise ValueError(f"transition must leave merges on both sides: {bounds}, not at {count}")
+            transition_tokens(self.transition, self.vocabulary_size - len(control_names(self)))
+
+
+def transition_tokens(transition: float | int, ordinary_tokens: int) -> int:
+    """Tokens at which superwords begin, of `ordinary_tokens` without control tokens: `transition` itself, or that share of them.
+
+    Raises ValueError unless it leaves room for merges on both sides.
+    """
+    count = transition if isinstance(transition, int) else round(transition * ordinary_tokens)
+    if not BYTE_TOKENS < count < ordinary_tokens:
+        bounds = f"between {BYTE_TOKENS} and {ordinary_tokens} tokens, or a share of them"
+        raise ValueError(f"transition must leave merges on both sides: {bounds}, not at {count}")
+    return count
 
 
 def control_names(settings: TokenizerSettings) -> tuple[str, ...]:

@@ -16,8 +16,6 @@ and 1 GB besides the text itself (20 MB: 0.3 GB instead of 0.5).
 
 from __future__ import annotations
 
-import hashlib
-import heapq
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,13 +28,11 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from fledge.core import console
 from fledge.core.errors import DataError
-from fledge.tokens.byte_level import SUPERWORD_PATTERN
+from fledge.tokens.byte_level import SUPERWORD_PATTERN, split_pipeline
 from fledge.tokens.engines import Encoded, choose_engine
-from fledge.tokens.levels import JoinRule, is_unsafe, split_pipeline, word_level
+from fledge.tokens.levels import JoinRule, is_unsafe, word_level
 from fledge.tokens.settings import BYTE_TOKENS
 
-MAXIMUM_TEXT_BYTES = 100_000_000
-"""Text that the second stage learns from; it is held in memory, with ten times as much beside it."""
 LONGEST_SUPERWORD_WORDS = 4
 """Tokens of the first stage in a superword. The paper allows four words; a word is one token or more."""
 
@@ -60,32 +56,20 @@ class _Chains:
     """The same of each pair once, the most frequent first."""
 
 
-def transition_tokens(transition: float | int, vocabulary_size: int) -> int:
-    """Size of the vocabulary, without special tokens, at which superwords begin: `transition` itself, or a fraction of `vocabulary_size`.
-
-    Raises ValueError unless it leaves room for merges on both sides.
-    """
-    count = transition if isinstance(transition, int) else round(transition * vocabulary_size)
-    if not BYTE_TOKENS < count < vocabulary_size:
-        raise ValueError(f"the transition must lie between {BYTE_TOKENS} bytes and the vocabulary of {vocabulary_size:,}, not at {count:,}")
-    return count
-
-
 def train_superwords(
     content: Mapping[str, Any],
     transition_tokens: int,
     vocabulary_size: int,
     texts: Iterable[str],
-    maximum_text_bytes: int = MAXIMUM_TEXT_BYTES,
 ) -> dict[str, Any]:
     """The content of a SuperBPE `tokenizer.json`, from that of a byte-level BPE trained to at least `transition_tokens` tokens.
 
     `vocabulary_size` counts everything, the added tokens of `content` too, which move to the top of the new vocabulary; text that has
-    fewer superwords makes a smaller one. Of texts beyond `maximum_text_bytes` a sample is taken that does not depend on their order.
-    Raises DataError without text.
+    fewer superwords makes a smaller one. The texts are held
+    in memory, with ten times as much beside them. Raises DataError without text.
     """
     tokens, merges = _first_stage(content, transition_tokens)
-    chains = _read_chains(word_level(content, tokens, merges), tokens, sample_texts(texts, maximum_text_bytes))
+    chains = _read_chains(word_level(content, tokens, merges), tokens, list(texts))
     wanted = vocabulary_size - len(content["added_tokens"]) - len(tokens)
     superwords = _learn(chains, len(tokens), wanted)
     vocabulary = {token: number for number, token in enumerate(tokens)}
@@ -100,20 +84,6 @@ def train_superwords(
         "pre_tokenizer": split_pipeline(SUPERWORD_PATTERN),
         "model": {**content["model"], "vocab": vocabulary, "merges": merges},
     }
-
-
-def sample_texts(texts: Iterable[str], maximum_bytes: int) -> list[str]:
-    """All texts, or those with the lowest hashes that together have at most `maximum_bytes` of UTF-8; ordered by hash."""
-    chosen: list[tuple[int, str]] = []
-    size_bytes = 0
-    for text in texts:
-        encoded = text.encode("utf-8")
-        # A heap gives its lowest first, and the highest hash is to go.
-        heapq.heappush(chosen, (-int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "big"), text))
-        size_bytes += len(encoded)
-        while size_bytes > maximum_bytes and len(chosen) > 1:
-            size_bytes -= len(heapq.heappop(chosen)[1].encode("utf-8"))
-    return [text for _, text in sorted(chosen, reverse=True)]
 
 
 def _first_stage(content: Mapping[str, Any], count: int) -> tuple[list[str], list[list[str]]]:

@@ -30,7 +30,7 @@ from fledge.tokens.definition import Definition, byte_level_content, checked, lo
 from fledge.tokens.folder import TokenizerMeta, template_sha256, write_folder
 from fledge.tokens.probes import PROBES, generated_texts
 from fledge.tokens.sentencepiece_models import differing_texts, train_model, trained_content
-from fledge.tokens.settings import DEFAULT_TRANSITION, TokenizerSettings, control_names
+from fledge.tokens.settings import DEFAULT_TRANSITION, TokenizerSettings, control_names, transition_tokens
 
 _MINIMUM_FREQUENCY = 2
 """A merge seen once would memorise a passage of the training text; only corpora too small for the vocabulary notice."""
@@ -145,7 +145,7 @@ def _train_byte_bpe(settings: TokenizerSettings, texts: _CountedTexts) -> dict[s
 
 
 def _add_superwords(settings: TokenizerSettings, content: dict[str, Any], texts: Iterable[str]) -> dict[str, Any]:
-    from fledge.tokens.superbpe import train_superwords, transition_tokens
+    from fledge.tokens.superbpe import train_superwords
 
     ordinary = settings.vocabulary_size - len(control_names(settings))
     transition = transition_tokens(DEFAULT_TRANSITION if settings.transition is None else settings.transition, ordinary)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 from pydoc_data.topics import topics
 from typing import Any
@@ -12,12 +11,12 @@ import tokenizers
 
 from fledge.core.errors import DataError
 from fledge.tokens import superbpe
-from fledge.tokens.byte_level import SPLIT_PATTERN, SUPERWORD_PATTERN, byte_alphabet
+from fledge.tokens.byte_level import SPLIT_PATTERN, SUPERWORD_PATTERN, byte_alphabet, split_pipeline
 from fledge.tokens.engines import ReferenceEngine
 from fledge.tokens.engines.kernel import KernelEngine
 from fledge.tokens.engines.two_level import TwoLevelEngine
-from fledge.tokens.levels import JoinRule, is_unsafe, split_levels, split_pipeline
-from fledge.tokens.superbpe import sample_texts, train_superwords, transition_tokens
+from fledge.tokens.levels import JoinRule, is_unsafe, split_levels
+from fledge.tokens.superbpe import train_superwords
 
 from .conftest import HARD_TEXTS, body_of, spliced_texts
 
@@ -125,27 +124,6 @@ def test_little_text_makes_a_smaller_vocabulary(plain_content: Content) -> None:
 def test_without_text_there_is_nothing_to_learn(plain_content: Content) -> None:
     with pytest.raises(DataError, match="no text to learn superwords from"):
         train_superwords(plain_content, 1_200, 2_048, [])
-
-
-@pytest.mark.parametrize(("transition", "tokens"), [(0.4, 80_000), (0.9, 180_000), (80_000, 80_000), (257, 257), (199_999, 199_999)])
-def test_a_transition_is_a_share_or_a_count(transition: float, tokens: int) -> None:
-    assert transition_tokens(transition, 200_000) == tokens
-
-
-@pytest.mark.parametrize("transition", [0.0, 0.001, 1.0, 1, 256, 200_000])
-def test_a_transition_leaves_room_on_both_sides(transition: float) -> None:
-    with pytest.raises(ValueError, match="transition"):
-        transition_tokens(transition, 200_000)
-
-
-def test_a_sample_does_not_depend_on_the_order() -> None:
-    texts = [f"text number {number} \u00e9" for number in range(200)]
-    chosen = sample_texts(texts, 1_000)
-    assert 900 < sum(len(text.encode()) for text in chosen) <= 1_000
-    random.Random(0).shuffle(texts)
-    assert sample_texts(texts, 1_000) == chosen
-    assert sorted(sample_texts(texts, 100_000)) == sorted(texts)
-    assert sample_texts(["longer than allowed"], 5) == ["longer than allowed"]
 
 
 def test_tokens_that_begin_inside_a_character_stay_out_of_the_first_level() -> None:

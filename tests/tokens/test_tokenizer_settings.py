@@ -6,7 +6,7 @@ import pytest
 
 from fledge.core import config
 from fledge.core.errors import ConfigError
-from fledge.tokens.settings import MINIMUM_VOCABULARY_SIZE, PackSettings, TokenizerSettings
+from fledge.tokens.settings import MINIMUM_VOCABULARY_SIZE, PackSettings, TokenizerSettings, transition_tokens
 
 
 def test_the_smallest_vocabulary_is_accepted_and_one_less_refused_with_the_minimum() -> None:
@@ -69,3 +69,14 @@ def test_where_inputs_lie_does_not_decide_what_comes_out() -> None:
     assert config.identity(TokenizerSettings(corpus=("elsewhere",))) == config.identity(TokenizerSettings())
     assert config.identity(PackSettings(tokenizer="elsewhere", corpus=("there",))) == config.identity(PackSettings())
     assert config.identity(TokenizerSettings(vocabulary_size=512)) != config.identity(TokenizerSettings())
+
+
+@pytest.mark.parametrize(("transition", "tokens"), [(0.4, 80_000), (0.9, 180_000), (80_000, 80_000), (257, 257), (199_999, 199_999)])
+def test_a_transition_is_a_share_or_a_count(transition: float, tokens: int) -> None:
+    assert transition_tokens(transition, 200_000) == tokens
+
+
+@pytest.mark.parametrize("transition", [0.0, 0.001, 1.0, 1, 256, 200_000])
+def test_a_transition_leaves_room_on_both_sides(transition: float) -> None:
+    with pytest.raises(ValueError, match="transition"):
+        transition_tokens(transition, 200_000)

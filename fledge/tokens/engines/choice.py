@@ -17,10 +17,9 @@ import tokenizers
 
 from fledge.core import console
 from fledge.core.errors import DataError
-from fledge.tokens.byte_level import SUPERWORD_PATTERN
+from fledge.tokens.byte_level import SUPERWORD_PATTERN, split_pipeline
 from fledge.tokens.engines.byte_pairs import GigatokenEngine, TiktokenEngine
 from fledge.tokens.engines.reference import Encoded, Engine, ReferenceEngine
-from fledge.tokens.levels import split_pipeline
 
 SAMPLE_BYTES = 1 << 18
 """UTF-8 bytes of a sample that are compared; the reference needs 0.1 CPU seconds for them."""
@@ -57,6 +56,7 @@ class EnginePool:
                 self._engines[name] = make(body)
             except ImportError:
                 continue
+            # Libraries refuse in ways of their own, panics of Rust among them; `_reason` lets Ctrl-C and the like through.
             except BaseException as error:
                 self._refused[name] = _reason(error)
 
@@ -74,7 +74,7 @@ class EnginePool:
                 differing = _first_difference(probes, expected_probes, engine.encode_batch(probes))
                 found, seconds = _timed(engine, texts)
                 differing = differing or _first_difference(texts, expected, found)
-            except BaseException as error:
+            except BaseException as error:  # as above
                 differing = _reason(error)
             if differing is not None:
                 self._refused[name] = differing
@@ -99,7 +99,7 @@ class GuardedEngine:
             return self._engine.encode_batch(texts)
         except DataError:
             raise
-        except BaseException as error:
+        except BaseException as error:  # as in EnginePool
             reason = _reason(error)
         if not self._warned:
             console.warn(f"{self.name} failed ({reason}); {self._reference.name} encodes these texts instead, with the same ids")

@@ -19,9 +19,8 @@ from tokenizers import pre_tokenizers
 
 from fledge.corpus.dedup.words import text_buffers
 from fledge.corpus.engine.pool import available_cores
-from fledge.tokens.byte_level import SPLIT_PATTERN, byte_alphabet, plain_merges
+from fledge.tokens.byte_level import SPLIT_PATTERN, byte_alphabet, plain_merges, split_pipeline
 from fledge.tokens.engines.reference import Encoded, not_unicode
-from fledge.tokens.levels import split_pipeline
 from fledge.tokens.merging import encode_pieces, hash_table, pair_keys, word_cache
 from fledge.tokens.splitting import LETTER, NEWLINE, NUMBER, SPACE, SYMBOL, UNKNOWN, cut_texts
 

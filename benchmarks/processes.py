@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,22 @@ class Measured:
     """The same of the child process that held most."""
     told: dict[str, Any]
     """What the run says of itself: of Fledge its stats.json, of a peer what it printed."""
+
+
+def made_environment(folder: Path, packages: Sequence[str]) -> Path:
+    """The Python of an environment that has the peers, made if it is not there."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
+    return python
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = next((line.split(":")[1].strip() for line in flags.splitlines() if line.startswith("model name")), platform.processor())
+    return {"cpu": model, "cores": os.cpu_count(), "load_before": round(os.getloadavg()[0], 2)}
 
 
 class Bench:
