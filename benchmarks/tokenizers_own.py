@@ -49,7 +49,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     from fledge.tokens.trainers import train_tokenizer
 
     kind: Any = "byte_bpe" if arguments.transition is None else "superbpe"
-    settings = TokenizerSettings(kind, arguments.vocabulary_size, transition=arguments.transition)
+    settings = TokenizerSettings(kind=kind, vocabulary_size=arguments.vocabulary_size, transition=arguments.transition)
     return train_tokenizer(settings, Texts(arguments.corpus), arguments.folder)
 
 
