@@ -21,7 +21,6 @@ from typing import NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from fledge.model.attention import KeyValueCache, LayerCache, attention, document_mask
 from fledge.model.head import TokenLoss, TokenNll, token_losses, weighted_loss
@@ -239,6 +238,10 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 def unset(kind: type[ModuleType], *sizes: int, **options: bool) -> ModuleType:
-    """A module whose weights are not drawn: `Llama.initialize` does it for all, and torch's global generator stays untouched."""
-    module: ModuleType = skip_init(kind, *sizes, **options)  # type: ignore[no-untyped-call]
+    """A module whose weights are not drawn: `Llama.initialize` does it for all, and torch's global generator stays untouched.
+
+    `torch.nn.utils.skip_init` draws on the meta device, which loads torch's compiler: two seconds of every start on a slow core.
+    """
+    module: ModuleType = type(kind.__name__, (kind,), {"reset_parameters": lambda _: None})(*sizes, **options)
+    module.__class__ = kind
     return module

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 
@@ -13,7 +15,7 @@ from torch import Tensor
 from fledge.model import attention as attention_module
 from fledge.model.attention import KeyValueCache
 from fledge.model.head import IGNORE, TokenLoss, TokenNll
-from fledge.model.llama import Llama
+from fledge.model.llama import Llama, linear
 from fledge.model.settings import ModelConfig, ModelSettings
 
 MakeModel = Callable[..., Llama]
@@ -247,3 +249,20 @@ def test_a_gpu_computes_the_same(changes: dict[str, object], make_model: MakeMod
     with torch.no_grad():
         logits = on_gpu.extend(tokens.cuda(), torch.arange(24, device="cuda").expand(3, 24), cache)
     torch.testing.assert_close(logits.cpu(), logits_of(model, tokens)[:, -1], rtol=1e-4, atol=1e-4)
+
+
+def test_making_a_model_loads_no_compiler() -> None:
+    """It takes two seconds on a slow core, and every start of chat, evaluation or training would pay them."""
+    code = (
+        "import sys; import fledge; fledge.create_model({'hidden_size': 64, 'num_hidden_layers': 1, 'intermediate_size': 64, "
+        "'vocabulary_size': 512}); assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_class_of_an_undrawn_layer_is_torch_s_own() -> None:
+    layer = linear(3, 2)
+    assert type(layer) is torch.nn.Linear
+    state = torch.get_rng_state()
+    linear(3, 2)
+    assert torch.equal(torch.get_rng_state(), state)
