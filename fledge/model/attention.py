@@ -17,28 +17,33 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from fledge.model.block_attention import DocumentBlocks, block_attention, document_blocks
 from fledge.model.settings import ModelSettings
 
 PRODUCTS_UP_TO_SLOTS = 512
-"""On a CPU, attention over at most this many keys is two plain matrix products and a softmax.
+"""On a CPU, attention over at most this many keys of a cache is two plain matrix products and a softmax, which beats torch's kernel."""
 
-Forward and backward of a 4.3M-parameter model (4 layers of 4 heads of 64, vocabulary 4,096, 16 rows of 256 tokens, several
-documents a row) on one Zen 5 core, milliseconds: torch's fused kernel 869 in bf16 and 1,443 in fp32, plain products 771 and
-1,304, products by blocks of 128 queries in an autograd function of their own 743 in bf16. At 1,024 tokens the gain is half of
-that, and the probabilities, which are kept for the backward pass, grow with the square: there the fused kernel is used. The
-bf16 gradient of the whole model is as far from fp32's either way (relative 0.0073 new, 0.020 with three times the weights).
-"""
+Mask = Tensor | DocumentBlocks | BlockMask | None
+"""What a query may look at: booleans (B, 1, T, S), the forms that the kernels for documents want, or None: causal, T = S."""
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """query (B, H, T, E), key and value (B, K, S, E), mask (B, 1, T, S) -> (B, H, T, E); mask None: causal, T = S.
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
+    """query (B, H, T, E), key and value (B, K, S, E) -> (B, H, T, E).
 
-    softmax(query key^T / sqrt(E)) value over the keys where the mask is true, softmax in fp32; each key head serves H / K query
-    heads (arXiv:2305.13245).
+    softmax(query key^T / sqrt(E)) value over the keys that the mask shows, softmax in fp32; each key head serves H / K query heads
+    (arXiv:2305.13245).
     """
-    if query.device.type == "cpu" and key.shape[2] <= PRODUCTS_UP_TO_SLOTS:
-        return _attention_by_products(query, key, value, causal_mask(query.shape[2], query.device) if mask is None else mask)
+    if isinstance(mask, BlockMask):
+        mixed = flex_attention(query, key, value, block_mask=mask, enable_gqa=query.shape[1] != key.shape[1])
+        assert isinstance(mixed, Tensor), "without return_lse there is one result"
+        return mixed
+    on_cpu = query.device.type == "cpu"
+    if isinstance(mask, DocumentBlocks) or (mask is None and on_cpu):
+        return block_attention(query, key, value, mask)
+    if on_cpu and key.shape[2] <= PRODUCTS_UP_TO_SLOTS:
+        return _attention_by_products(query, key, value, mask)
     grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
 
@@ -47,11 +52,37 @@ def _attention_by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tens
     queries_per_key = query.shape[1] // key.shape[1]
     if queries_per_key > 1:
         key, value = (shared.repeat_interleave(queries_per_key, dim=1) for shared in (key, value))
-    # Added rather than filled in: the backward pass of a sum is free.
     forbidden = torch.where(mask, 0.0, float("-inf")).to(query.dtype)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3) + forbidden  # (B, H, T, S)
     probabilities = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
     return probabilities.to(value.dtype) @ value
+
+
+def attention_kernel(device: torch.device | str, isolate_documents: bool, compiled: bool) -> str:
+    """What attends in training, for people; see `documents_mask` and `attention`."""
+    if torch.device(device).type == "cpu":
+        return "products by blocks"
+    if not isolate_documents:
+        return "fused"
+    return "flex" if compiled else "fused with a mask"
+
+
+def documents_mask(documents: Tensor, dtype: torch.dtype) -> Mask:
+    """documents (B, T) -> what their tokens may look at, in the form that is fastest where they are; `dtype` is that of the products.
+
+    Built once per forward and shared by all layers and heads. FlexAttention needs a compiler; a dense mask keeps torch's fused kernel,
+    but not its fastest form.
+    """
+    if documents.device.type == "cpu":
+        return document_blocks(documents, dtype)
+    if torch.compiler.is_compiling():
+        rows, tokens = documents.shape
+
+        def is_seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (documents[row, query] <= key) & (key <= query)
+
+        return create_block_mask(is_seen, rows, None, tokens, tokens, device=documents.device)
+    return document_mask(documents)
 
 
 def causal_mask(tokens: int, device: torch.device) -> Tensor:
@@ -62,7 +93,7 @@ def causal_mask(tokens: int, device: torch.device) -> Tensor:
 def document_mask(documents: Tensor) -> Tensor:
     """documents (B, T) -> (B, 1, T, T), true where a query (second to last) may look at a key (last).
 
-    Built once per forward and shared by all layers and heads. Every token sees itself, so no softmax is over nothing.
+    Every token sees itself, so no softmax is over nothing.
     """
     index = torch.arange(documents.shape[1], device=documents.device)
     since_its_start = documents[:, :, None] <= index  # (B, T, T)

@@ -56,14 +56,14 @@ def weighted_loss(
     scales belong on the result, whose gradient they multiply. A frozen `weight` gets no gradient and costs none.
     """
     differentiable = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    dtype = _gemm_dtype(hidden)
+    dtype = gemm_dtype(hidden)
     losses = _WeightedLoss.apply(hidden, weight, targets, token_weight, z_weight, chunk_tokens, dtype, differentiable)  # type: ignore[no-untyped-call]
     return TokenLoss(*losses)
 
 
 def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int = CHUNK_TOKENS) -> TokenNll:
     """hidden (N, D), head weight (V, D), targets (N) -> nll (N), log_z (N)."""
-    losses = _TokenLosses.apply(hidden, weight, targets, chunk_tokens, _gemm_dtype(hidden))  # type: ignore[no-untyped-call]
+    losses = _TokenLosses.apply(hidden, weight, targets, chunk_tokens, gemm_dtype(hidden))  # type: ignore[no-untyped-call]
     return TokenNll(*losses)
 
 
@@ -180,7 +180,7 @@ def _softmax_dtype(values: Tensor) -> torch.dtype:
     return torch.promote_types(values.dtype, torch.float32)
 
 
-def _gemm_dtype(hidden: Tensor) -> torch.dtype:
-    """What autocast would use; asked here because it does not reach into the backward pass of a Function."""
+def gemm_dtype(hidden: Tensor) -> torch.dtype:
+    """What autocast would use for products with `hidden`; asked here because it does not reach into the backward pass of a Function."""
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype

@@ -16,14 +16,16 @@ L layers, S cache slots, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fledge.model.attention import KeyValueCache, LayerCache, attention, document_mask
-from fledge.model.head import TokenLoss, TokenNll, token_losses, weighted_loss
+from fledge.model.attention import KeyValueCache, LayerCache, Mask, attention, documents_mask
+from fledge.model.checkpointing import ActivationCheckpointing, recomputed
+from fledge.model.head import TokenLoss, TokenNll, gemm_dtype, token_losses, weighted_loss
 from fledge.model.settings import ModelConfig, ModelSettings
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
@@ -65,7 +67,7 @@ class Llama(nn.Module):
         A target of IGNORE counts nothing. See `head` for the formulas and for why the logits are never held.
         """
         index = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        positions, mask = (index, None) if documents is None else (index - documents, document_mask(documents))
+        positions, mask = (index, None) if documents is None else (index - documents, documents_mask(documents, gemm_dtype(self.lm_head.weight)))
         hidden: Tensor = self.model(tokens, positions, mask)
         if targets is None:
             logits: Tensor = self.lm_head(hidden)
@@ -111,19 +113,27 @@ class Llama(nn.Module):
 class Decoder(nn.Module):
     """Everything below the head."""
 
+    cosine: Tensor
+    sine: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.settings = config.settings
         self.embed_tokens = unset(nn.Embedding, config.vocabulary_size, config.settings.hidden_size)
         self.layers = nn.ModuleList(Layer(config.settings) for _ in range(config.settings.num_hidden_layers))
         self.norm = normalization(config.settings)
+        self.activation_checkpointing: ActivationCheckpointing = "none"
+        table = rotation_table(config.settings)
+        self.register_buffer("cosine", table.cosine, persistent=False)
+        self.register_buffer("sine", table.sine, persistent=False)
 
-    def forward(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: KeyValueCache | None = None) -> Tensor:
-        """tokens (B, T), positions (B or 1, T), mask (B, 1, T, T or S) -> hidden states (B, T, D)."""
-        rotation = rotations(positions, self.settings)
+    def forward(self, tokens: Tensor, positions: Tensor, mask: Mask, cache: KeyValueCache | None = None) -> Tensor:
+        """tokens (B, T), positions (B or 1, T), mask of T x T or, with a cache, T x S -> hidden states (B, T, D)."""
+        rotation = Rotation(self.cosine[positions][:, None], self.sine[positions][:, None])  # (B or 1, 1, T, E / 2)
         hidden: Tensor = self.embed_tokens(tokens)
         for index, layer in enumerate(self.layers):
-            hidden = layer(hidden, rotation, mask, None if cache is None else cache.layer(index, positions))
+            through = partial(layer, rotation=rotation, mask=mask, cache=None if cache is None else cache.layer(index, positions))
+            hidden = recomputed(through, hidden, self.activation_checkpointing) if torch.is_grad_enabled() else through(hidden)
         normalized: Tensor = self.norm(hidden)
         return normalized
 
@@ -138,7 +148,7 @@ class Layer(nn.Module):
         self.input_layernorm = normalization(settings)
         self.post_attention_layernorm = normalization(settings)
 
-    def forward(self, hidden: Tensor, rotation: Rotation, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
+    def forward(self, hidden: Tensor, rotation: Rotation, mask: Mask, cache: LayerCache | None) -> Tensor:
         """hidden (B, T, D) -> (B, T, D)."""
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), rotation, mask, cache)
         output: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
@@ -158,7 +168,7 @@ class SelfAttention(nn.Module):
         self.q_norm = RMSNorm(self.head_size, settings.rms_norm_eps) if settings.query_key_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_size, settings.rms_norm_eps) if settings.query_key_norm else nn.Identity()
 
-    def forward(self, hidden: Tensor, rotation: Rotation, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
+    def forward(self, hidden: Tensor, rotation: Rotation, mask: Mask, cache: LayerCache | None) -> Tensor:
         """hidden (B, T, D) -> (B, T, D)."""
         query = rotate(self.q_norm(self.heads(self.q_proj(hidden))), rotation)
         key = rotate(self.k_norm(self.heads(self.k_proj(hidden))), rotation)
@@ -210,11 +220,13 @@ class Rotation(NamedTuple):
     sine: Tensor
 
 
-def rotations(positions: Tensor, settings: ModelSettings) -> Rotation:
-    """positions (B or 1, T) -> the angles position * theta^(-2 i / E) for i < E / 2, as cosine and sine in fp32."""
-    exponents = torch.arange(0, settings.head_size, 2, dtype=torch.float32, device=positions.device) / settings.head_size
-    frequencies = 1.0 / settings.rope_theta**exponents
-    angles = (positions[..., None].float() * frequencies)[:, None]  # (B, T, E / 2) -> (B, 1, T, E / 2)
+def rotation_table(settings: ModelSettings) -> Rotation:
+    """The angles position * theta^(-2 i / E) for i < E / 2 of all positions of the context, as cosine and sine, (context, E / 2) each, fp32.
+
+    A table, because a compiler would compute the angles anew for every head of every layer: a quarter of a step on an H100.
+    """
+    exponents = torch.arange(0, settings.head_size, 2, dtype=torch.float32) / settings.head_size
+    angles = torch.arange(settings.max_position_embeddings)[:, None] * (1.0 / settings.rope_theta**exponents)
     return Rotation(angles.cos(), angles.sin())
 
 

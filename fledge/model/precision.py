@@ -1,8 +1,14 @@
-"""Which arithmetic the matrix products use: machine -> [probe, decide] -> fp32 or bf16, and which fp32 kernel.
+"""Which arithmetic the matrix products use: machine -> [probe, decide] -> a precision, and which fp32 kernel.
 
-Parameters are fp32 always; "bf16" means autocast: products in bf16, norms, softmax, loss and optimizer in fp32. On a CPU the
-right choice differs by a factor of two to five from one machine to the next and cannot be told from its name, so it is measured,
-once, on a product of the kind a small model is made of. Measuring and deciding are apart: the decisions are pure functions.
+Parameters are fp32 always, and so are loss and optimizer. What differs is how products are computed:
+
+    fp32    in full                                        tf32    factors rounded to 10 bits (NVIDIA from Ampere on)
+    bf16    by autocast, 8 bits and the range of fp32      fp16    by autocast, 11 bits and a small range: the loss is scaled (training)
+    fp8     the layers' products in E4M3 with scales (model.float8), head and the rest as in bf16
+
+On a CPU the right choice differs by a factor of two to five from one machine to the next and cannot be told from its name, so it is
+measured, once, on a product of the kind a small model is made of. A GPU's is known by its compute capability. Measuring and deciding
+are apart: the decisions are pure functions.
 """
 
 from __future__ import annotations
@@ -16,8 +22,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Precision = Literal["fp32", "bf16"]
-RequestedPrecision = Literal["auto", "fp32", "bf16"]
+from fledge.core.errors import MachineError
+
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp8"]
+RequestedPrecision = Literal["auto", "fp32", "tf32", "bf16", "fp16", "fp8", "fp8_or_bf16"]
+
+BF16_CAPABILITY, FP16_CAPABILITY, FP8_CAPABILITY = (8, 0), (7, 0), (8, 9)
+"""The first compute capabilities with such units: Ampere, Volta, Ada. torch emulates bf16 below, slowly."""
 
 BF16_SPEEDUP = 1.3
 """Below this, bf16 is not worth its rounding; processors without bf16 units are slower with it than without."""
@@ -39,19 +50,53 @@ class ProductTiming:
     """|product - exact| / |exact|, Frobenius norms."""
 
 
-def choose_precision(requested: RequestedPrecision, device: torch.device | str) -> Precision:
-    """fp32 or bf16 as asked; for "auto" bf16 where the device has fast and sane bf16 products, else fp32.
+def choose_precision(requested: RequestedPrecision, device: torch.device | str, has_float8: bool = False) -> Precision:
+    """The precision asked for, if this device has it; for "auto" the fastest sane one, which never is fp8 (see `model.float8`).
 
-    On a CPU call `use_fast_fp32` before, so that bf16 has to beat the best fp32. The answer is a measurement: record it.
+    On a CPU call `use_fast_fp32` before, so that bf16 has to beat the best fp32. There the answer is a measurement: record it.
+    `has_float8`: whether the library for it is installed. Raises MachineError naming the alternatives if the device cannot do it.
     """
-    if requested != "auto":
-        return requested
-    kind = torch.device(device).type
-    if kind == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if kind == "cpu":
-        return "bf16" if bf16_pays(measure_product(torch.float32), measure_product(torch.bfloat16)) else "fp32"
-    return "fp32"
+    device = torch.device(device)
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    if requested == "auto":
+        if device.type == "cpu":
+            return "bf16" if bf16_pays(measure_product(torch.float32), measure_product(torch.bfloat16)) else "fp32"
+        return "fp32" if capability is None else fastest_of(capability)
+    fit = fit_precisions(device.type, capability, has_float8)
+    if requested == "fp8_or_bf16":
+        return "fp8" if "fp8" in fit else "bf16"
+    if requested not in fit:
+        wanting = " without torchao" if requested == "fp8" and not has_float8 else ""
+        raise MachineError(
+            f"precision is {requested}, which this {device.type}{_shown(capability)} cannot do{wanting}",
+            f"choose one of {', '.join(fit)}; or fp8_or_bf16, which takes what there is" if requested == "fp8" else f"choose one of {', '.join(fit)}",
+        )
+    return requested
+
+
+def fastest_of(capability: tuple[int, int]) -> Precision:
+    """The fastest sane precision of an NVIDIA GPU."""
+    if capability >= BF16_CAPABILITY:
+        return "bf16"
+    return "fp16" if capability >= FP16_CAPABILITY else "fp32"
+
+
+def fit_precisions(device: str, capability: tuple[int, int] | None, has_float8: bool) -> tuple[Precision, ...]:
+    """What a kind of device can compute in, best known first."""
+    if capability is None:
+        return ("fp32", "bf16")
+    fit: list[Precision] = ["fp32"]
+    if capability >= BF16_CAPABILITY:
+        fit += ["tf32", "bf16"]
+    if capability >= (5, 3):
+        fit.append("fp16")
+    if capability >= FP8_CAPABILITY and has_float8:
+        fit.append("fp8")
+    return tuple(fit)
+
+
+def _shown(capability: tuple[int, int] | None) -> str:
+    return "" if capability is None else f" of compute capability {capability[0]}.{capability[1]}"
 
 
 def use_fast_fp32(device: torch.device | str) -> bool:
@@ -73,9 +118,19 @@ def use_fast_fp32(device: torch.device | str) -> bool:
 
 def autocast(precision: Precision, device: torch.device | str) -> AbstractContextManager[object]:
     """The context in which a forward pass runs."""
-    if precision == "fp32":
+    if precision in ("fp32", "tf32"):
         return nullcontext()
-    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
+    return torch.autocast(torch.device(device).type, dtype=torch.float16 if precision == "fp16" else torch.bfloat16)
+
+
+def set_fp32_products(precision: Precision, fast_fp32: bool) -> None:
+    """Let this process compute fp32 products as was chosen: tf32 on a GPU, oneDNN's kernels on a CPU (`use_fast_fp32`), or in full."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "medium" if fast_fp32 else "highest")
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """In what sums over many rows are kept, so that how rows are grouped does not show; Apple's GPUs have nothing wider than fp32."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def bf16_pays(fp32: ProductTiming, bf16: ProductTiming) -> bool:

@@ -31,6 +31,7 @@ from fledge.core.errors import ArtifactError, CheckpointError, MachineError, Num
 from fledge.model.folder import WEIGHTS, save_model
 from fledge.model.llama import Llama
 from fledge.model.tensors import read_tensors, write_tensors
+from fledge.training.loss_scale import LossScale
 from fledge.training.optimizer import Optimizer
 from fledge.training.parallel import World
 from fledge.training.plan import Plan
@@ -60,6 +61,8 @@ class Progress:
     """Of the last steps, oldest first."""
     validation_losses: tuple[tuple[int, float], ...] = ()
     """(step, loss) of every validation."""
+    loss_scale: LossScale | None = None
+    """In fp16: what the loss is multiplied by."""
 
     @property
     def validation_loss(self) -> float | None:
@@ -179,7 +182,11 @@ def restore(checkpoint: Checkpoint, model: Llama, optimizer: Optimizer, plan: Pl
     _load_weights(checkpoint.path / WEIGHTS, model)
     optimizer.load_state(read_tensors(checkpoint.path / OPTIMIZER))
     validation_losses = tuple((int(step), float(loss)) for step, loss in state.pop("validation_losses"))
-    return Progress(**{**state, "recent_losses": tuple(state["recent_losses"])}, validation_losses=validation_losses)
+    scale = state.pop("loss_scale", None)
+    loss_scale = None if scale is None else LossScale(**scale)
+    return Progress(
+        **{**state, "recent_losses": tuple(state["recent_losses"])}, validation_losses=validation_losses, loss_scale=loss_scale
+    )
 
 
 def retain(stage_folder: Path, keep: int) -> None:

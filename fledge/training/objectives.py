@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fledge.model.head import TokenLoss, TokenNll
+from fledge.model.precision import sum_dtype
 from fledge.training.batches import Batch
 from fledge.training.settings import NextTokenSettings, PreferenceSettings
 
@@ -41,8 +42,8 @@ class Objective(Protocol):
         """Names of what a call measures, in order."""
         ...
 
-    def weight(self, batch: Batch) -> float:
-        """How much a batch counts for; known before the forward pass."""
+    def weight(self, batch: Batch) -> Tensor:
+        """() on the batch's device: how much it counts for; known before the forward pass."""
         ...
 
     def __call__(self, model: Forward, batch: Batch) -> Sums: ...
@@ -55,9 +56,9 @@ class NextToken:
     z_weight: float = 0.0
     measures: ClassVar[tuple[str, ...]] = ("loss",)
 
-    def weight(self, batch: Batch) -> float:
+    def weight(self, batch: Batch) -> Tensor:
         """Supervised tokens."""
-        return float(batch.token_weight.sum())
+        return batch.token_weight.sum(dtype=sum_dtype(batch.tokens.device))
 
     def __call__(self, model: Forward, batch: Batch) -> Sums:
         result: TokenLoss = model(batch.tokens, batch.documents, batch.targets, batch.token_weight, self.z_weight)
@@ -74,10 +75,10 @@ class Preference:
     beta: float = 0.1
     measures: ClassVar[tuple[str, ...]] = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 
-    def weight(self, batch: Batch) -> float:
+    def weight(self, batch: Batch) -> Tensor:
         """Pairs."""
         assert batch.pairs is not None, "preference training reads preferences"
-        return float(batch.pairs.count)
+        return torch.full((), batch.pairs.count, dtype=sum_dtype(batch.tokens.device), device=batch.tokens.device)
 
     def __call__(self, model: Forward, batch: Batch) -> Sums:
         assert batch.pairs is not None and batch.pairs.reference is not None, "preference training needs the reference's scores"

@@ -17,6 +17,7 @@ from fledge.core import console
 from fledge.core.metrics import Metrics
 from fledge.model.head import IGNORE
 from fledge.model.llama import Llama
+from fledge.model.precision import sum_dtype
 from fledge.training.batches import Batch, RowReader
 from fledge.training.objectives import NextToken, Objective
 from fledge.training.parallel import Machine, World
@@ -103,12 +104,11 @@ class Validate:
         """What the model achieves on the validation rows, by metric name."""
         own_rows = slice_for_rank(self.rows, self._world.rank, self._world.size)
         # Objective weight, bytes, then the objective's measures; float64, so the number of micro-batches does not show.
-        sums = torch.zeros(2 + len(self._objective.measures), dtype=torch.float64, device=self._world.device)
+        sums = torch.zeros(2 + len(self._objective.measures), dtype=sum_dtype(self._world.device), device=self._world.device)
         with console.progress("validate", rows_per_rank(len(self.rows), self._world.size), "rows") as progress:
             for start in range(0, len(own_rows), self._micro_batch_rows):
                 chunk = own_rows[start : start + self._micro_batch_rows]
-                batch = self._reader.batch(chunk, self._micro_batch_rows)
-                sums += self._sums(batch.to(self._world.device), self._objective.weight(batch))
+                sums += self._sums(self._reader.batch(chunk, self._micro_batch_rows).to(self._world.device))
                 progress.advance(len(chunk))
         weight, text_bytes, *measures = self._world.sum(sums).tolist()
         values = {f"validation/{name}": value / max(weight, 1.0) for name, value in zip(self._objective.measures, measures, strict=True)}
@@ -116,12 +116,12 @@ class Validate:
             values["validation/bits_per_byte"] = measures[self._objective.measures.index("loss")] / math.log(2) / text_bytes
         return values
 
-    def _sums(self, batch: Batch, weight: float) -> Tensor:
+    def _sums(self, batch: Batch) -> Tensor:
         with self._machine.autocast(self._world.device):
             result = self._objective(self._model, batch)
-        text_bytes = self._byte_lengths[batch.targets[batch.targets != IGNORE]].sum()
-        head = torch.stack((torch.tensor(weight, device=self._world.device), text_bytes)).double()
-        return torch.cat((head, torch.stack([result.measures[name] for name in self._objective.measures]).double()))
+        text_bytes = (self._byte_lengths[batch.targets.clamp(min=0)] * (batch.targets != IGNORE)).sum()
+        values = (self._objective.weight(batch), text_bytes, *(result.measures[name] for name in self._objective.measures))
+        return torch.stack([value.to(sum_dtype(self._world.device)) for value in values])
 
 
 class Sample:

@@ -12,6 +12,9 @@ from fledge.core.config import ByKind, operation, settings
 from fledge.core.settings import MetricsSettings
 
 
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+
+
 def _require(holds: bool, problem: str) -> None:
     if not holds:
         raise ValueError(problem)
@@ -140,10 +143,16 @@ class TrainingSettings:
     """Checkpoint to start from: RUN, RUN@best, RUN@500 or a folder; unset: the stage before, or random weights."""
     tokens: tuple[str, ...] = operation(())
     """Token sets made elsewhere; empty: this run's own."""
-    device: Literal["auto", "cpu", "cuda"] = operation("auto")
-    """auto: cuda where there is one."""
-    precision: Literal["auto", "fp32", "bf16"] = operation("auto")
-    """Arithmetic of matrix products; auto: chosen by measurement at the first start and kept in machine.json."""
+    device: DeviceName = operation("auto")
+    """auto: cuda where there is one, else mps where there is one."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "fp8", "fp8_or_bf16"] = operation("auto")
+    """Arithmetic of matrix products; auto: chosen at the first start (on a CPU by measurement) and kept in machine.json."""
+    compile: Literal["auto", "on", "off"] = operation("auto")
+    """Compile the model with torch.compile; auto: on a GPU, and on a CPU in runs of more than about ten minutes."""
+    activation_checkpointing: Literal["none", "selective", "full"] = operation("none")
+    """Save memory by computing again in the backward pass: selective all but matrix products and attention, full whole layers."""
+    tokens_on_device: Literal["auto", "on", "off"] = operation("auto")
+    """Keep the training tokens in the GPU's memory; auto: where they take at most an eighth of it."""
     threads: int | None = operation(None)
     """CPU threads per process; unset: torch's own choice at the first start, kept in machine.json."""
     micro_batch_rows: int | None = operation(None)

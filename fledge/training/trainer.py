@@ -7,13 +7,19 @@
 The division happens once, by the weight of the whole batch, so how a batch is split over micro-batches and processes changes
 nothing but rounding. An iteration is an optimizer step; micro-batches are inside it. What steers (rows, learning rate, random
 numbers) is a pure function of the step; observers look and never steer. After torchtitan's and OLMo-core's trainers.
+
+A GPU never waits for Python: nothing of a step is read before the next one is queued. Whether all numbers of a step are finite is
+therefore known one step later there, and always before anything is saved. fp16 is the exception: it has to know before it applies.
 """
 
 from __future__ import annotations
 
+import gc
+import math
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -24,6 +30,7 @@ from fledge.core.errors import NumericsError, Stopped
 from fledge.model.llama import Llama
 from fledge.training.batches import Batch, BatchLoader
 from fledge.training.checkpoint import RECENT_LOSSES, CheckpointWriter, Progress
+from fledge.training.loss_scale import LossScale
 from fledge.training.objectives import Objective
 from fledge.training.optimizer import Optimizer, learning_rate_fraction
 from fledge.training.parallel import Machine, World
@@ -46,6 +53,8 @@ class StepReport:
     epochs: float
     seconds: float
     """Spent in the steps of this process so far; looking on and saving are not counted."""
+    wait_seconds: float
+    """Of these, spent waiting for data."""
     stop_signal: int | None
     """A signal that asked the run to stop."""
 
@@ -60,6 +69,22 @@ class Observer(Protocol):
     def observe(self, report: StepReport) -> dict[str, float]:
         """Look; returns what was measured, by name. Every process calls this at the same steps."""
         ...
+
+
+class _Verdict:
+    """What of a step decides whether to go on, on its way from the device: nobody waits for it before `read`."""
+
+    def __init__(self, step: int, loss: Tensor, gradient_norm: Tensor, signals: Tensor) -> None:
+        self.step = step
+        self._numbers = torch.stack((loss, gradient_norm, signals)).to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.current_stream(loss.device).record_event() if loss.device.type == "cuda" else None
+
+    def read(self) -> tuple[float, float, int]:
+        """The loss, the norm of the gradient, and the sum of the signals that asked to stop."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        loss, gradient_norm, signals = self._numbers.tolist()
+        return loss, gradient_norm, int(signals)
 
 
 class StopRequest(Protocol):
@@ -98,8 +123,12 @@ class Trainer:
         self.writer = writer
         self.stop = stop
         self.progress = progress
-        self.seconds = 0.0
+        self.seconds, self.wait_seconds = 0.0, 0.0
         self._unread_losses: list[Tensor] = []
+        self._unread: _Verdict | None = None
+        self._stop_signal: int | None = None
+        if machine.precision == "fp16" and progress.loss_scale is None:
+            self.progress = replace(progress, loss_scale=LossScale())
 
     def run(self) -> Progress:
         """Train from where the run stands to its last step; saves at its cadence and at the end.
@@ -118,20 +147,29 @@ class Trainer:
         return self.progress
 
     def step(self) -> StepReport:
-        """One optimizer step on the next batch. Raises NumericsError, with the weights as they were, if it is not finite."""
+        """One optimizer step on the next batch.
+
+        Raises NumericsError if it, or on a GPU the step before, is not finite; on a CPU the weights then are as they were.
+        """
         started, step = time.monotonic(), self.progress.step
         # Seeded by the step alone, so a resumed run draws the same and an observer cannot disturb it.
         torch.manual_seed(self.settings.seed * 1_000_003 + step * self.world.size + self.world.rank)
-        measures = self._accumulate_gradients(self.batches.micro_batches(step))
-        gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip or float("inf"))
-        stop_signal = self._check(measures, gradient_norm)
+        micro_batches = self.batches.micro_batches(step)
+        waited = time.monotonic() - started
+        measures, signals = self._accumulate_gradients(micro_batches)
+        gradient_norm = self._clip_gradients()
+        is_applied = self._judge(_Verdict(step, measures["loss"], gradient_norm, signals))
         fraction = learning_rate_fraction(self.settings.schedule, step, self.settings.steps)
-        self.optimizer.step(fraction)
+        if is_applied:
+            self.optimizer.step(fraction)
         self.optimizer.clear_gradients()
         self._unread_losses.append(measures["loss"])
         initial_loss = float(measures["loss"]) if step == 0 else self.progress.initial_loss
         self.progress = replace(self.progress, step=step + 1, initial_loss=initial_loss)
+        if self.seconds == 0:
+            gc.freeze()  # what has been made by now stays: looking through it again and again took half a second at a time
         self.seconds += time.monotonic() - started
+        self.wait_seconds += waited
         return StepReport(
             step=step + 1,
             learning_rate=self.settings.learning_rate * fraction,
@@ -140,11 +178,15 @@ class Trainer:
             tokens=(step + 1) * self.batches.plan.batch_tokens,
             epochs=self.batches.plan.epochs(step + 1),
             seconds=self.seconds,
-            stop_signal=stop_signal,
+            wait_seconds=self.wait_seconds,
+            stop_signal=self._stop_signal,
         )
 
     def save(self) -> None:
-        """Write a checkpoint of this moment."""
+        """Write a checkpoint of this moment. Raises NumericsError if the last step was not finite."""
+        if self._unread is not None:
+            self._read(self._unread)
+            self._unread = None
         losses = torch.stack(self._unread_losses).tolist() if self._unread_losses else []
         self._unread_losses.clear()
         recent_losses = (*self.progress.recent_losses, *losses)[-RECENT_LOSSES:]
@@ -152,45 +194,73 @@ class Trainer:
         if self.world.main:
             self.writer.save(self.model, self.optimizer, self.batches.plan, self.progress)
 
-    def _accumulate_gradients(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """Gradients of the mean loss over the whole batch; returns the means of what the objective measures."""
-        own_weight = sum(self.objective.weight(batch) for batch in micro_batches)
+    def _accumulate_gradients(self, given: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor]:
+        """Gradients of the mean loss over the whole batch; returns the means of what the objective measures, and the stop signals."""
+        micro_batches = [batch.to(self.world.device) for batch in given]
         # At least one: a batch without any target is a step with zero gradients.
-        weight = self.world.sum(torch.tensor(own_weight, dtype=torch.float64, device=self.world.device)).clamp(min=1.0)
+        weight = self.world.sum(torch.stack([self.objective.weight(batch) for batch in micro_batches]).sum()).clamp(min=1.0)
         # Averaging over processes divides by their number, the sum of losses asks for none of that.
-        scale = (self.world.size / weight).float()
-        sums = torch.zeros(len(self.objective.measures), device=self.world.device)
+        scale = (self.world.size * self._loss_scale / weight).float()
+        names = self.objective.measures
+        # The last number is the signal, so that it travels with the others.
+        sums = torch.zeros(len(names) + 1, device=self.world.device)
+        if self.stop.requested:
+            sums[-1] = float(self.stop.requested)
         for number, batch in enumerate(micro_batches, start=1):
             with self.world.gradient_sync(self.forward, last=number == len(micro_batches)):
                 with self.machine.autocast(self.world.device):
-                    result = self.objective(self.forward, batch.to(self.world.device))
+                    result = self.objective(self.forward, batch)
                 torch.autograd.backward(result.loss * scale)
-            sums += torch.stack([result.measures[name] for name in self.objective.measures])
-        return dict(zip(self.objective.measures, self.world.sum(sums) / weight.float(), strict=True))
+            sums[:-1] += torch.stack([result.measures[name] for name in names])
+        totals = self.world.sum(sums)
+        return dict(zip(names, totals[:-1] / weight.float(), strict=True)), totals[-1]
 
-    def _check(self, measures: dict[str, Tensor], gradient_norm: Tensor) -> int | None:
-        """Whether to apply the step, the same answer for every process, and the signal that asked to stop, if one did.
+    def _clip_gradients(self) -> Tensor:
+        """The norm of the whole gradient, before it is shortened to what the settings allow."""
+        parameters = list(self.model.parameters())
+        if self._loss_scale != 1:
+            torch._foreach_mul_([parameter.grad for parameter in parameters if parameter.grad is not None], 1 / self._loss_scale)
+        return torch.nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip or float("inf"))
 
-        Reads one small tensor, the only wait for the device in a step.
-        """
-        own_signal = torch.tensor(float(self.stop.requested or 0), device=self.world.device)
-        finite = torch.isfinite(measures["loss"]) & torch.isfinite(gradient_norm)
-        all_finite, signals = torch.stack((finite.float(), self.world.sum(own_signal))).tolist()
-        if not all_finite:
+    @property
+    def _loss_scale(self) -> float:
+        return 1.0 if self.progress.loss_scale is None else self.progress.loss_scale.scale
+
+    def _judge(self, verdict: _Verdict) -> bool:
+        """Whether to apply the step, the same answer for every process."""
+        scale = self.progress.loss_scale
+        if scale is not None:
+            is_finite = self._read(verdict, may_overflow=not scale.is_exhausted)
+            self.progress = replace(self.progress, loss_scale=scale.after(is_finite))
+            return is_finite
+        waits = self.world.device.type == "cuda"
+        due, self._unread = (self._unread, verdict) if waits else (verdict, None)
+        if due is not None:
+            self._read(due)
+        return True
+
+    def _read(self, verdict: _Verdict, may_overflow: bool = False) -> bool:
+        """Whether a step was finite; notes the signal that asked to stop, if one did. Raises NumericsError."""
+        loss, gradient_norm, signals = verdict.read()
+        if signals:
+            self._stop_signal = self.stop.requested or int(signal.SIGTERM)
+        is_finite = math.isfinite(loss) and math.isfinite(gradient_norm)
+        if not is_finite and not may_overflow:
             self.optimizer.clear_gradients()
+            fate = "is not saved" if self._unread is not None else "was not applied"
             raise NumericsError(
-                f"step {self.progress.step + 1:,}: the loss is {float(measures['loss'])}, the norm of the gradient {float(gradient_norm)}; "
-                "the step was not applied",
+                f"step {verdict.step + 1:,}: the loss is {loss}, the norm of the gradient {gradient_norm}; the step {fate}",
                 "start the stage anew (--force) with a lower learning_rate or a longer warm-up, or continue with precision fp32",
             )
-        return None if not signals else self.stop.requested or int(signal.SIGTERM)
+        return is_finite
 
     def _observe(self, report: StepReport) -> None:
         due = [observer for observer in self.observers if observer.due(report.step)]
         if not due:
             return
         self.model.eval()
-        with torch.no_grad():
+        # Compiling once more for a pass without gradients costs more than it saves.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager") if self.machine.compiled else nullcontext():
             for observer in due:
                 measured = observer.observe(report)
                 if "validation/loss" in measured:

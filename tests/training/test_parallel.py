@@ -166,7 +166,7 @@ def test_what_the_settings_name_holds_and_the_change_is_told(tmp_path: Path, cap
     warning = capsys.readouterr().err
     assert "no longer bitwise" in warning
     assert "precision: bf16 -> fp32" in warning
-    assert json.loads((tmp_path / MACHINE).read_text())["changes"] == ["micro_batch_rows: None -> 4", "precision: bf16 -> fp32"]
+    assert json.loads((tmp_path / MACHINE).read_text())["changes"] == ["precision: bf16 -> fp32", "micro_batch_rows: None -> 4"]
     settle_machine(tmp_path, training_settings(precision="fp32", micro_batch_rows=4), ALONE)
     assert capsys.readouterr().err == ""
 
