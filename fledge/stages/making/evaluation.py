@@ -1,15 +1,14 @@
-"""Stage 8: what each checkpoint of the run can do, measured on text and questions that none of them has seen."""
+"""The scores of every checkpoint on text and questions that none of them has seen, with samples and what compressors reach."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fledge.core import artifact, console, disk
+from fledge.core import console, disk
 from fledge.core.artifact import Artifact
-from fledge.core.config import identity
 from fledge.core.process import keep_freed_memory
 from fledge.corpus.document import Conversation, Document, Split, read_conversations, read_documents
 from fledge.corpus.filters.evaluation_files import EvaluationFile
@@ -20,13 +19,11 @@ from fledge.evaluation.preference import PairLogProbabilities, pair_log_probabil
 from fledge.evaluation.scoring import leading_texts
 from fledge.evaluation.settings import EvaluateSettings
 from fledge.evaluation.statistics import Score
-from fledge.evaluation.text_files import find_text_files, text_file_scores
+from fledge.evaluation.text_files import text_file_scores
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.model.precision import use_fast_fp32
-from fledge.stages import TRAINING_STAGES, has_stage
-from fledge.stages.checkpoint_names import open_checkpoint
-from fledge.stages.run import Run, make
+from fledge.stages.run import Run
 from fledge.tokens.settings import CorpusSplitSettings
 from fledge.tokens.shards import TokenSet, join_token_sets, open_token_set
 from fledge.tokens.tokenizer import open_tokenizer, require_same_tokenizer
@@ -51,65 +48,41 @@ class HeldOut:
     pairs: dict[str, PairLogProbabilities] = field(default_factory=dict)
 
 
-def run(run: Run) -> None:
-    settings: EvaluateSettings = run.recipe.section("evaluate")
-    checkpoints = dict(_checkpoints(run, settings))
-    given = run.recipe.pack.corpus if run.recipe.pack else ()
-    corpora = {content: run.corpora(given, content) for content in ("documents", "conversations")}
-    tokens = {content: _tokens(run, stage, content) for stage, content in (("pretrain", "documents"), ("dpo", "preferences"))}
-    inputs = {f"checkpoint.{name}": found for name, found in checkpoints.items()}
-    inputs |= {f"{content}.{role}": found for content, by_role in (corpora | tokens).items() for role, found in by_role.items()}
-
-    files = find_text_files(settings.files)
-    hashes = {"file_hashes": [[file.name, file.sha256] for file in files]} if files else {}
-
-    def fill(folder: Path, stats: dict[str, Any]) -> str:
-        keep_freed_memory()
-        use_fast_fp32("cpu")
-        held_out = HeldOut(
-            settings,
-            list(_documents(run, corpora["documents"], tokens["documents"], "validation")),
-            [row for found in corpora["conversations"].values() for row in read_conversations(found.path, "validation")],
-            lambda: (row.text for row in _documents(run, corpora["documents"], tokens["documents"], "train")),
-            _open(tokens["documents"]),
-            _open(tokens["preferences"]),
-            files,
-        )
-        evaluations = []
-        with console.progress("evaluate", len(checkpoints), "checkpoints") as progress:
-            for name, found in checkpoints.items():
-                evaluations.append(_evaluate(name, found, held_out))
-                progress.advance(note=name)
-        compressors = _compressors(held_out, next(iter(checkpoints.values()))) if checkpoints else []
-        samples = _samples(held_out, next(iter(checkpoints.values()))) if checkpoints else []
-        results = {
-            "evaluations": [asdict(one) for one in evaluations],
-            "compressors": [asdict(one) for one in compressors],
-            "samples": [asdict(one) for one in samples],
-        }
-        disk.write_json(folder / RESULTS, results)
-        stats["scores"] = sum(len(one.scores) for one in evaluations)
-        _print(evaluations, compressors)
-        return f"{stats['scores']} scores of {len(evaluations)} checkpoints"
-
-    make(run, "evaluate", artifact.request("evaluation", {**identity(settings), **hashes}, inputs), fill)
-
-
-def _checkpoints(run: Run, settings: EvaluateSettings) -> Iterator[tuple[str, Artifact]]:
-    for name in settings.checkpoints:
-        if name not in TRAINING_STAGES:
-            yield name, open_checkpoint(name)
-        elif has_stage(name, run):
-            yield name, open_checkpoint(f"{run.folder / name}@final")
-
-
-def _tokens(run: Run, stage: str, content: str) -> dict[str, Artifact]:
-    """The token sets that a stage was trained on, by role; of a stage the recipe lacks, this run's own if there are any."""
-    training = getattr(run.recipe, stage)
-    if training is not None and training.tokens:
-        return {f"tokens.{role}": found for role, found in run.token_sets(training.tokens, content).items()}
-    found = run.own(f"pack/{content}", "tokens")
-    return {"tokens": found} if found else {}
+def make_evaluation(
+    run: Run,
+    checkpoints: Mapping[str, Artifact],
+    corpora: Mapping[str, dict[str, Artifact]],
+    tokens: Mapping[str, dict[str, Artifact]],
+    files: Sequence[EvaluationFile],
+    folder: Path,
+) -> list[CheckpointEvaluation]:
+    """Measure every checkpoint, print the scores and write them; `corpora` and `tokens` are the held-out data by content and role."""
+    keep_freed_memory()
+    use_fast_fp32("cpu")
+    held_out = HeldOut(
+        run.recipe.section("evaluate"),
+        list(_documents(run, corpora["documents"], tokens["documents"], "validation")),
+        [row for found in corpora["conversations"].values() for row in read_conversations(found.path, "validation")],
+        lambda: (row.text for row in _documents(run, corpora["documents"], tokens["documents"], "train")),
+        _open(tokens["documents"]),
+        _open(tokens["preferences"]),
+        files,
+    )
+    evaluations = []
+    with console.progress("evaluate", len(checkpoints), "checkpoints") as progress:
+        for name, found in checkpoints.items():
+            evaluations.append(_evaluate(name, found, held_out))
+            progress.advance(note=name)
+    compressors = _compressors(held_out, next(iter(checkpoints.values()))) if checkpoints else []
+    samples = _samples(held_out, next(iter(checkpoints.values()))) if checkpoints else []
+    results = {
+        "evaluations": [asdict(one) for one in evaluations],
+        "compressors": [asdict(one) for one in compressors],
+        "samples": [asdict(one) for one in samples],
+    }
+    disk.write_json(folder / RESULTS, results)
+    _print(evaluations, compressors)
+    return evaluations
 
 
 def _documents(run: Run, corpora: dict[str, Artifact], tokens: dict[str, Artifact], split: Split) -> Iterator[Document]:

@@ -1,60 +1,63 @@
-"""Stage 9: everything the run left behind, gathered into one page."""
+"""The page of the report: its data gathered from the artifacts of the run, and the answer of the last model."""
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fledge.core import __version__, artifact, disk
+from fledge.core import __version__, artifact, console, disk
 from fledge.core.artifact import Artifact
 from fledge.core.console import format_bytes
-from fledge.core.errors import ArtifactError
 from fledge.core.metrics import read_metrics
 from fledge.corpus.sources.settings import Content
 from fledge.evaluation.checkpoint import evaluation_from_plain
 from fledge.evaluation.compression import CompressorFigure
-from fledge.evaluation.generations import Sample
+from fledge.evaluation.generations import Sample, answer_question
 from fledge.evaluation.report import LineageLine, ReportData, StageUse, TrainingHistory, report
-from fledge.stages import REPORT, STAGES, TRAINING_STAGES, has_stage
-from fledge.stages.evaluate import RESULTS
-from fledge.stages.run import Run, make
+from fledge.stages import REPORT, TRAINING_STAGES
+from fledge.stages.checkpoint_names import find_checkpoint
+from fledge.stages.making.evaluation import RESULTS
+from fledge.stages.run import Run
+from fledge.tokens.tokenizer import open_tokenizer
 
 CONTENT_OF: dict[str, Content] = {"pretrain": "documents", "sft": "conversations", "dpo": "preferences"}
 
 
-def run(run: Run) -> None:
-    made = dict(_artifacts(run))
-    if "evaluate" not in made:
-        raise ArtifactError(f"{run.folder} has no evaluation to report", f"make it first: fledge evaluate {run.command}")
+def make_report(run: Run, made: Mapping[str, Artifact], last: str | None, folder: Path) -> dict[str, Any]:
+    """Write the page of these artifacts, by their place in the run. The model of stage `last` is asked the recipe's question.
 
-    def fill(folder: Path, stats: dict[str, Any]) -> str:
-        stats["size_bytes"] = disk.write_text(folder / REPORT, report(_gather(run, made))).size_bytes
-        return f"{REPORT}, {format_bytes(stats['size_bytes'])}"
-
-    make(run, "report", artifact.request("report", {}, made), fill)
+    Returns figures: the size of the page, the question and the answer.
+    """
+    asked = _ask(run, made[last].path) if last is not None else None
+    size_bytes = disk.write_text(folder / REPORT, report(_gather(run, made, asked))).size_bytes
+    return {"size_bytes": size_bytes, **({"question": asked.prompt, "answer": asked.text} if asked else {})}
 
 
-def _artifacts(run: Run) -> Iterator[tuple[str, Artifact]]:
-    """Every finished artifact of the run before this stage, by its place: "corpus/documents", "pretrain", ..."""
-    for stage in STAGES[:-1]:
-        for path in [run.folder / stage / artifact.MANIFEST, *sorted((run.folder / stage).glob(f"*/{artifact.MANIFEST}"))]:
-            if path.is_file() and has_stage(stage, run):
-                yield path.parent.relative_to(run.folder).as_posix(), artifact.open_artifact(path.parent)
+def _ask(run: Run, stage_folder: Path) -> Sample | None:
+    """The recipe's question with the answer of a stage's final model; None, which is said, if its tokenizer has no turns."""
+    question, folder = run.recipe.question, find_checkpoint(f"{stage_folder}@final")
+    assert question is not None
+    if open_tokenizer(folder).turn_start is None:
+        console.warn(f"the question is not asked: the tokenizer of {folder} has no tokens for the turns of a conversation")
+        return None
+    answer = answer_question(folder, question, run.recipe.generation.maximum_new_tokens)
+    return Sample(question, answer, f"The question of the recipe, answered by the model after {stage_folder.name}.")
 
 
-def _gather(run: Run, made: dict[str, Artifact]) -> ReportData:
+def _gather(run: Run, made: Mapping[str, Artifact], asked: Sample | None) -> ReportData:
     results = json.loads((made["evaluate"].path / RESULTS).read_text(encoding="utf-8"))
     trained = [stage for stage in TRAINING_STAGES if stage in made]
     return ReportData(
         run_name=run.folder.name,
         recipe_name=run.command,
         written_at=datetime.now().strftime("%Y-%m-%d %H:%M"),
+        asked=asked,
         stages=[_use(run, place, found) for place, found in made.items()],
         training=[TrainingHistory(stage, read_metrics(made[stage].path), CONTENT_OF[stage]) for stage in trained],
         compressors=[CompressorFigure(**figure) for figure in results["compressors"]],

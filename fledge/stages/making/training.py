@@ -1,84 +1,45 @@
-"""Stages 4, 5 and 7 are one: a token set and a start become checkpoints; what differs lies in the recipe and in `Task`.
-
-Inputs by role: `tokens.0`, `tokens.1`, ... the token sets; `start_from` the checkpoint before; `scores` the reference of dpo.
-"""
+"""The parts of a training stage, built from its task, put together and run; and what the finished stage says of itself."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from fledge.core import artifact, console
-from fledge.core.artifact import Artifact, Request
+from fledge.core.artifact import Artifact
 from fledge.core.errors import ConfigError
 from fledge.core.metrics import open_metrics, read_metrics
 from fledge.core.process import StopSignals, keep_freed_memory
-from fledge.corpus.document import Content, Message, Split
+from fledge.corpus.document import Message, Split
 from fledge.inference.engine import Engine
 from fledge.inference.settings import GenerationSettings
 from fledge.model.cost import flops_per_token, parameter_count
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.model.settings import ModelConfig, padded_vocabulary_size
-from fledge.stages import TRAINING_STAGES, Stage, has_stage
-from fledge.stages.checkpoint_names import open_checkpoint
 from fledge.stages.run import Run
+from fledge.stages.task import Task
 from fledge.tokens.chat import render
-from fledge.tokens.shards import TokenSet, open_token_set
-from fledge.tokens.tokenizer import Tokenizer, copy_tokenizer, open_tokenizer, require_one_tokenizer
+from fledge.tokens.tokenizer import Tokenizer, copy_tokenizer
 from fledge.training.batches import BatchLoader, RowReader, open_rows
-from fledge.training.checkpoint import CheckpointWriter, Progress, list_checkpoints, require_disk_space, resume
+from fledge.training.checkpoint import CheckpointWriter, Progress, require_disk_space, resume
+from fledge.training.checkpoint_folders import list_checkpoints
 from fledge.training.objectives import make_objective
 from fledge.training.observers import Log, Sample, Validate
 from fledge.training.optimizer import make_optimizer
 from fledge.training.parallel import Machine, World, chosen_machine, open_world, settle_machine
 from fledge.training.plan import Plan, make_plan
 from fledge.training.score import read_scores
-from fledge.training.settings import TrainingSettings
 from fledge.training.trainer import Trainer
 
 
-@dataclass(frozen=True)
-class Task:
-    """What one training stage has to do, with everything it reads opened."""
-
-    run: Run
-    stage: Stage
-    settings: TrainingSettings
-    token_sets: tuple[TokenSet, ...]
-    tokenizer: Tokenizer
-    parent: Artifact | None
-    scores: Artifact | None
-    wanted: Request
-
-    @property
-    def folder(self) -> Path:
-        return self.run.folder / self.stage
-
-    @property
-    def answers(self) -> bool:
-        """Whether the model learns to answer, so that the end of a turn ends what it says."""
-        return self.token_sets[0].content != "documents"
-
-    def rows(self, split: Split) -> RowReader:
-        """The rows of a split, with the reference's scores where there are any."""
-        scores = read_scores(self.scores.path, split) if self.scores else None
-        return open_rows(self.token_sets, split, self.settings.sequence_length, self.settings.isolate_documents, scores)
-
-
-def train(run: Run, stage: Stage, content: Content) -> None:
-    """Run one training stage, on this process or on its share of many."""
-    task = open_task(run, stage, content)
+def make_checkpoints(task: Task) -> None:
+    """Train on this process, or on its share of many, from the start or from the newest checkpoint."""
     with open_world(task.settings.device) as world:
-        finished = run.state(stage, task.wanted) == "finished"
-        world.barrier()
-        if finished:
-            console.info(f"{stage}: already done")
-            return
         started = time.monotonic()
         if world.main:
             artifact.begin(task.folder, task.wanted)
@@ -87,38 +48,6 @@ def train(run: Run, stage: Stage, content: Content) -> None:
             trainer.run()
         if world.main:
             _finish(task, trainer, time.monotonic() - started)
-
-
-def open_task(run: Run, stage: Stage, content: Content) -> Task:
-    """Open the inputs of a stage. Raises ArtifactError naming the command that makes what is missing."""
-    settings: TrainingSettings = run.recipe.section(stage)
-    tokens = run.token_sets(settings.tokens, content)
-    parent = open_parent(run, stage)
-    scores = run.open(run.folder / "score", "scores", "score") if stage == "dpo" else None
-    inputs = {**tokens, **({"start_from": parent} if parent else {}), **({"scores": scores} if scores else {})}
-    token_sets = tuple(open_token_set(found.path) for found in tokens.values())
-    tokenizer = open_tokenizer(parent.path if parent else Path(next(iter(tokens.values())).manifest.inputs["tokenizer"].path))
-    made_with = {f"token set {token_set.folder}": token_set.tokenizer_sha256 for token_set in token_sets}
-    holder = f"checkpoint {parent.path}" if parent else f"tokenizer {tokenizer.folder}"
-    require_one_tokenizer({**made_with, holder: tokenizer.sha256}, run.command)
-    shape = None if parent else run.recipe.model
-    wanted = artifact.request("training", {"stage": stage, "training": settings, "model": shape}, inputs)
-    return Task(run, stage, settings, token_sets, tokenizer, parent, scores, wanted)
-
-
-def open_parent(run: Run, stage: Stage) -> Artifact | None:
-    """The checkpoint a stage starts from: the one given, or the final one of the stage before. None: random weights."""
-    given = run.recipe.section(stage).start_from
-    if given is not None:
-        return open_checkpoint(given)
-    if stage == "pretrain":
-        return None
-    earlier = TRAINING_STAGES[: TRAINING_STAGES.index(stage)]
-    before = next((one for one in reversed(earlier) if has_stage(one, run)), None)
-    if before is None:
-        raise ConfigError(f"{stage} has nothing to start from", f"set {stage}.start_from to a checkpoint")
-    run.open(run.folder / before, "training", before)
-    return open_checkpoint(f"{run.folder / before}@final")
 
 
 def open_model(parent: Artifact | None, run: Run, tokenizer: Tokenizer, answers: bool, seed: int) -> Llama:
@@ -140,7 +69,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     machine = settle_machine(folder, settings, world, like=task.scores.path if task.scores else None)
     if task.scores is not None:
         _require_same_arithmetic(task, task.scores.path, machine)
-    train, validation = task.rows("train"), task.rows("validation")
+    train, validation = _rows(task, "train"), _rows(task, "validation")
     model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings.seed).to(world.device)
     _require_context(task, train, model)
     require_disk_space(folder, model)
@@ -169,6 +98,12 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
             stop=stop,
             progress=progress,
         )
+
+
+def _rows(task: Task, split: Split) -> RowReader:
+    """The rows of a split, with the reference's scores where there are any."""
+    scores = read_scores(task.scores.path, split) if task.scores else None
+    return open_rows(task.token_sets, split, task.settings.sequence_length, task.settings.isolate_documents, scores)
 
 
 def _require_same_arithmetic(task: Task, scores: Path, machine: Machine) -> None:
