@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fledge.stages import STAGES
+
 PACKAGE = Path(__file__).parent.parent / "fledge"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -60,6 +62,8 @@ FILE_MODULES = {
     "os": {"replace", "rename", "remove", "makedirs", "mkdir", "unlink", "rmdir", "truncate"},
     "shutil": {"move", "rmtree", "copy", "copytree", "copyfile"},
 }
+SLOW = ["torch", "numba", "transformers"]
+"""Seconds each: not for looking at what is finished."""
 LIGHT = ["torch", "sentencepiece", "numba", "pyarrow", "transformers", "peft", "tokenizers", "numpy"]
 
 
@@ -217,5 +221,13 @@ def test_every_module_says_its_place(trees: dict[Path, ast.Module]) -> None:
 
 def test_the_command_line_loads_nothing_heavy() -> None:
     code = f"import sys, fledge.cli, fledge.recipe; print([name for name in {LIGHT!r} if name in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert loaded == "[]"
+
+
+def test_what_a_finished_run_needs_loads_no_torch() -> None:
+    """Every stage, and the last lines of a run: what makes a result is loaded by the stage that has one to make."""
+    names = [*(f"fledge.stages.{stage}" for stage in STAGES), "fledge.verbs.closing"]
+    code = f"import sys, {', '.join(names)}; print([name for name in {SLOW!r} if name in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert loaded == "[]"

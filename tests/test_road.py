@@ -35,6 +35,7 @@ from fledge.tokens.tokenizer import open_tokenizer
 pytestmark = pytest.mark.road
 
 ROOT = Path(__file__).parent.parent
+ANSWER = re.compile(r"^answer: +(.+)$", re.MULTILINE)
 ROAD_SECONDS = {"bf16": 300, "fp32": 900}
 """By what training computes in, on two cores that may be busy; benchmarks/quickstart.py holds the 180 s of two idle ones with bf16."""
 
@@ -56,10 +57,11 @@ class Road:
         return next(score for score in evaluation["scores"] if score["name"] == name)
 
 
-def fledge(*arguments: str, home: Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+def fledge(*arguments: str, home: Path, stdin: str | None = None, watched: bool = False) -> subprocess.CompletedProcess[str]:
+    """`watched`: its imports are listed on stderr."""
     environment = {**os.environ, "NO_COLOR": "1"}
     environment.pop("OMP_NUM_THREADS", None)
-    command = [sys.executable, "-m", "fledge", *arguments]
+    command = [sys.executable, *(["-X", "importtime"] if watched else []), "-m", "fledge", *arguments]
     return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, input=stdin, timeout=1800)
 
 
@@ -75,7 +77,7 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Road:
 def test_it_ends_in_an_answer_in_time(road: Road) -> None:
     print(f"the road took {road.seconds:.0f} s")
     assert road.seconds < ROAD_SECONDS[json.loads((road.run / "pretrain" / "machine.json").read_text())["chosen"]["precision"]]
-    answer = re.search(r"^answer: +(.+)$", road.output, re.MULTILINE)
+    answer = ANSWER.search(road.output)
     assert answer is not None
     assert len(answer[1]) > 10
     assert "report.html" in road.output
@@ -129,14 +131,17 @@ def test_dpo_starts_at_ln_2_and_learns_every_kind_of_damage(road: Road) -> None:
 def test_a_second_run_repeats_nothing(road: Road) -> None:
     before = {path: path.stat().st_mtime_ns for path in road.run.rglob("*") if path.is_file() and path.name != ".lock"}
     started = time.monotonic()
-    result = fledge("run", str(ROOT / "recipes" / "quickstart.yaml"), home=road.home)
+    result = fledge("run", str(ROOT / "recipes" / "quickstart.yaml"), home=road.home, watched=True)
     seconds = time.monotonic() - started
     after = {path: path.stat().st_mtime_ns for path in road.run.rglob("*") if path.is_file() and path.name != ".lock"}
     print(f"the second run took {seconds:.1f} s")
     assert result.returncode == 0
     assert after == before
     assert seconds < 5
-    assert "answer:" in result.stdout
+    assert ANSWER.findall(result.stdout) == ANSWER.findall(road.output)
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if line.startswith("import time:")}
+    assert "fledge.cli" in imported
+    assert not imported & {"torch", "numba"}
 
 
 def test_nothing_that_is_measured_was_trained_on(road: Road) -> None:

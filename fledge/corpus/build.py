@@ -19,44 +19,22 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from fledge.core import console, disk
-from fledge.core.config import identity
 from fledge.core.errors import DataError
 from fledge.corpus.card import card_page, data_card
 from fledge.corpus.document import SCHEMAS, Content, Preference, Row, Split, as_columns
 from fledge.corpus.duplicates import FIRST, KEEP, SIDE
 from fledge.corpus.factory import Factory, Surveyed, shard_statistics, statistics
-from fledge.corpus.filters import own_rules
 from fledge.corpus.filters.evaluation_files import EvaluationFile
 from fledge.corpus.limits import limits_of
-from fledge.corpus.rejects import Rejects
+from fledge.corpus.rejects import REJECTS_FILE, Rejects
 from fledge.corpus.resolve import Resolved, here_files, require_few_rejects
 from fledge.corpus.settings import CorpusSettings
 from fledge.corpus.sources.reading import cut_pieces, read_piece
 from fledge.corpus.split import Splitter, assign_sides
 
-REJECTS, STATS, DATA_CARD, CARD_PAGE = "rejects.jsonl", "stats.json", "DATA_CARD.md", "card.html"
+STATS, DATA_CARD, CARD_PAGE = "stats.json", "DATA_CARD.md", "card.html"
 
 _ROW_GROUP_ROWS = 1_024
-_ROW_SETTINGS = ("validation_fraction", "seed", "shard_documents")
-
-
-def contents(settings: CorpusSettings) -> tuple[Content, ...]:
-    """Which contents the sources name, in the order documents, conversations, preferences."""
-    named = {source.content for source in settings.sources}
-    return tuple(content for content in get_args(Content) if content in named)
-
-
-def corpus_identity(
-    settings: CorpusSettings, content: Content, sources: Sequence[Resolved], evaluation_files: Sequence[EvaluationFile]
-) -> dict[str, Any]:
-    """What decides the rows of one content, as plain JSON for the artifact's key: settings and what the sources hold now."""
-    decisive = identity(settings)
-    told = [{**identity(resolved.source), "fingerprint": resolved.fingerprint} for resolved in sources]
-    if content != "documents":
-        return {"sources": told, "content": content, **{name: decisive[name] for name in _ROW_SETTINGS}}
-    decisive["quality"]["own_rules"] = [[rule.function, rule.sha256] for rule in map(own_rules.find, settings.quality.own_rules)]
-    files = [[file.name, file.sha256] for file in evaluation_files]
-    return {**decisive, "sources": told, "content": content, "evaluation_files": files}
 
 
 def build_documents(
@@ -131,7 +109,7 @@ def _rows(settings: CorpusSettings, resolved: Resolved, splitter: Splitter, reje
 
 def _write_rejects(folder: Path, rejects: Sequence[Rejects]) -> None:
     if any(rejected.kept for rejected in rejects):
-        disk.write_bytes(folder / REJECTS, (line for rejected in rejects for line in rejected.lines()))
+        disk.write_bytes(folder / REJECTS_FILE, (line for rejected in rejects for line in rejected.lines()))
 
 
 def _warn_of_gaps(settings: CorpusSettings, content: Content, stats: dict[str, Any]) -> None:

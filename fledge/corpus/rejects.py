@@ -15,6 +15,9 @@ from typing import Any
 
 from fledge.core.errors import DataError
 
+REJECTS_FILE = "rejects.jsonl"
+"""What a corpus folder calls the file of its rejects."""
+
 _KEPT_REJECTS = 10_000
 _SHOWN_REJECTS = 5
 _SHOWN_REASONS = 20

@@ -8,15 +8,17 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from fledge.corpus.document import Conversation, Document
+from fledge.corpus.document import Conversation, Document, Message
 from fledge.evaluation.settings import EvaluateSettings
 from fledge.evaluation.statistics import Score, share_score
 from fledge.inference.engine import Engine
 from fledge.inference.settings import GenerationSettings
+from fledge.model.folder import load_model
 from fledge.model.llama import Llama
-from fledge.tokens.chat import render_batch
-from fledge.tokens.tokenizer import Tokenizer
+from fledge.tokens.chat import render, render_batch
+from fledge.tokens.tokenizer import Tokenizer, open_tokenizer
 
 SAMPLED_DOCUMENTS = 3
 
@@ -75,6 +77,15 @@ def answer_questions(model: Llama, tokenizer: Tokenizer, conversations: Sequence
         )
         for (conversation, _), completion in zip(asked, completions, strict=True)
     ]
+
+
+def answer_question(checkpoint: Path, question: str, maximum_new_tokens: int) -> str:
+    """The greedy answer of a checkpoint to one question. Raises DataError if its tokenizer has no turns, or the question is too long."""
+    tokenizer = open_tokenizer(checkpoint)
+    prompt = render(tokenizer, [Message("user", question)], answer_follows=True).ids
+    engine = Engine(load_model(checkpoint).eval(), tokenizer.vocabulary_size, tokenizer.end_ids(answers=True))
+    [completion] = engine.generate([prompt], GenerationSettings(temperature=0, maximum_new_tokens=maximum_new_tokens))
+    return tokenizer.decode(completion.ids).strip()
 
 
 def answer_scores(answers: Sequence[Answer], maximum_answer_tokens: int) -> list[Score]:

@@ -70,6 +70,8 @@ class ReportData:
     recipe_name: str
     written_at: str = ""
     """Date and time as people write it."""
+    asked: Sample | None = None
+    """The recipe's question and what the last model says."""
     stages: Sequence[StageUse] = ()
     training: Sequence[TrainingHistory] = ()
     compressors: Sequence[CompressorFigure] = ()
@@ -87,7 +89,7 @@ class ReportData:
 def report(data: ReportData) -> str:
     """The page as self-contained HTML."""
     parts = [
-        page.section("In short", _introduction(data), page.tiles(_headlines(data))),
+        page.section("In short", _introduction(data), page.tiles(_headlines(data)), *_exchanges([data.asked] if data.asked else [])),
         _samples(data.samples),
         _answers(data.evaluations),
         _compression(data),
@@ -130,8 +132,11 @@ def _comparison_note(score: Score, compressors: Sequence[CompressorFigure]) -> s
 
 
 def _samples(samples: Sequence[Sample]) -> Section | None:
-    shown = [page.exchange(sample.prompt, sample.text, *([sample.note] if sample.note else [])) for sample in samples]
-    return page.section("Samples", *explanations.SAMPLES, *shown) if shown else None
+    return page.section("Samples", *explanations.SAMPLES, *_exchanges(samples)) if samples else None
+
+
+def _exchanges(samples: Sequence[Sample]) -> list[Markup]:
+    return [page.exchange(sample.prompt, sample.text, *([sample.note] if sample.note else [])) for sample in samples]
 
 
 def _answers(evaluations: Sequence[CheckpointEvaluation]) -> Section | None:

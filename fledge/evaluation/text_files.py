@@ -6,19 +6,20 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fledge.core.errors import DataError
 from fledge.corpus.document import Document
 from fledge.corpus.filters.evaluation_files import EvaluationFile, find_evaluation_files
 from fledge.corpus.sources.pieces import cut
-from fledge.evaluation.checkpoint import context_window_tokens
-from fledge.evaluation.scoring import bits_per_byte
 from fledge.evaluation.settings import EvaluateSettings
 from fledge.evaluation.statistics import Score
-from fledge.model.llama import Llama
 from fledge.tokens.document_packing import pack_documents
 from fledge.tokens.shards import open_token_set
 from fledge.tokens.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from fledge.model.llama import Llama
 
 TEXT_SUFFIXES = (".txt", ".md")
 DOCUMENT_CHARACTERS = 8_000
@@ -45,6 +46,10 @@ def text_file_scores(
 
 
 def _score(model: Llama, tokenizer: Tokenizer, file: EvaluationFile, settings: EvaluateSettings, isolate_documents: bool) -> Score:
+    # Finding the files needs no torch; scoring does.
+    from fledge.evaluation.checkpoint import context_window_tokens
+    from fledge.evaluation.scoring import bits_per_byte
+
     with tempfile.TemporaryDirectory() as folder:
         pack_documents(_documents(file.path), tokenizer, Path(folder), "validation")
         tokens = open_token_set(Path(folder))

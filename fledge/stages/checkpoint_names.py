@@ -17,7 +17,7 @@ from fledge.core.artifact import Artifact
 from fledge.core.errors import CheckpointError
 from fledge.stages import TRAINING_STAGES
 from fledge.stages.run import RUNS
-from fledge.training.checkpoint import best_checkpoint, list_checkpoints
+from fledge.training.checkpoint_folders import best_checkpoint, list_checkpoints
 
 
 def find_checkpoint(reference: str) -> Path:

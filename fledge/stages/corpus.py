@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fledge.core import artifact, console, disk
 from fledge.core.errors import ArtifactError, DataError, FledgeError, MachineError
 from fledge.core.wording import counted
-from fledge.corpus import build
 from fledge.corpus.document import Content
 from fledge.corpus.engine.units import Executor, WorkFolder
-from fledge.corpus.factory import Factory, statistics
 from fledge.corpus.filters.evaluation_files import EvaluationFile, find_evaluation_files
+from fledge.corpus.rejects import REJECTS_FILE
+from fledge.corpus.request import contents, corpus_identity
 from fledge.corpus.resolve import Resolved, are_places_known, remember_places, resolve_sources
 from fledge.corpus.settings import CorpusSettings
 from fledge.corpus.sources.inputs import NotAsExpected
 from fledge.stages.run import Run, free_name, make
+
+if TYPE_CHECKING:
+    from fledge.corpus.factory import Factory
 
 WORK = Path("work") / "corpus"
 ANALYSIS = "analysis"
@@ -32,7 +35,7 @@ _OF_ANALYSIS = "of-analysis"
 def run(run: Run, rank: int = 0, world: int = 1) -> None:
     """Make what is missing. Of `world` ranks on a shared file system each does its share, and rank 0 brings the results together."""
     settings: CorpusSettings = run.recipe.section("corpus")
-    for content in build.contents(settings):
+    for content in contents(settings):
         place = f"corpus/{content}"
         sources = _sources(run, settings, content, rank)
         if sources is None:
@@ -42,9 +45,11 @@ def run(run: Run, rank: int = 0, world: int = 1) -> None:
         if rank != 0:
             continue
         if content != "documents":
-            wanted = artifact.request("corpus", build.corpus_identity(settings, content, sources, ()))
+            wanted = artifact.request("corpus", corpus_identity(settings, content, sources, ()))
 
             def fill(folder: Path, stats: dict[str, Any], content: Content = content, sources: list[Resolved] = sources) -> str:
+                from fledge.corpus import build
+
                 stats.update(content=content, **build.build_rows(settings, content, sources, folder))
                 return _outcome(content, stats)
 
@@ -58,6 +63,8 @@ def analyze(run: Run) -> Path:
     What a corpus made before is used, and stays; what an analysis makes for itself stays only if it does not come to its end.
     """
     settings: CorpusSettings = run.recipe.section("corpus")
+    from fledge.corpus import build, factory
+
     target, work = run.folder / ANALYSIS, run.folder / WORK
     is_ours = run.own("corpus/documents", "corpus") is None and (not work.exists() or (work / _OF_ANALYSIS).exists())
     files, results = _evaluation_files(run, settings), WorkFolder(work)
@@ -67,8 +74,8 @@ def analyze(run: Run) -> Path:
         sources = resolve_sources(settings, "documents", work)
         if not sources:
             raise DataError("the recipe has no source of documents to analyse", "add one to corpus.sources")
-        surveyed = Factory(settings, files, results, _executor(settings, 0, 1)).survey(sources, may_be_empty=True)
-        stats = statistics(settings, surveyed, files)
+        surveyed = _factory(settings, files, results).survey(sources, may_be_empty=True)
+        stats = factory.statistics(settings, surveyed, files)
     except FledgeError:
         # Hours of work are worth as much after a server that stayed away as after a Ctrl-C.
         if is_ours and not results.names():
@@ -88,24 +95,35 @@ def _make_documents(run: Run, settings: CorpusSettings, sources: Sequence[Resolv
     files = _evaluation_files(run, settings)
     work = WorkFolder(run.folder / WORK)
     folder = run.folder / "corpus" / "documents"
-    wanted = artifact.request("corpus", build.corpus_identity(settings, "documents", sources, files))
-    factory = Factory(settings, files, work, _executor(settings, rank, world))
+    wanted = artifact.request("corpus", corpus_identity(settings, "documents", sources, files))
     if rank != 0:
         if not (folder / artifact.MANIFEST).is_file() or artifact.read_key(folder / artifact.MANIFEST) != wanted.key:
+            factory = _factory(settings, files, work, rank, world)
             factory.shards(factory.survey(sources))
         return
     _move_aside_if_edited(folder)
+    used: set[str] = set()
 
     def fill(folder: Path, stats: dict[str, Any]) -> str:
+        from fledge.corpus import build
+
+        factory = _factory(settings, files, work, rank, world)
         stats.update(content="documents", **build.build_documents(factory, settings, sources, files, folder))
+        used.update(factory.used)
         return _outcome("documents", stats)
 
     make(run, "corpus/documents", wanted, fill)
     # Other ranks may still read what lies there.
     if not settings.keep_work and world == 1:
         work.discard_all_but(())
-    elif factory.used:
-        work.discard_all_but(factory.used)
+    elif used:
+        work.discard_all_but(used)
+
+
+def _factory(settings: CorpusSettings, files: Sequence[EvaluationFile], work: WorkFolder, rank: int = 0, world: int = 1) -> Factory:
+    from fledge.corpus.factory import Factory
+
+    return Factory(settings, files, work, _executor(settings, rank, world))
 
 
 def _executor(settings: CorpusSettings, rank: int, world: int) -> Executor:
@@ -145,7 +163,7 @@ def _sources(run: Run, settings: CorpusSettings, content: Content, rank: int) ->
         told = {source["name"]: source["fingerprint"] for source in made.manifest.settings["sources"]}
         unread = [Resolved(source, (), None, told.get(source.name, "")) for source in named]
         files = _evaluation_files(run, settings) if content == "documents" else ()
-        if artifact.request("corpus", build.corpus_identity(settings, content, unread, files)).key != made.manifest.key:
+        if artifact.request("corpus", corpus_identity(settings, content, unread, files)).key != made.manifest.key:
             raise
         console.info(f"corpus/{content}: already done; its sources cannot be read any more ({error.problem})")
         return None
@@ -183,5 +201,5 @@ def _outcome(content: Content, stats: dict[str, Any]) -> str:
         parts.append(counted(duplicates, "duplicates"))
     rejected = sum(tally["rejected"] for tally in stats["rejects"].values())
     if rejected:
-        parts.append(f"{rejected:,} rejected (see {build.REJECTS})")
+        parts.append(f"{rejected:,} rejected (see {REJECTS_FILE})")
     return ", ".join(parts)

@@ -2,53 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fledge.core import artifact, console, disk
+from fledge.core import artifact
 from fledge.core.artifact import Artifact
 from fledge.core.config import identity
-from fledge.core.process import keep_freed_memory
-from fledge.corpus.document import Conversation, Document, Split, read_conversations, read_documents
-from fledge.corpus.filters.evaluation_files import EvaluationFile
-from fledge.evaluation.checkpoint import CheckpointEvaluation, evaluate_base, evaluate_chat, results_table
-from fledge.evaluation.compression import CompressorFigure, compressor_figures
-from fledge.evaluation.generations import Answer, Sample, continued_documents
-from fledge.evaluation.preference import PairLogProbabilities, pair_log_probabilities, preference_scores
-from fledge.evaluation.scoring import leading_texts
 from fledge.evaluation.settings import EvaluateSettings
-from fledge.evaluation.statistics import Score
-from fledge.evaluation.text_files import find_text_files, text_file_scores
-from fledge.model.folder import load_model
-from fledge.model.llama import Llama
-from fledge.model.precision import use_fast_fp32
+from fledge.evaluation.text_files import find_text_files
 from fledge.stages import TRAINING_STAGES, has_stage
 from fledge.stages.checkpoint_names import open_checkpoint
 from fledge.stages.run import Run, make
-from fledge.tokens.settings import CorpusSplitSettings
-from fledge.tokens.shards import TokenSet, join_token_sets, open_token_set
-from fledge.tokens.tokenizer import open_tokenizer, require_same_tokenizer
-from fledge.tokens.unpacking import unpacked_documents
-
-RESULTS = "results.json"
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """What is measured on, and the log-probabilities of its pairs by checkpoint, since dpo's reference is a checkpoint too."""
-
-    settings: EvaluateSettings
-    documents: Sequence[Document]
-    conversations: Sequence[Conversation]
-    training_texts: Callable[[], Iterable[str]]
-    """The texts trained on, for the compressor that may read them too."""
-    document_tokens: TokenSet | None
-    pair_tokens: TokenSet | None
-    files: Sequence[EvaluationFile]
-    """Text files that the recipe names."""
-    pairs: dict[str, PairLogProbabilities] = field(default_factory=dict)
 
 
 def run(run: Run) -> None:
@@ -64,32 +29,10 @@ def run(run: Run) -> None:
     hashes = {"file_hashes": [[file.name, file.sha256] for file in files]} if files else {}
 
     def fill(folder: Path, stats: dict[str, Any]) -> str:
-        keep_freed_memory()
-        use_fast_fp32("cpu")
-        held_out = HeldOut(
-            settings,
-            list(_documents(run, corpora["documents"], tokens["documents"], "validation")),
-            [row for found in corpora["conversations"].values() for row in read_conversations(found.path, "validation")],
-            lambda: (row.text for row in _documents(run, corpora["documents"], tokens["documents"], "train")),
-            _open(tokens["documents"]),
-            _open(tokens["preferences"]),
-            files,
-        )
-        evaluations = []
-        with console.progress("evaluate", len(checkpoints), "checkpoints") as progress:
-            for name, found in checkpoints.items():
-                evaluations.append(_evaluate(name, found, held_out))
-                progress.advance(note=name)
-        compressors = _compressors(held_out, next(iter(checkpoints.values()))) if checkpoints else []
-        samples = _samples(held_out, next(iter(checkpoints.values()))) if checkpoints else []
-        results = {
-            "evaluations": [asdict(one) for one in evaluations],
-            "compressors": [asdict(one) for one in compressors],
-            "samples": [asdict(one) for one in samples],
-        }
-        disk.write_json(folder / RESULTS, results)
+        from fledge.stages.making.evaluation import make_evaluation
+
+        evaluations = make_evaluation(run, checkpoints, corpora, tokens, files, folder)
         stats["scores"] = sum(len(one.scores) for one in evaluations)
-        _print(evaluations, compressors)
         return f"{stats['scores']} scores of {len(evaluations)} checkpoints"
 
     make(run, "evaluate", artifact.request("evaluation", {**identity(settings), **hashes}, inputs), fill)
@@ -110,99 +53,3 @@ def _tokens(run: Run, stage: str, content: str) -> dict[str, Artifact]:
         return {f"tokens.{role}": found for role, found in run.token_sets(training.tokens, content).items()}
     found = run.own(f"pack/{content}", "tokens")
     return {"tokens": found} if found else {}
-
-
-def _documents(run: Run, corpora: dict[str, Artifact], tokens: dict[str, Artifact], split: Split) -> Iterator[Document]:
-    """The documents of a split: as the corpus divides them, unless packing divided them anew; then as they were packed."""
-    if tokens and run.recipe.pack is not None and not isinstance(run.recipe.pack.split, CorpusSplitSettings):
-        for found in tokens.values():
-            token_set, tokenizer = open_token_set(found.path), open_tokenizer(found.manifest.inputs["tokenizer"].path)
-            for name, text in unpacked_documents(token_set, tokenizer, split):
-                yield Document(text, name, "packed", "")
-        return
-    for found in corpora.values():
-        yield from read_documents(found.path, split)
-
-
-def _open(tokens: dict[str, Artifact]) -> TokenSet | None:
-    return join_token_sets([open_token_set(found.path) for found in tokens.values()]) if tokens else None
-
-
-def _evaluate(name: str, checkpoint: Artifact, held_out: HeldOut) -> CheckpointEvaluation:
-    model, tokenizer = load_model(checkpoint.path).eval(), open_tokenizer(checkpoint.path)
-    for token_set in (held_out.document_tokens, held_out.pair_tokens):
-        if token_set is not None:
-            what, holder = f"token set {token_set.folder}", f"checkpoint {checkpoint.path}"
-            require_same_tokenizer(token_set.tokenizer_sha256, tokenizer.sha256, what, holder)
-    scores: list[Score] = []
-    answers: list[Answer] = []
-    isolated = _training_settings(checkpoint).get("isolate_documents", True)
-    if held_out.document_tokens is not None:
-        scores += evaluate_base(
-            model, tokenizer, held_out.document_tokens, held_out.documents, held_out.settings, isolate_documents=isolated
-        )
-    scores += text_file_scores(model, tokenizer, held_out.files, held_out.settings, isolate_documents=isolated)
-    if tokenizer.turn_end in model.config.end_token_ids:
-        if held_out.conversations:
-            chat_scores, answers = evaluate_chat(model, tokenizer, held_out.conversations, held_out.settings)
-            scores += chat_scores
-        scores += _preference_scores(checkpoint, model, held_out)
-    return CheckpointEvaluation(name, tuple(scores), tuple(answers))
-
-
-def _preference_scores(checkpoint: Artifact, model: Llama, held_out: HeldOut) -> list[Score]:
-    """Scores on the pairs; of a checkpoint that learned from pairs also what it gained since the one it started from.
-
-    The reference is computed here like the checkpoint itself: the scores that dpo trained with are of another precision, and the
-    difference of the two would look like a preference.
-    """
-    if held_out.pair_tokens is None or not held_out.pair_tokens.shards("validation"):
-        return []
-    manifest = checkpoint.manifest
-    if "scores" not in manifest.inputs:
-        return preference_scores(_pairs(checkpoint.id, model, held_out), None)
-    parent = manifest.inputs["start_from"]
-    if parent.id not in held_out.pairs and not Path(parent.path, "config.json").is_file():
-        console.warn(f"{parent.path} is not there any more: no rewards, which compare with it")
-        return preference_scores(_pairs(checkpoint.id, model, held_out), None)
-    reference = held_out.pairs.get(parent.id) or _pairs(parent.id, load_model(Path(parent.path)).eval(), held_out)
-    beta = _training_settings(checkpoint)["objective"]["beta"]
-    return preference_scores(_pairs(checkpoint.id, model, held_out), reference, beta)
-
-
-def _training_settings(checkpoint: Artifact) -> dict[str, Any]:
-    """What a checkpoint was trained with; empty for one that others wrote."""
-    found: dict[str, Any] = checkpoint.manifest.settings.get("settings", {}).get("training", {})
-    return found
-
-
-def _pairs(checkpoint_id: str, model: Llama, held_out: HeldOut) -> PairLogProbabilities:
-    assert held_out.pair_tokens is not None
-    if checkpoint_id not in held_out.pairs:
-        held_out.pairs[checkpoint_id] = pair_log_probabilities(model, held_out.pair_tokens, held_out.settings)
-    return held_out.pairs[checkpoint_id]
-
-
-def _samples(held_out: HeldOut, checkpoint: Artifact) -> list[Sample]:
-    """How the first of the checkpoints goes on with held-out documents."""
-    model = load_model(checkpoint.path).eval()
-    return continued_documents(model, open_tokenizer(checkpoint.path), held_out.documents, held_out.settings)
-
-
-def _compressors(held_out: HeldOut, checkpoint: Artifact) -> list[CompressorFigure]:
-    """What zlib and xz make of the very text that bits per byte are measured on."""
-    if not held_out.settings.compressors or held_out.document_tokens is None:
-        return []
-    texts = leading_texts(held_out.document_tokens, open_tokenizer(checkpoint.path), "validation", held_out.settings.maximum_text_bytes)
-    with console.progress("compress the held-out text", None, "texts"):
-        return compressor_figures(texts, held_out.training_texts())
-
-
-def _print(evaluations: Sequence[CheckpointEvaluation], compressors: Sequence[CompressorFigure]) -> None:
-    if not any(one.scores for one in evaluations):
-        console.warn("nothing was measured: there is no held-out text, or no checkpoint to measure")
-        return
-    console.table("held-out results (? : not distinguishable from guessing)", *results_table(evaluations))
-    if compressors:
-        rows = [[figure.name, f"{figure.bits_per_byte:.3f}"] for figure in compressors]
-        console.table("bits per byte of compressors on the same text", ["compressor", "bits per byte"], rows)

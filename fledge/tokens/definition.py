@@ -10,10 +10,12 @@ character of such a name keeps the library from seeing one whole.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -35,6 +37,10 @@ _ADDED_TOKEN_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "n
 _END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 _BEGINNING = ("<s>", "<|begin_of_text|>", "<bos>")
 _PADDING = ("<|pad|>", "<pad>", "[PAD]", UNKNOWN)
+
+
+class _UnusableError(Exception):
+    """What is wrong with a content, wherever it lies."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +79,25 @@ class Definition:
 
 
 def read_definition(path: Path) -> Definition:
-    """The definition in a file. Raises DataError naming the file and the field that is wrong."""
-    return checked(read_json(path), str(path))
+    """The definition in a file, checked once for the same bytes. Raises DataError naming the file and the field that is wrong."""
+    raw = _read_bytes(path, REMEDY)
+    with _naming(str(path), REMEDY):
+        return _definition_of(raw)
 
 
 def checked(content: Any, place: str, remedy: str = REMEDY) -> Definition:
     """The definition in a parsed `tokenizer.json` from `place`. Raises DataError naming the field that is wrong."""
+    with _naming(place, remedy):
+        return _checked(content)
+
+
+@functools.lru_cache(maxsize=4)
+def _definition_of(raw: bytes) -> Definition:
+    """Each stage opens the tokenizer anew, and its copies in checkpoints: at 4,096 entries a check takes 0.1 s."""
+    return _checked(_parsed(raw))
+
+
+def _checked(content: Any) -> Definition:
     try:
         spelling = spelling_of(content)
         specials = _specials(content["added_tokens"])
@@ -99,7 +118,7 @@ def checked(content: Any, place: str, remedy: str = REMEDY) -> Definition:
         digest = canonical_sha256(content)
     except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError) as error:
         reason = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
-        raise DataError(f"{place} is not a tokenizer that can be used: {reason}", remedy) from error
+        raise _UnusableError(f"is not a tokenizer that can be used: {reason}") from error
     return Definition(content, digest, tuple(pieces), MappingProxyType(specials), roles, spelling)
 
 
@@ -193,12 +212,31 @@ def guard(names: Iterable[str]) -> dict[str, Any]:
 
 def read_json(path: Path, remedy: str = REMEDY) -> Any:
     """A JSON file of a tokenizer. Raises DataError if it is none, or too long to be one."""
+    raw = _read_bytes(path, remedy)
+    with _naming(str(path), remedy):
+        return _parsed(raw)
+
+
+def _read_bytes(path: Path, remedy: str) -> bytes:
     if path.stat().st_size > _MAXIMUM_FILE_BYTES:
         raise DataError(f"{path} is {path.stat().st_size:,} bytes long, more than a tokenizer can be", remedy)
+    return path.read_bytes()
+
+
+def _parsed(raw: bytes) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}", remedy) from error
+        raise _UnusableError(f"is not valid JSON: {error}") from error
+
+
+@contextlib.contextmanager
+def _naming(place: str, remedy: str) -> Iterator[None]:
+    """Says of which file something is wrong."""
+    try:
+        yield
+    except _UnusableError as error:
+        raise DataError(f"{place} {error}", remedy) from error
 
 
 def _vocabulary(model: Mapping[str, Any]) -> dict[str, int]:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -157,10 +158,20 @@ class RowReader:
         return Pairs(torch.from_numpy(answers), int(count), reference)
 
 
+class Rows(Protocol):
+    """Makes batches of rows: a `RowReader`, or tokens that are on the device already."""
+
+    row_tokens: int
+
+    def batch(self, rows: Sequence[Row], batch_rows: int) -> Batch:
+        """The given rows, then rows without targets up to `batch_rows`."""
+        ...
+
+
 class BatchLoader:
     """What one process computes in a step: its share of the plan's rows, in micro-batches of one shape."""
 
-    def __init__(self, plan: Plan, reader: RowReader, micro_batch_rows: int | None, rank: int, world_size: int, ahead: bool) -> None:
+    def __init__(self, plan: Plan, reader: Rows, micro_batch_rows: int | None, rank: int, world_size: int, ahead: bool) -> None:
         self.plan = plan
         self.reader = reader
         self.rank = rank

@@ -14,7 +14,6 @@ is an error: starting over silently would bury them.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -25,18 +24,25 @@ import torch
 from torch import Tensor
 
 from fledge.core import artifact, console, disk
-from fledge.core.artifact import Artifact, Request
+from fledge.core.artifact import Request
 from fledge.core.config import differences
 from fledge.core.errors import ArtifactError, CheckpointError, MachineError, NumericsError
 from fledge.model.folder import WEIGHTS, save_model
 from fledge.model.llama import Llama
 from fledge.model.tensors import read_tensors, write_tensors
+from fledge.training.checkpoint_folders import (
+    CHECKPOINTS,
+    Checkpoint,
+    best_checkpoint,
+    checkpoint_folder,
+    list_checkpoints,
+    step_folders,
+)
 from fledge.training.loss_scale import LossScale
 from fledge.training.optimizer import Optimizer
 from fledge.training.parallel import World
 from fledge.training.plan import Plan
 
-CHECKPOINTS = "checkpoints"
 QUARANTINE = "quarantine"
 OPTIMIZER = "resume/optimizer.safetensors"
 STATE = "resume/state.json"
@@ -44,7 +50,6 @@ STATE = "resume/state.json"
 RECENT_LOSSES = 256
 """Losses of the last steps that a checkpoint carries."""
 
-_NAME = re.compile(r"step-(\d+)")
 _BYTES_PER_PARAMETER = 12
 """A weight and two moments, fp32."""
 
@@ -71,21 +76,6 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A finished checkpoint on disk."""
-
-    step: int
-    path: Path
-    artifact: Artifact
-
-    @property
-    def validation_loss(self) -> float | None:
-        """Measured with exactly these weights; None if it was not."""
-        loss: float | None = self.artifact.stats.get("validation_loss")
-        return loss
-
-
-@dataclass(frozen=True)
 class CheckpointWriter:
     """Saves the checkpoints of a stage and removes those that are no longer kept."""
 
@@ -103,7 +93,7 @@ class CheckpointWriter:
         _require_finite({**dict(model.named_parameters()), **state}, progress.step)
         asked = {"stage": self.request.kind, "step": progress.step, "settings": self.request.settings}
         wanted = Request("checkpoint", asked, self.request.inputs)
-        path = self.stage_folder / CHECKPOINTS / _folder_name(progress.step)
+        path = checkpoint_folder(self.stage_folder, progress.step)
         with artifact.build(path, wanted) as (partial, stats):
             save_model(model, partial)
             if self.copy_tokenizer is not None:
@@ -115,25 +105,6 @@ class CheckpointWriter:
         return Checkpoint(progress.step, path, artifact.open_artifact(path, "checkpoint"))
 
 
-def list_checkpoints(stage_folder: Path) -> list[Checkpoint]:
-    """The finished checkpoints of a stage by step; ones whose sizes are wrong are left out."""
-    found = []
-    for step, path in _step_folders(stage_folder):
-        try:
-            found.append(Checkpoint(step, path, artifact.open_artifact(path, "checkpoint")))
-        except ArtifactError:
-            continue
-    return found
-
-
-def best_checkpoint(stage_folder: Path) -> Checkpoint | None:
-    """The one with the smallest validation loss, the earliest of equals; None if none was validated."""
-    validated = [
-        (found.validation_loss, found.step, found) for found in list_checkpoints(stage_folder) if found.validation_loss is not None
-    ]
-    return min(validated)[2] if validated else None
-
-
 def newest_sound(stage_folder: Path) -> Checkpoint | None:
     """The checkpoint to continue from, every byte of it checked; None if none was ever finished.
 
@@ -141,7 +112,7 @@ def newest_sound(stage_folder: Path) -> Checkpoint | None:
     CheckpointError if nothing but damaged ones is left.
     """
     _sweep(stage_folder)
-    for step, path in reversed(_step_folders(stage_folder)):
+    for step, path in reversed(step_folders(stage_folder)):
         problem = _problem(path)
         if problem is None:
             return Checkpoint(step, path, artifact.open_artifact(path, "checkpoint"))
@@ -165,7 +136,7 @@ def resume(stage_folder: Path, model: Llama, optimizer: Optimizer, plan: Plan, w
     if step == 0:
         return Progress()
     if found is None:
-        path = stage_folder / CHECKPOINTS / _folder_name(step)
+        path = checkpoint_folder(stage_folder, step)
         found = Checkpoint(step, path, artifact.open_artifact(path, "checkpoint"))
     return restore(found, model, optimizer, plan)
 
@@ -208,10 +179,6 @@ def require_disk_space(stage_folder: Path, model: Llama) -> None:
         )
 
 
-def _folder_name(step: int) -> str:
-    return f"step-{step:06d}"
-
-
 def _stats(plan: Plan, progress: Progress) -> dict[str, Any]:
     return {
         "step": progress.step,
@@ -230,12 +197,6 @@ def _require_finite(tensors: dict[str, Tensor], step: int) -> None:
             )
 
 
-def _step_folders(stage_folder: Path) -> list[tuple[int, Path]]:
-    """Every folder that is named as a checkpoint, by step."""
-    found = ((_NAME.fullmatch(path.name), path) for path in (stage_folder / CHECKPOINTS).glob("step-*"))
-    return sorted((int(match[1]), path) for match, path in found if match)
-
-
 def _problem(path: Path) -> str | None:
     """What is wrong with a checkpoint, after reading all of it."""
     try:
@@ -249,7 +210,7 @@ def _sweep(stage_folder: Path) -> None:
     """A killed save leaves NAME.partial; a killed removal leaves a folder without its manifest, which goes first."""
     for path in _partial_folders(stage_folder / CHECKPOINTS):
         disk.remove(path)
-    for _, path in _step_folders(stage_folder):
+    for _, path in step_folders(stage_folder):
         if not (path / artifact.MANIFEST).is_file():
             disk.remove(path)
 

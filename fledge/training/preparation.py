@@ -9,20 +9,63 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
 
 import torch
 
 from fledge.core import console
 from fledge.core.errors import MachineError
+from fledge.model.float8 import shares, use_float8
 from fledge.model.llama import Llama
-from fledge.training.batches import Batch
+from fledge.training.batches import Batch, BatchLoader, RowReader, rows_at_once
 from fledge.training.objectives import Objective
-from fledge.training.parallel import Machine, World
+from fledge.training.parallel import Machine, World, keep_trial
+from fledge.training.plan import Plan
+from fledge.training.resident import ResidentRows, can_be_resident
+from fledge.training.settings import TrainingSettings
 
 OPTIMIZER_BYTES_PER_PARAMETER = 8
 """Two moments in fp32, which are made at the first step and not at the trial."""
 SHAPES_TO_COMPILE = 64
 """torch gives up on a function after 8; each phase of a curriculum is one."""
+
+
+def prepare(
+    folder: Path,
+    model: Llama,
+    objective: Objective,
+    machine: Machine,
+    world: World,
+    settings: TrainingSettings,
+    reader: RowReader,
+    plan: Plan,
+) -> Machine:
+    """Make a model on its device compute as `machine` says, as far as that works here; the machine as it turned out to be.
+
+    What can fail is tried: a CPU that does not compile needs no trial. Raises MachineError if not even one row fits.
+    """
+    model.model.activation_checkpointing = settings.activation_checkpointing
+    if machine.precision == "fp8":
+        count, share = use_float8(model), shares(model.config, plan.row_tokens)
+        console.say(f"fp8: {count} linear maps, {share.fp8:.0%} of the FLOPs; bf16 {share.bf16:.0%}; optimizer and loss fp32")
+    if machine.compiled:
+        compile_in_place(model)
+    if not machine.compiled and world.device.type == "cpu":
+        return machine
+    wanted = rows_at_once(plan.batch_rows, machine.micro_batch_rows or settings.micro_batch_rows, world.size)
+    rows = plan.rows(0)
+    compiled, fitting = try_out(model, objective, machine, world, wanted, lambda count: reader.batch(rows[:count], count))
+    if fitting < wanted:
+        console.say(f"micro-batches of {fitting} rows: {wanted} do not fit the memory of {world.device}; the batch stays the same")
+    return keep_trial(folder, machine, compiled, fitting if fitting < wanted else machine.micro_batch_rows)
+
+
+def open_batches(plan: Plan, reader: RowReader, micro_batch_rows: int | None, world: World, resident: Literal["auto", "on", "off"]) -> BatchLoader:
+    """A process's batches: from the device's own memory, or read ahead for a GPU, or read when asked for."""
+    if resident == "on" or (resident == "auto" and can_be_resident(reader, world.device)):
+        return BatchLoader(plan, ResidentRows(reader, world.device), micro_batch_rows, world.rank, world.size, ahead=False)
+    return BatchLoader(plan, reader, micro_batch_rows, world.rank, world.size, ahead=world.device.type == "cuda")
 
 
 def compile_in_place(model: Llama) -> None:

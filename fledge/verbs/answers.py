@@ -29,12 +29,6 @@ class Speaker:
     engine: Engine
     tokenizer: Tokenizer
 
-    def ask(self, messages: Sequence[Message], settings: GenerationSettings) -> str:
-        """The answer to a conversation."""
-        prompt = render(self.tokenizer, messages, answer_follows=True).ids
-        [completion] = self.engine.generate([prompt], settings)
-        return self.tokenizer.decode(completion.ids).strip()
-
     def speak(self, prompt: Sequence[int], settings: GenerationSettings) -> Completion:
         """Continue a prompt and write the text to stdout while it is drawn, whole characters only."""
         stream = self.tokenizer.stream(continued=True)
@@ -48,12 +42,11 @@ class Speaker:
 
 
 def open_model(reference: str, small: bool) -> Speaker:
-    """The checkpoint that a reference names, with its tokenizer; `small`: of the run that `--smoke` made."""
-    return open_speaker(find_checkpoint(smoke_name(reference) if small else reference))
+    """The checkpoint that a reference names, with its tokenizer; `small`: of the run that `--smoke` made.
 
-
-def open_speaker(folder: Path) -> Speaker:
-    """A checkpoint folder with its tokenizer. Raises CheckpointError or DataError."""
+    Raises CheckpointError or DataError.
+    """
+    folder = find_checkpoint(smoke_name(reference) if small else reference)
     tokenizer = open_tokenizer(folder)
     model = load_model(folder).eval()
     return Speaker(folder, Engine(model, tokenizer.vocabulary_size, tokenizer.end_ids(answers=True)), tokenizer)

@@ -5,24 +5,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fledge.core import console
-from fledge.corpus.document import Message
-from fledge.inference.settings import GenerationSettings
-from fledge.stages import REPORT, TRAINING_STAGES, has_stage
+from fledge.core import artifact, console
+from fledge.stages import REPORT, TRAINING_STAGES, Stage, has_stage
 from fledge.stages.checkpoint_names import find_checkpoint
 from fledge.stages.run import Run
-from fledge.verbs.answers import open_speaker
 
 
 def close(run: Run) -> None:
-    """Ask the last model the recipe's question, and say where to go from here."""
+    """Say what the last model answered to the recipe's question, and where to go from here."""
     trained = [stage for stage in TRAINING_STAGES if has_stage(stage, run)]
-    if trained and run.recipe.question is not None:
-        speaker = open_speaker(find_checkpoint(f"{run.folder / trained[-1]}@final"))
-        limit = run.recipe.generation.maximum_new_tokens
-        greedy = GenerationSettings(temperature=0, maximum_new_tokens=limit)
+    answer = _answer(run, trained[-1]) if trained and run.recipe.question is not None else None
+    if answer is not None:
         console.say(f"\nquestion: {run.recipe.question}")
-        console.say(f"answer:   {speaker.ask([Message('user', run.recipe.question)], greedy)}")
+        console.say(f"answer:   {answer}")
     report = run.folder / "report" / REPORT
     if report.is_file():
         console.say(f"\nreport:   {report.resolve()}")
@@ -30,6 +25,17 @@ def close(run: Run) -> None:
         verb = "chat" if trained[-1] != "pretrain" else "generate"
         more = "" if verb == "chat" else ' --prompt "..."'
         console.say(f"next:     {_called_as()} {verb} {run.folder}{more}")
+
+
+def _answer(run: Run, last: Stage) -> str | None:
+    """The answer that the report holds; a run without one is asked each time."""
+    if has_stage("report", run):
+        answer: str | None = artifact.open_artifact(run.folder / "report", "report").stats.get("answer")
+        return answer
+    from fledge.evaluation.generations import answer_question
+
+    assert run.recipe.question is not None
+    return answer_question(find_checkpoint(f"{run.folder / last}@final"), run.recipe.question, run.recipe.generation.maximum_new_tokens)
 
 
 def _called_as() -> str:

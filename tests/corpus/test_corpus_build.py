@@ -16,6 +16,7 @@ from fledge.corpus.dedup.settings import DeduplicateSettings
 from fledge.corpus.document import Row, read_conversations, read_documents, read_preferences
 from fledge.corpus.filters.evaluation_files import find_evaluation_files
 from fledge.corpus.filters.settings import DecontaminateSettings, QualitySettings
+from fledge.corpus.request import contents, corpus_identity
 from fledge.corpus.resolve import resolve_sources
 from fledge.corpus.settings import CorpusSettings
 from fledge.corpus.sources import python_docs
@@ -81,7 +82,7 @@ def test_a_group_of_which_all_rows_are_kept_counts_once(tmp_path: Path, lines: J
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path, embedded: CorpusSettings, lines: JsonLinesSource) -> None:
-    for content in build.contents(embedded):
+    for content in contents(embedded):
         made = []
         for attempt in (1, 2):
             python_docs.stdlib_entries.cache_clear()
@@ -248,9 +249,9 @@ def test_too_many_rejected_conversations_are_an_error(tmp_path: Path) -> None:
 
 
 def test_the_embedded_contents_agree(tmp_path: Path, embedded: CorpusSettings) -> None:
-    assert build.contents(embedded) == ("documents", "conversations", "preferences")
+    assert contents(embedded) == ("documents", "conversations", "preferences")
     held: dict[str, set[str]] = {}
-    for content in build.contents(embedded):
+    for content in contents(embedded):
         stats = built(tmp_path / content, embedded, content)
         assert stats["python"]
     for split in ("train", "validation"):
@@ -267,7 +268,7 @@ def test_the_embedded_contents_agree(tmp_path: Path, embedded: CorpusSettings) -
 
 def identity_of(folder: Path, wanted: CorpusSettings, content: Content = "documents", evaluation: Sequence[Path] = ()) -> dict[str, Any]:
     sources = resolve_sources(wanted, content, folder / "work")
-    return build.corpus_identity(wanted, content, sources, find_evaluation_files(evaluation))
+    return corpus_identity(wanted, content, sources, find_evaluation_files(evaluation))
 
 
 def test_the_identity_follows_contents_and_settings_not_places(tmp_path: Path, lines: JsonLinesSource) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from fledge.evaluation.checkpoint import TITLES, CheckpointEvaluation
 from fledge.evaluation.compression import CompressorFigure
-from fledge.evaluation.explanations import SCORE_CHARTS, SCORE_EXPLANATIONS
+from fledge.evaluation.explanations import SAMPLES, SCORE_CHARTS, SCORE_EXPLANATIONS
 from fledge.evaluation.generations import Answer
 from fledge.evaluation.report import SHOWN_ANSWERS, LineageLine, ReportData, Sample, StageUse, TrainingHistory, report
 from fledge.evaluation.statistics import Score, share_score
@@ -88,6 +88,14 @@ def test_near_chance_is_said_in_words(data: ReportData) -> None:
     text = text_of(report(data))
     assert "After pretrain: not distinguishable from guessing (50 %) at n = 200." in text
     assert "After dpo: better than guessing (50 %)." in text
+
+
+def test_the_question_of_the_recipe_stands_near_the_top(data: ReportData) -> None:
+    asked = Sample("What is a <bird>?", "A bird & a song.", "answered by the model after dpo")
+    text = text_of(report(replace(data, asked=asked)))
+    for words in (asked.prompt, asked.text, asked.note):
+        assert text.index(words) < text.index(SAMPLES[0])
+        assert words not in text_of(report(data))
 
 
 def test_an_answer_that_did_not_stop_is_marked(data: ReportData) -> None:

@@ -197,7 +197,7 @@ def test_an_interrupted_analysis_continues(make: Make, tmp_path: Path, made: lis
     run = Run(make().recipe, tmp_path / "new", "recipe.yaml")
     made.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "statistics", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("fledge.corpus.factory.statistics", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             stage.analyze(run)
     before = list(made)
@@ -210,7 +210,7 @@ def test_an_analysis_that_a_machine_stopped_continues(make: Make, tmp_path: Path
     run = Run(make().recipe, tmp_path / "new", "recipe.yaml")
     made.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "statistics", lambda *given: (_ for _ in ()).throw(MachineError("no space left", "make some")))
+        patch.setattr("fledge.corpus.factory.statistics", lambda *given: (_ for _ in ()).throw(MachineError("no space left", "make some")))
         with pytest.raises(MachineError, match="no space left"):
             stage.analyze(run)
     before = list(made)

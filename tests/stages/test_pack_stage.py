@@ -12,7 +12,8 @@ from fledge.core import artifact
 from fledge.core.errors import ArtifactError, ConfigError, DataError
 from fledge.corpus.document import Document
 from fledge.evaluation.statistics import Score
-from fledge.stages import evaluate, run_stage
+from fledge.stages import run_stage
+from fledge.stages.making import evaluation
 from fledge.stages.run import Run, set_aside
 from fledge.tokens.shards import open_token_set
 from fledge.tokens.tokenizer import open_tokenizer
@@ -66,7 +67,7 @@ def test_evaluation_measures_on_what_packing_held_out(make_run: MakeRun, walk: W
         seen.extend(documents)
         return []
 
-    monkeypatch.setattr(evaluate, "evaluate_base", measure)
+    monkeypatch.setattr(evaluation, "evaluate_base", measure)
     run_stage("evaluate", run)
     folder = run.folder / "pack" / "documents"
     tokenizer = open_tokenizer(run.folder / "tokenizer")

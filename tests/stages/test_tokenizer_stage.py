@@ -10,13 +10,11 @@ import pytest
 
 from fledge.core import artifact
 from fledge.core.errors import ArtifactError, DataError
-from fledge.corpus.document import Message
-from fledge.inference.settings import GenerationSettings
+from fledge.evaluation.generations import answer_question
 from fledge.stages import run_stage
 from fledge.stages.run import Run
 from fledge.tokens.settings import TokenizerKind
 from fledge.tokens.tokenizer import open_tokenizer
-from fledge.verbs.answers import open_speaker
 
 from ..tokens.conftest import open_in_transformers
 from ..tokens.kinds import write_gpt2, write_llama
@@ -37,9 +35,8 @@ def _check_road(run: Run) -> None:
     for checkpoint in sorted((run.folder / "dpo" / "checkpoints").iterdir()):
         assert open_tokenizer(checkpoint).sha256 == frozen.sha256
         assert open_in_transformers(checkpoint)(TEXT)["input_ids"] == frozen.encode(TEXT)
-        speaker = open_speaker(checkpoint)
-        assert speaker.tokenizer.decode(frozen.encode(TEXT)) == TEXT
-        speaker.ask([Message("user", "What is a bird?")], GenerationSettings(maximum_new_tokens=4))
+        assert open_tokenizer(checkpoint).decode(frozen.encode(TEXT)) == TEXT
+        answer_question(checkpoint, "What is a bird?", maximum_new_tokens=4)
     assert all(artifact.open_artifact(run.folder / stage).manifest for stage in ("evaluate", "report"))
 
 
@@ -59,17 +56,20 @@ def test_the_road_of_an_imported_tokenizer(make_run: MakeRun, walk: Walk, tmp_pa
     assert artifact.open_artifact(run.folder / "tokenizer").manifest.inputs == {}
 
 
-def test_one_without_turns_learns_from_documents_only(make_run: MakeRun, walk: Walk, tmp_path: Path) -> None:
-    run = make_run(*_import(write_gpt2(tmp_path / "tokenizer.json", [TEXT])))
+def test_one_without_turns_learns_from_documents_only(
+    make_run: MakeRun, walk: Walk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(*_import(write_gpt2(tmp_path / "tokenizer.json", [TEXT])), "sft=null", "dpo=null")
     with pytest.raises(DataError, match="no tokens for the turns"):
         walk(run, "pack")
     shutil.rmtree(run.folder / "corpus" / "conversations")
     shutil.rmtree(run.folder / "corpus" / "preferences")
-    for stage in ("pack", "pretrain"):
+    for stage in ("pack", "pretrain", "evaluate", "report"):
         run_stage(stage, run)
-    speaker = open_speaker(next(iter((run.folder / "pretrain" / "checkpoints").iterdir())))
     with pytest.raises(DataError, match=r"tokenizer\.turn_tokens=true"):
-        speaker.ask([Message("user", "What is a bird?")], GenerationSettings(maximum_new_tokens=4))
+        answer_question(next(iter((run.folder / "pretrain" / "checkpoints").iterdir())), "What is a bird?", maximum_new_tokens=4)
+    assert "answer" not in artifact.open_artifact(run.folder / "report").stats
+    assert "no tokens for the turns" in capsys.readouterr().err
 
 
 def test_the_content_of_an_imported_file_decides_not_its_place(make_run: MakeRun, walk: Walk, tmp_path: Path) -> None:

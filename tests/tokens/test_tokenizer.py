@@ -196,6 +196,17 @@ def test_a_broken_tokenizer_is_refused_naming_the_field(
     _refused(_copy_with(tokenizer, tmp_path, "tokenizer.json", content), reason)
 
 
+def test_the_same_bytes_are_checked_once_and_refused_under_their_own_name(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(tokenizer.folder, tmp_path / name)
+    assert open_tokenizer(tmp_path / "one").definition is open_tokenizer(tmp_path / "two").definition
+    content = _load(tokenizer.folder / "tokenizer.json")
+    content["model"].pop("vocab")
+    for name in ("one", "two"):
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps(content))
+        _refused(tmp_path / name, f"{name}/tokenizer.json is not a tokenizer that can be used: the field 'vocab' is missing")
+
+
 def test_files_that_are_missing_cut_or_no_json_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     _refused(tmp_path / "nowhere", "fledge tokenizer RECIPE")
     whole = (tokenizer.folder / "tokenizer.json").read_text(encoding="utf-8")

@@ -19,17 +19,8 @@ from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.tokens.shards import TokenSet
 from fledge.training.batches import open_rows
-from fledge.training.checkpoint import (
-    CHECKPOINTS,
-    QUARANTINE,
-    CheckpointWriter,
-    Progress,
-    best_checkpoint,
-    list_checkpoints,
-    newest_sound,
-    require_disk_space,
-    restore,
-)
+from fledge.training.checkpoint import QUARANTINE, CheckpointWriter, Progress, newest_sound, require_disk_space, restore
+from fledge.training.checkpoint_folders import CHECKPOINTS, best_checkpoint, list_checkpoints
 from fledge.training.optimizer import Optimizer, make_optimizer
 from fledge.training.plan import Plan, make_plan
 from fledge.training.settings import MuonSettings

@@ -21,7 +21,7 @@ from training_assembly import assembled, train_as_asked, training_settings
 from fledge.core.errors import MachineError
 from fledge.model.tensors import read_tensors
 from fledge.tokens.shards import TokenSet
-from fledge.training.checkpoint import CHECKPOINTS, list_checkpoints
+from fledge.training.checkpoint_folders import CHECKPOINTS, list_checkpoints
 from fledge.training.parallel import MACHINE, World, open_world, settle_machine
 
 PROGRAM = Path(__file__).with_name("training_assembly.py")

@@ -19,7 +19,7 @@ from fledge.core.metrics import read_metrics
 from fledge.corpus.document import Content
 from fledge.model.llama import Llama
 from fledge.tokens.shards import TokenSet, open_token_set
-from fledge.training.checkpoint import CHECKPOINTS, list_checkpoints
+from fledge.training.checkpoint_folders import CHECKPOINTS, list_checkpoints
 from fledge.training.settings import AdamWSettings, MuonSettings, NextTokenSettings, PreferenceSettings, TrainingSettings
 from fledge.training.trainer import StepReport, Trainer, is_due
 

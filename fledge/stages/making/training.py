@@ -1,0 +1,199 @@
+"""The parts of a training stage, built from its task, put together and run; and what the finished stage says of itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from fledge.core import artifact, console
+from fledge.core.artifact import Artifact
+from fledge.core.errors import ConfigError
+from fledge.core.metrics import open_metrics, read_metrics
+from fledge.core.process import StopSignals, keep_freed_memory
+from fledge.corpus.document import Message, Split
+from fledge.inference.engine import Engine
+from fledge.inference.settings import GenerationSettings
+from fledge.model.attention import attention_kernel
+from fledge.model.cost import flops_per_token, parameter_count
+from fledge.model.folder import load_model
+from fledge.model.llama import Llama
+from fledge.model.settings import ModelConfig, padded_vocabulary_size
+from fledge.stages.run import Run
+from fledge.stages.task import Task
+from fledge.tokens.chat import render
+from fledge.tokens.tokenizer import Tokenizer, copy_tokenizer
+from fledge.training.batches import BatchLoader, RowReader, open_rows
+from fledge.training.checkpoint import CheckpointWriter, Progress, require_disk_space, resume
+from fledge.training.checkpoint_folders import list_checkpoints
+from fledge.training.objectives import make_objective
+from fledge.training.observers import Log, Sample, Validate
+from fledge.training.optimizer import make_optimizer
+from fledge.training.parallel import Machine, World, chosen_machine, open_world, settle_machine
+from fledge.training.plan import Plan, make_plan
+from fledge.training.preparation import open_batches, prepare
+from fledge.training.resident import ResidentRows
+from fledge.training.score import read_scores
+from fledge.training.trainer import Trainer
+
+
+def make_checkpoints(task: Task) -> None:
+    """Train on this process, or on its share of many, from the start or from the newest checkpoint."""
+    with open_world(task.settings.device) as world:
+        started = time.monotonic()
+        if world.main:
+            artifact.begin(task.folder, task.wanted)
+        world.barrier()
+        with _assemble(task, world) as trainer:
+            trainer.run()
+        if world.main:
+            _finish(task, trainer, time.monotonic() - started)
+
+
+def open_model(parent: Artifact | None, run: Run, tokenizer: Tokenizer, answers: bool, seed: int) -> Llama:
+    """The parent's weights, or fresh ones in the recipe's shape, told where a text and a turn end."""
+    ends = tokenizer.end_ids(answers)
+    if parent is not None:
+        model = load_model(parent.path)
+        model.config = replace(model.config, end_token_ids=ends)
+        return model
+    size = padded_vocabulary_size(tokenizer.vocabulary_size)
+    return Llama(ModelConfig(run.recipe.model, size, tokenizer.document_start[0], ends, tokenizer.padding), seed)
+
+
+@contextmanager
+def _assemble(task: Task, world: World) -> Iterator[Trainer]:
+    """Build the parts and put them together; nothing runs yet."""
+    keep_freed_memory()
+    settings, folder = task.settings, task.folder
+    train, validation = _rows(task, "train"), _rows(task, "validation")
+    model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings.seed).to(world.device)
+    _require_context(task, train, model)
+    require_disk_space(folder, model)
+    plan = make_plan(train.sources, settings.mixture, settings.batch_rows, train.row_tokens, settings.seed)
+    flops = settings.steps * plan.batch_tokens * flops_per_token(model.config, plan.row_tokens) / world.size
+    machine = settle_machine(folder, settings, world, task.scores.path if task.scores else None, flops)
+    if task.scores is not None:
+        _require_same_arithmetic(task, task.scores.path, machine)
+    objective = make_objective(settings.objective)
+    machine = prepare(folder, model, objective, machine, world, settings, train, plan)
+    has_fast_bf16 = world.device.type != "cpu" or machine.precision == "bf16"
+    optimizer = make_optimizer(model, settings, has_fast_bf16)
+    batches = open_batches(plan, train, machine.micro_batch_rows or settings.micro_batch_rows, world, settings.tokens_on_device)
+    progress = resume(folder, model, optimizer, plan, world)
+    _announce(task, plan, model, progress, _described(machine, world, batches, train.isolate_documents))
+    copy = partial(copy_tokenizer, task.tokenizer, answers=task.answers, maximum_tokens=model.config.settings.max_position_embeddings)
+    writer = CheckpointWriter(folder, task.wanted, settings.keep_checkpoints, copy)
+    run_name = f"{task.run.folder.name}-{task.stage}"
+    with StopSignals() as stop, open_metrics(folder, settings.metrics, run_name, progress.step) as metrics:
+        rows = batches.micro_batch_rows
+        validate = Validate(settings, metrics, model, objective, validation, rows, world, machine, task.tokenizer.document_byte_lengths)
+        yield Trainer(
+            settings=settings,
+            model=model,
+            objective=objective,
+            optimizer=optimizer,
+            batches=batches,
+            world=world,
+            machine=machine,
+            observers=[Log(settings, metrics, progress.step), validate, Sample(settings, model, world, _sampler(task))],
+            writer=writer,
+            stop=stop,
+            progress=progress,
+        )
+
+
+def _rows(task: Task, split: Split) -> RowReader:
+    """The rows of a split, with the reference's scores where there are any."""
+    scores = read_scores(task.scores.path, split) if task.scores else None
+    return open_rows(task.token_sets, split, task.settings.sequence_length, task.settings.isolate_documents, scores)
+
+
+def _require_same_arithmetic(task: Task, scores: Path, machine: Machine) -> None:
+    """The first loss is ln 2 only if the policy is computed as its reference was."""
+    scored = chosen_machine(scores)
+    if scored is not None and scored.precision != machine.precision:
+        raise ConfigError(
+            f"the pairs were scored in {scored.precision}, {task.stage} would compute in {machine.precision}",
+            f"score them again: fledge score {task.run.command} --force",
+        )
+
+
+def _require_context(task: Task, rows: RowReader, model: Llama) -> None:
+    context_tokens = model.config.settings.max_position_embeddings
+    if rows.row_tokens > context_tokens:
+        raise ConfigError(
+            f"{task.stage} reads rows of {rows.row_tokens} tokens, the model's context is max_position_embeddings = {context_tokens}",
+            "shorten the rows (sequence_length), or raise model.max_position_embeddings",
+        )
+
+
+def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, machine: str) -> None:
+    settings = task.settings
+    planned_tokens = settings.steps * plan.batch_tokens
+    console.say(
+        f"{task.stage}: {parameter_count(model.config):,} parameters, {settings.steps:,} steps of {plan.batch_tokens:,} tokens "
+        f"= {planned_tokens:,} tokens, {plan.epochs(settings.steps):.2f} epochs; {machine}"
+    )
+    if progress.step:
+        console.say(f"{task.stage}: continues after step {progress.step:,}")
+
+
+def _described(machine: Machine, world: World, batches: BatchLoader, isolate_documents: bool) -> str:
+    """How the machine is used, for the line that opens a stage."""
+    kernel = attention_kernel(world.device, isolate_documents, machine.compiled)
+    parts = [machine.precision, "compiled" if machine.compiled else "", f"attention {kernel}", f"{machine.threads} threads"]
+    parts += [f"{world.size} x {world.device.type}", f"{batches.micro_batch_rows} rows at once" if machine.micro_batch_rows else ""]
+    parts.append("tokens on the device" if isinstance(batches.reader, ResidentRows) else "")
+    return ", ".join(part for part in parts if part)
+
+
+def _sampler(task: Task) -> Callable[[Llama], str]:
+    """A text of its own, or the answer to the recipe's question; with random numbers of its own."""
+    tokenizer, generation = task.tokenizer, _seeded(task.run.recipe.generation, task.settings.seed)
+    if task.answers and task.run.recipe.question:
+        prompt = render(tokenizer, [Message("user", task.run.recipe.question)], answer_follows=True).ids
+    else:
+        prompt = list(tokenizer.document_start)
+
+    def sample(model: Llama) -> str:
+        [completion] = Engine(model, tokenizer.vocabulary_size, model.config.end_token_ids).generate([prompt], generation)
+        return " ".join(tokenizer.decode(completion.ids).split())
+
+    return sample
+
+
+def _seeded(generation: GenerationSettings, seed: int) -> GenerationSettings:
+    return generation if generation.seed is not None else replace(generation, seed=seed)
+
+
+def _finish(task: Task, trainer: Trainer, seconds: float) -> None:
+    """The manifest names the files of the final checkpoint, so the stage's id is that of its weights."""
+    final = list_checkpoints(task.folder)[-1]
+    place = final.path.relative_to(task.folder).as_posix()
+    files = {f"{place}/{name}": digest for name, digest in final.artifact.manifest.files.items()}
+    plan, progress = trainer.batches.plan, trainer.progress
+    stats = {
+        "parameters": parameter_count(trainer.model.config),
+        "steps": progress.step,
+        "tokens": progress.step * plan.batch_tokens,
+        "flops": progress.step * plan.batch_tokens * flops_per_token(trainer.model.config, plan.row_tokens),
+        "epochs": plan.epochs(progress.step),
+        "initial_loss": progress.initial_loss,
+        "loss": progress.recent_losses[-1],
+        "validation_loss": progress.validation_loss,
+        "final": place,
+        "planned_seconds": _planned_seconds(task.folder, progress.step * plan.batch_tokens),
+        "seconds": round(seconds, 3),
+    }
+    artifact.finish(task.folder, task.wanted, files, {name: value for name, value in stats.items() if value is not None})
+    console.say(f"{task.stage}: loss {progress.initial_loss:.3f} -> {progress.recent_losses[-1]:.3f}; {console.format_seconds(seconds)}")
+
+
+def _planned_seconds(folder: Path, tokens: int) -> float | None:
+    """What the whole stage would take at the pace of its second line of progress, the first being that of warming up."""
+    paces = [record["train/tokens_per_second"] for record in read_metrics(folder) if "train/tokens_per_second" in record]
+    return round(tokens / paces[1], 1) if len(paces) > 1 else None
