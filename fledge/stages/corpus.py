@@ -62,9 +62,9 @@ def analyze(run: Run) -> Path:
 
     What a corpus made before is used, and stays; what an analysis makes for itself stays only if it does not come to its end.
     """
-    settings: CorpusSettings = run.recipe.section("corpus")
     from fledge.corpus import build, factory
 
+    settings: CorpusSettings = run.recipe.section("corpus")
     target, work = run.folder / ANALYSIS, run.folder / WORK
     is_ours = run.own("corpus/documents", "corpus") is None and (not work.exists() or (work / _OF_ANALYSIS).exists())
     files, results = _evaluation_files(run, settings), WorkFolder(work)
