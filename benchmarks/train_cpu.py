@@ -1,8 +1,8 @@
 """Training speed on one core against what people use: `python benchmarks/train_cpu.py [--write] [--peers FOLDER] [--nanogpt FOLDER]`.
 
-The 23M model (6 layers of 256, 4 heads, vocabulary 32,768, untied) at 2 x 1,024 tokens, whole steps, no document masks unless a line says so.
-All contestants take one step each in turn, seven times, on one core and one thread; what is compared is the processor time of the median
-step. Peers live in an environment of their own, which is made if it is missing: transformers, accelerate, litgpt; nanoGPT is a checkout.
+The 23M model (6 layers of 256, 4 heads, vocabulary 32,768, untied) at 2 x 1,024 tokens, whole steps, without document masks unless a line
+says so. All contestants take one step each in turn, seven times, on one core and one thread; what is compared is the processor time of the
+median step. Peers live in an environment of their own, which is made if it is missing: transformers, accelerate, litgpt; nanoGPT is a checkout.
 Where the processor has no fast bf16, only the fp32 lines are run: bf16 would be emulated, and its ratios mean nothing.
 
 The bound is what the matrix products of a step alone would take, at the rate measured on this core in the same arithmetic.
@@ -124,7 +124,10 @@ def ratios(speeds: dict[str, int]) -> dict[str, float]:
         given_malloc = [speed for name, speed in speeds.items() if f" {precision}" in name and name.endswith("+ malloc")]
         pairs = {
             f"{precision}: ours over HF Trainer": (ours, speeds.get(f"HF Trainer {precision}")),
-            f"{precision}: ours compiled over HF Trainer": (speeds.get(f"fledge {precision} compiled"), speeds.get(f"HF Trainer {precision}")),
+            f"{precision}: ours compiled over HF Trainer": (
+                speeds.get(f"fledge {precision} compiled"),
+                speeds.get(f"HF Trainer {precision}"),
+            ),
             f"{precision}: ours over the best peer with malloc settings": (ours, max(given_malloc, default=None)),
             f"{precision}: ours compiled over the best peer with malloc settings": (
                 speeds.get(f"fledge {precision} compiled"),

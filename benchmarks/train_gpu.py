@@ -1,9 +1,9 @@
 """Training speed on one GPU: `python benchmarks/train_gpu.py [--write] [--seconds 240]`.
 
-Models of 23M, 96M, 110M and 197M parameters on rows of 1,024 tokens, whole steps: Fledge's Trainer and transformers' Trainer, both compiled,
-in bf16 with fp32 masters, fused AdamW and the largest micro-batch of the table; further lines show what compiling, isolated documents and FP8
-do. All start together, compile together and then take their turns, five rounds of some steps; medians. MFU counts causal attention's half
-square, against the dense bf16 peak of the card, where that is known.
+Models of 23M, 96M, 110M and 197M parameters on rows of 1,024 tokens, whole steps: Fledge's Trainer and transformers' Trainer, both
+compiled, in bf16 with fp32 masters and fused AdamW, with the same micro-batch; further lines show what compiling, isolated documents and
+FP8 do. All start together, compile together and then take their turns, five rounds of some steps; medians. MFU counts causal attention's
+half square, against the dense bf16 peak of the card, where that is known.
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ def contestants() -> list[Contestant]:
         given = {**MODELS[model], "tokens": TOKENS, "device": "cuda", "engine": engine, "precision": "bf16", "compile": True, **more}
         return Contestant(f"{model} {label}", given, environment={"TORCHINDUCTOR_COMPILE_THREADS": "2", "HF_HUB_OFFLINE": "1"})
 
-    lines = [one(engine, model, label) for model in ("110M", "96M", "197M", "23M") for engine, label in (("fledge", "fledge"), ("hf_trainer", "HF Trainer"))]
+    lines = [
+        one(engine, model, label)
+        for model in ("110M", "96M", "197M", "23M")
+        for engine, label in (("fledge", "fledge"), ("hf_trainer", "HF Trainer"))
+    ]
     lines.append(one("fledge", "110M", "fledge uncompiled", compile=False))
     lines.append(one("fledge", "110M", "fledge, documents", documents=True))
     lines += [one("fledge", model, "fledge fp8", precision="fp8") for model in ("110M", "197M")]

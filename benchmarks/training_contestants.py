@@ -1,6 +1,6 @@
 """One contestant of the training benchmarks, as a process: `python training_contestants.py JSON`; see `training_turns.py` for what it says.
 
-All do the same work per step: fresh random tokens, forward, loss over all of them, backward, clipping at 1.0, fused AdamW, zeroed gradients.
+All do the same work per step: fresh random tokens, forward, loss over all of them, backward, clipping at 1.0, fused AdamW.
 The engines: fledge (its Trainer as the stages use it), hf_trainer and hf_loop (transformers' Llama of the same shape), litgpt, nanogpt.
 """
 
@@ -38,7 +38,12 @@ def turns(given: SimpleNamespace, parameters: int, warm_up_steps: int = 2, **mor
     for _ in range(warm_up_steps):
         yield
     _wait(given)
-    told = {"parameters": parameters, "tokens_per_step": given.rows * given.tokens, "first_steps_seconds": time.monotonic() - started, **more}
+    told = {
+        "parameters": parameters,
+        "tokens_per_step": given.rows * given.tokens,
+        "first_steps_seconds": time.monotonic() - started,
+        **more,
+    }
     print("READY " + json.dumps(told), flush=True)
     for line in sys.stdin:
         steps, clock, processor = int(line), time.monotonic(), time.process_time()
@@ -86,7 +91,9 @@ def _shape(given: SimpleNamespace) -> dict[str, Any]:
 def _hf_model(given: SimpleNamespace) -> Any:
     import transformers
 
-    config = transformers.LlamaConfig(vocab_size=VOCABULARY, rope_theta=10_000.0, attn_implementation="sdpa", use_cache=False, **_shape(given))
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY, rope_theta=10_000.0, attn_implementation="sdpa", use_cache=False, **_shape(given)
+    )
     return transformers.LlamaForCausalLM(config)
 
 

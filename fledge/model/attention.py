@@ -42,7 +42,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
     on_cpu = query.device.type == "cpu"
     if isinstance(mask, DocumentBlocks) or (mask is None and on_cpu):
         return block_attention(query, key, value, mask)
-    if on_cpu and key.shape[2] <= PRODUCTS_UP_TO_SLOTS:
+    if mask is not None and on_cpu and key.shape[2] <= PRODUCTS_UP_TO_SLOTS:
         return _attention_by_products(query, key, value, mask)
     grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
 ActivationCheckpointing = Literal["none", "selective", "full"]
 
@@ -24,11 +23,11 @@ def recomputed(layer: Callable[[Tensor], Tensor], hidden: Tensor, how: Activatio
     """`layer(hidden)`, with as much kept for the backward pass as `how` says."""
     if how == "none":
         return layer(hidden)
-    contexts = {"context_fn": partial(create_selective_checkpoint_contexts, _policy)} if how == "selective" else {}
-    output: Tensor = checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=False, **contexts)
+    contexts = partial(create_selective_checkpoint_contexts, _policy) if how == "selective" else noop_context_fn
+    output: Tensor = checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
     return output
 
 
 def _policy(context: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
-    name = operator.name() if isinstance(operator, torch._ops.OpOverload) else str(operator)
+    name = str(operator).replace(".", "::", 1)  # "aten.mm.default"
     return CheckpointPolicy.MUST_SAVE if name.startswith(_COSTLY) else CheckpointPolicy.PREFER_RECOMPUTE

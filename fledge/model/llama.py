@@ -67,7 +67,9 @@ class Llama(nn.Module):
         A target of IGNORE counts nothing. See `head` for the formulas and for why the logits are never held.
         """
         index = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        positions, mask = (index, None) if documents is None else (index - documents, documents_mask(documents, gemm_dtype(self.lm_head.weight)))
+        positions, mask = (
+            (index, None) if documents is None else (index - documents, documents_mask(documents, gemm_dtype(self.lm_head.weight)))
+        )
         hidden: Tensor = self.model(tokens, positions, mask)
         if targets is None:
             logits: Tensor = self.lm_head(hidden)
@@ -221,7 +223,7 @@ class Rotation(NamedTuple):
 
 
 def rotation_table(settings: ModelSettings) -> Rotation:
-    """The angles position * theta^(-2 i / E) for i < E / 2 of all positions of the context, as cosine and sine, (context, E / 2) each, fp32.
+    """The angles position * theta^(-2 i / E) for i < E / 2 of every position of the context, as cosine and sine, (context, E / 2), fp32.
 
     A table, because a compiler would compute the angles anew for every head of every layer: a quarter of a step on an H100.
     """

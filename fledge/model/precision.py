@@ -69,7 +69,9 @@ def choose_precision(requested: RequestedPrecision, device: torch.device | str, 
         wanting = " without torchao" if requested == "fp8" and not has_float8 else ""
         raise MachineError(
             f"precision is {requested}, which this {device.type}{_shown(capability)} cannot do{wanting}",
-            f"choose one of {', '.join(fit)}; or fp8_or_bf16, which takes what there is" if requested == "fp8" else f"choose one of {', '.join(fit)}",
+            f"choose one of {', '.join(fit)}; or fp8_or_bf16, which takes what there is"
+            if requested == "fp8"
+            else f"choose one of {', '.join(fit)}",
         )
     return requested
 

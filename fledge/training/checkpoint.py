@@ -155,9 +155,7 @@ def restore(checkpoint: Checkpoint, model: Llama, optimizer: Optimizer, plan: Pl
     validation_losses = tuple((int(step), float(loss)) for step, loss in state.pop("validation_losses"))
     scale = state.pop("loss_scale", None)
     loss_scale = None if scale is None else LossScale(**scale)
-    return Progress(
-        **{**state, "recent_losses": tuple(state["recent_losses"])}, validation_losses=validation_losses, loss_scale=loss_scale
-    )
+    return Progress(**{**state, "recent_losses": tuple(state["recent_losses"])}, validation_losses=validation_losses, loss_scale=loss_scale)
 
 
 def retain(stage_folder: Path, keep: int) -> None:

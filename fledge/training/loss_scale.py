@@ -1,8 +1,8 @@
 """Keeps the gradients of an fp16 step in the range that fp16 has: trainer -> [loss scale] -> trainer.
 
-Gradients below 6e-8 vanish in fp16, those above 65,504 become infinite. The loss is multiplied by a power of two before the backward pass
-and the gradients divided by it after; an infinite gradient means that it was too large: the step is left out and the scale halved, and
-after 2,000 good steps it is doubled (Micikevicius et al. 2018). A pure function of what happened, so two numbers in a checkpoint continue it.
+Gradients below 6e-8 vanish in fp16, those above 65,504 become infinite. The loss is multiplied by a power of two before the backward
+pass and the gradients divided by it after; an infinite gradient means that it was too large: the step is left out and the scale halved,
+and after 2,000 good steps it is doubled (Micikevicius et al. 2018). A pure function of what happened: two numbers continue it.
 """
 
 from __future__ import annotations

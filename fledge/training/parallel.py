@@ -139,7 +139,8 @@ def settle_machine(
 ) -> Machine:
     """Choose the arithmetic of a stage, or read what was chosen when it started first, and make it so in this process.
 
-    `training_flops` is what lies ahead, for what pays only in long runs. `like` is the folder of a stage whose choice is taken over: preference training computes as the scores were computed.
+    `training_flops` is what lies ahead, for what pays only in long runs. `like` is the folder of a stage whose choice is taken over:
+    preference training computes as the scores were computed.
     What the settings name outright always holds. Raises MachineError if machine.json cannot be read.
     """
     if world.main:
@@ -183,7 +184,9 @@ def _settle(known: Machine | None, settings: TrainingSettings, device: torch.dev
     else:
         precision = choose_precision(settings.precision, device, has_float8())
     set_fp32_products(precision, fast_fp32)
-    compiled = known.compiled if known and settings.compile == "auto" else wants_compiling(settings.compile, device, training_flops, threads)
+    compiled = (
+        known.compiled if known and settings.compile == "auto" else wants_compiling(settings.compile, device, training_flops, threads)
+    )
     return Machine(precision, fast_fp32, threads, compiled, known.micro_batch_rows if known else None)
 
 
@@ -208,7 +211,8 @@ def _circumstances(settings: TrainingSettings, world: World, machine: Machine) -
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(world.device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
         "processes": world.size,
-        **{**asdict(machine), "micro_batch_rows": machine.micro_batch_rows or settings.micro_batch_rows},
+        **asdict(machine),
+        "micro_batch_rows": machine.micro_batch_rows or settings.micro_batch_rows,
     }
 
 
@@ -217,7 +221,9 @@ def _choose_device(device: DeviceName) -> torch.device:
     chosen = device if device != "auto" else "cuda" if there["cuda"] else "mps" if there["mps"] and process.world_size() == 1 else "cpu"
     if not there[chosen]:
         needed = "a torch built for CUDA" if chosen == "cuda" else "macOS on Apple silicon"
-        raise MachineError(f"device is {chosen}, but torch finds no GPU of that kind", f"set device to auto or cpu; {chosen} needs {needed}")
+        raise MachineError(
+            f"device is {chosen}, but torch finds no GPU of that kind", f"set device to auto or cpu; {chosen} needs {needed}"
+        )
     if chosen != "cuda":
         return torch.device(chosen)
     number = process.local_rank()

@@ -1,8 +1,8 @@
 """What is found out by trying, before the first step: model and rows -> [compile, try one micro-batch] -> trainer.
 
-A compiler that fails on this machine, or a micro-batch that does not fit its memory, must never end a run. So one micro-batch goes forward
-and backward before anything counts: if compiling fails, training goes on without it; if memory runs out, the micro-batch is halved, and
-the batch stays what it was. All processes agree on the smallest answer. What came out is kept in machine.json and the start for the next time.
+A compiler that fails on this machine, or a micro-batch that does not fit its memory, must never end a run. So one micro-batch goes
+forward and backward before anything counts: if compiling fails, training goes on without it; if memory runs out, the micro-batch is
+halved, and the batch stays what it was. All processes agree on the smallest answer, and machine.json keeps it for the next start.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def prepare(
     return keep_trial(folder, machine, compiled, fitting if fitting < wanted else machine.micro_batch_rows)
 
 
-def open_batches(plan: Plan, reader: RowReader, micro_batch_rows: int | None, world: World, resident: Literal["auto", "on", "off"]) -> BatchLoader:
+def open_batches(
+    plan: Plan, reader: RowReader, micro_batch_rows: int | None, world: World, resident: Literal["auto", "on", "off"]
+) -> BatchLoader:
     """A process's batches: from the device's own memory, or read ahead for a GPU, or read when asked for."""
     if resident == "on" or (resident == "auto" and can_be_resident(reader, world.device)):
         return BatchLoader(plan, ResidentRows(reader, world.device), micro_batch_rows, world.rank, world.size, ahead=False)
@@ -74,7 +76,9 @@ def compile_in_place(model: Llama) -> None:
     model.compile(dynamic=False, fullgraph=True)
 
 
-def try_out(model: Llama, objective: Objective, machine: Machine, world: World, rows: int, batch_of: Callable[[int], Batch]) -> tuple[bool, int]:
+def try_out(
+    model: Llama, objective: Objective, machine: Machine, world: World, rows: int, batch_of: Callable[[int], Batch]
+) -> tuple[bool, int]:
     """Whether the model stays compiled, and the rows of a micro-batch that fit, at most `rows`. `batch_of(rows)` gives a real micro-batch.
 
     Raises MachineError if not even one row fits.
@@ -104,7 +108,7 @@ def try_out(model: Llama, objective: Objective, machine: Machine, world: World, 
 def _one_pass(model: Llama, objective: Objective, machine: Machine, world: World, batch: Batch) -> None:
     with machine.autocast(world.device):
         result = objective(model, batch.to(world.device))
-    result.loss.backward()
+    torch.autograd.backward(result.loss)
     if world.device.type == "cuda":
         needed_bytes = OPTIMIZER_BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in model.parameters())
         free_bytes, _ = torch.cuda.mem_get_info(world.device)

@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 from fledge.core.config import ByKind, operation, settings
 from fledge.core.settings import MetricsSettings
 
-
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 
