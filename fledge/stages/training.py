@@ -8,9 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fledge.core import artifact, console
 from fledge.core.artifact import Artifact, Request
@@ -31,12 +32,21 @@ from fledge.tokens.chat import render
 from fledge.tokens.shards import TokenSet, open_token_set
 from fledge.tokens.tokenizer import Tokenizer, copy_tokenizer, open_tokenizer, require_one_tokenizer
 from fledge.training.batches import BatchLoader, RowReader, open_rows
-from fledge.training.checkpoint import CheckpointWriter, Progress, list_checkpoints, require_disk_space, resume
+from fledge.training.checkpoint import (
+    CheckpointWriter,
+    Progress,
+    kept_start,
+    list_checkpoints,
+    load_kept_optimizer,
+    require_disk_space,
+    resume,
+)
 from fledge.training.objectives import make_objective
 from fledge.training.observers import Log, Sample, Validate
 from fledge.training.optimizer import make_optimizer
 from fledge.training.parallel import Machine, World, chosen_machine, open_world, settle_machine
-from fledge.training.plan import Plan, make_plan
+from fledge.training.phases import described, make_plan, used
+from fledge.training.plan import FROM_THE_BEGINNING, Plan, Start
 from fledge.training.score import read_scores
 from fledge.training.settings import TrainingSettings
 from fledge.training.trainer import Trainer
@@ -65,9 +75,9 @@ class Task:
         return self.token_sets[0].content != "documents"
 
     def rows(self, split: Split) -> RowReader:
-        """The rows of a split, with the reference's scores where there are any."""
+        """The rows of a split at the length of the longest phase, with the reference's scores where there are any."""
         scores = read_scores(self.scores.path, split) if self.scores else None
-        return open_rows(self.token_sets, split, self.settings.sequence_length, self.settings.isolate_documents, scores)
+        return open_rows(self.token_sets, split, self.settings.longest_sequence_length, self.settings.isolate_documents, scores)
 
 
 def train(run: Run, stage: Stage, content: Content) -> None:
@@ -94,6 +104,8 @@ def open_task(run: Run, stage: Stage, content: Content) -> Task:
     settings: TrainingSettings = run.recipe.section(stage)
     tokens = run.token_sets(settings.tokens, content)
     parent = open_parent(run, stage)
+    if settings.keep and parent is None:
+        raise ConfigError(f"{stage}.keep is {', '.join(settings.keep)}, but nothing is there to keep it from", f"set {stage}.start_from")
     scores = run.open(run.folder / "score", "scores", "score") if stage == "dpo" else None
     inputs = {**tokens, **({"start_from": parent} if parent else {}), **({"scores": scores} if scores else {})}
     token_sets = tuple(open_token_set(found.path) for found in tokens.values())
@@ -144,18 +156,22 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings.seed).to(world.device)
     _require_context(task, train, model)
     require_disk_space(folder, model)
-    plan = make_plan(train.sources, settings.mixture, settings.batch_rows, train.row_tokens, settings.seed)
+    plan = make_plan(train.sources, settings, parameter_count(model.config), _start(task))
     batches = BatchLoader(plan, train, settings.micro_batch_rows, world.rank, world.size, ahead=world.device.type == "cuda")
     has_fast_bf16 = world.device.type != "cpu" or machine.precision == "bf16"
     optimizer, objective = make_optimizer(model, settings, has_fast_bf16), make_objective(settings.objective)
     progress = resume(folder, model, optimizer, plan, world)
+    if task.parent is not None and progress.step == plan.start.step and "optimizer" in settings.keep:
+        load_kept_optimizer(task.parent, optimizer)
     _announce(task, plan, model, progress, f"{machine.precision}, {machine.threads} threads, {world.size} x {world.device.type}")
     copy = partial(copy_tokenizer, task.tokenizer, answers=task.answers, maximum_tokens=model.config.settings.max_position_embeddings)
     writer = CheckpointWriter(folder, task.wanted, settings.keep_checkpoints, copy)
     run_name = f"{task.run.folder.name}-{task.stage}"
     with StopSignals() as stop, open_metrics(folder, settings.metrics, run_name, progress.step) as metrics:
         rows = batches.micro_batch_rows
-        validate = Validate(settings, metrics, model, objective, validation, rows, world, machine, task.tokenizer.document_byte_lengths)
+        byte_lengths = task.tokenizer.document_byte_lengths
+        losses = progress.validation_losses
+        validate = Validate(settings, plan, metrics, model, objective, validation, rows, world, machine, byte_lengths, losses)
         yield Trainer(
             settings=settings,
             model=model,
@@ -164,7 +180,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
             batches=batches,
             world=world,
             machine=machine,
-            observers=[Log(settings, metrics, progress.step), validate, Sample(settings, model, world, _sampler(task))],
+            observers=[Log(settings, plan, metrics, progress.step), validate, Sample(settings, plan, model, world, _sampler(task))],
             writer=writer,
             stop=stop,
             progress=progress,
@@ -190,13 +206,20 @@ def _require_context(task: Task, rows: RowReader, model: Llama) -> None:
         )
 
 
+def _start(task: Task) -> Start:
+    """What was trained before the run, if it takes over the step of its parent."""
+    return kept_start(task.parent) if task.parent is not None and "step" in task.settings.keep else FROM_THE_BEGINNING
+
+
 def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, machine: str) -> None:
-    settings = task.settings
-    planned_tokens = settings.steps * plan.batch_tokens
+    steps, tokens = plan.steps - plan.start.step, plan.tokens(plan.steps) - plan.start.tokens
+    of_tokens = f"of {plan.phases[0].batch_tokens:,} tokens" if len(plan.phases) == 1 else f"in {len(plan.phases)} phases"
     console.say(
-        f"{task.stage}: {parameter_count(model.config):,} parameters, {settings.steps:,} steps of {plan.batch_tokens:,} tokens "
-        f"= {planned_tokens:,} tokens, {plan.epochs(settings.steps):.2f} epochs; {machine}"
+        f"{task.stage}: {parameter_count(model.config):,} parameters, {steps:,} steps {of_tokens} "
+        f"= {tokens:,} tokens, {plan.epochs(plan.steps):.2f} epochs; {machine}"
     )
+    for line in described(plan):
+        console.say(f"{task.stage}: {line}")
     if progress.step:
         console.say(f"{task.stage}: continues after step {progress.step:,}")
 
@@ -229,18 +252,30 @@ def _finish(task: Task, trainer: Trainer, seconds: float) -> None:
     stats = {
         "parameters": parameter_count(trainer.model.config),
         "steps": progress.step,
-        "tokens": progress.step * plan.batch_tokens,
-        "flops": progress.step * plan.batch_tokens * flops_per_token(trainer.model.config, plan.row_tokens),
+        "tokens": plan.tokens(progress.step),
+        "planned_tokens": plan.tokens(plan.steps),
+        "flops": sum(phase.steps * phase.batch_tokens * flops_per_token(trainer.model.config, phase.row_tokens) for phase in plan.phases),
         "epochs": plan.epochs(progress.step),
+        "sources": {name: asdict(use) for name, use in plan.use(progress.step).items()},
+        "started_from": _origin(task),
         "initial_loss": progress.initial_loss,
         "loss": progress.recent_losses[-1],
         "validation_loss": progress.validation_loss,
         "final": place,
-        "planned_seconds": _planned_seconds(task.folder, progress.step * plan.batch_tokens),
+        "planned_seconds": _planned_seconds(task.folder, plan.tokens(progress.step) - plan.start.tokens),
         "seconds": round(seconds, 3),
     }
     artifact.finish(task.folder, task.wanted, files, {name: value for name, value in stats.items() if value is not None})
+    for line in used(plan, progress.step):
+        console.say(f"{task.stage}: {line}")
     console.say(f"{task.stage}: loss {progress.initial_loss:.3f} -> {progress.recent_losses[-1]:.3f}; {console.format_seconds(seconds)}")
+
+
+def _origin(task: Task) -> dict[str, Any] | None:
+    """The checkpoint that the run started from, the step it had, and what was taken over besides its weights."""
+    if task.parent is None:
+        return None
+    return {"checkpoint": task.parent.id, "step": task.parent.stats.get("step"), "kept": list(task.settings.keep)}
 
 
 def _planned_seconds(folder: Path, tokens: int) -> float | None:

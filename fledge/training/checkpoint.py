@@ -33,7 +33,7 @@ from fledge.model.llama import Llama
 from fledge.model.tensors import read_tensors, write_tensors
 from fledge.training.optimizer import Optimizer
 from fledge.training.parallel import World
-from fledge.training.plan import Plan
+from fledge.training.plan import Plan, Start
 
 CHECKPOINTS = "checkpoints"
 QUARANTINE = "quarantine"
@@ -156,11 +156,11 @@ def newest_sound(stage_folder: Path) -> Checkpoint | None:
 
 
 def resume(stage_folder: Path, model: Llama, optimizer: Optimizer, plan: Plan, world: World) -> Progress:
-    """Continue from the newest sound checkpoint, the same for every process; without one the run begins. Raises CheckpointError."""
+    """Continue from the newest sound checkpoint, the same for every process; without one the plan begins. Raises CheckpointError."""
     found = newest_sound(stage_folder) if world.main else None
     step = world.from_main(found.step if found is not None else 0)
     if step == 0:
-        return Progress()
+        return Progress(step=plan.start.step)
     if found is None:
         path = stage_folder / CHECKPOINTS / _folder_name(step)
         found = Checkpoint(step, path, artifact.open_artifact(path, "checkpoint"))
@@ -182,6 +182,18 @@ def restore(checkpoint: Checkpoint, model: Llama, optimizer: Optimizer, plan: Pl
     return Progress(**{**state, "recent_losses": tuple(state["recent_losses"])}, validation_losses=validation_losses)
 
 
+def kept_start(parent: Artifact) -> Start:
+    """The step and tokens of the checkpoint that a new run starts from. Raises CheckpointError if it is none of a run of ours."""
+    _require_own(parent)
+    return Start(parent.stats["step"], parent.stats["tokens"])
+
+
+def load_kept_optimizer(parent: Artifact, optimizer: Optimizer) -> None:
+    """Begin a new run with the optimizer's state of the checkpoint it starts from. Raises CheckpointError if it does not fit."""
+    _require_own(parent)
+    optimizer.load_state(read_tensors(parent.path / OPTIMIZER))
+
+
 def retain(stage_folder: Path, keep: int) -> None:
     """Remove all checkpoints but the `keep` newest and the best."""
     found, best = list_checkpoints(stage_folder), best_checkpoint(stage_folder)
@@ -201,6 +213,13 @@ def require_disk_space(stage_folder: Path, model: Llama) -> None:
         )
 
 
+def _require_own(parent: Artifact) -> None:
+    if parent.manifest.kind != "checkpoint":
+        raise CheckpointError(
+            f"{parent.path} has weights and no state of a run", "leave out keep, or name a checkpoint that Fledge has trained"
+        )
+
+
 def _folder_name(step: int) -> str:
     return f"step-{step:06d}"
 
@@ -208,7 +227,7 @@ def _folder_name(step: int) -> str:
 def _stats(plan: Plan, progress: Progress) -> dict[str, Any]:
     return {
         "step": progress.step,
-        "tokens": progress.step * plan.batch_tokens,
+        "tokens": plan.tokens(progress.step),
         "loss": progress.recent_losses[-1] if progress.recent_losses else None,
         "validation_loss": progress.validation_loss,
     }

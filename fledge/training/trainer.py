@@ -92,6 +92,7 @@ class Trainer:
         self.objective = objective
         self.optimizer = optimizer
         self.batches = batches
+        self.plan = batches.plan
         self.world = world
         self.machine = machine
         self.observers = observers
@@ -106,14 +107,14 @@ class Trainer:
 
         Raises NumericsError if the loss leaves the finite numbers, Stopped, with everything saved, if a signal came.
         """
-        while self.progress.step < self.settings.steps:
+        while self.progress.step < self.plan.steps:
             report = self.step()
             self._observe(report)
-            if is_due(report.step, self.settings.save_every_steps, self.settings.steps) or report.stop_signal is not None:
+            if is_due(report.step, self.settings.save_every_steps, self.plan.steps) or report.stop_signal is not None:
                 self.save()
             if report.stop_signal is not None:
                 name = signal.Signals(report.stop_signal).name
-                problem = f"stopped by {name} after step {report.step:,} of {self.settings.steps:,}; everything is saved"
+                problem = f"stopped by {name} after step {report.step:,} of {self.plan.steps:,}; everything is saved"
                 raise Stopped(report.stop_signal, problem, "run the same command again to continue")
         return self.progress
 
@@ -125,11 +126,11 @@ class Trainer:
         measures = self._accumulate_gradients(self.batches.micro_batches(step))
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip or float("inf"))
         stop_signal = self._check(measures, gradient_norm)
-        fraction = learning_rate_fraction(self.settings.schedule, step, self.settings.steps)
+        fraction = learning_rate_fraction(self.settings.schedule, step, self.plan.steps)
         self.optimizer.step(fraction)
         self.optimizer.clear_gradients()
         self._unread_losses.append(measures["loss"])
-        initial_loss = float(measures["loss"]) if step == 0 else self.progress.initial_loss
+        initial_loss = float(measures["loss"]) if step == self.plan.start.step else self.progress.initial_loss
         self.progress = replace(self.progress, step=step + 1, initial_loss=initial_loss)
         self.seconds += time.monotonic() - started
         return StepReport(
@@ -137,8 +138,8 @@ class Trainer:
             learning_rate=self.settings.learning_rate * fraction,
             gradient_norm=gradient_norm,
             measures=measures,
-            tokens=(step + 1) * self.batches.plan.batch_tokens,
-            epochs=self.batches.plan.epochs(step + 1),
+            tokens=self.plan.tokens(step + 1),
+            epochs=self.plan.epochs(step + 1),
             seconds=self.seconds,
             stop_signal=stop_signal,
         )
@@ -150,7 +151,7 @@ class Trainer:
         recent_losses = (*self.progress.recent_losses, *losses)[-RECENT_LOSSES:]
         self.progress = replace(self.progress, recent_losses=recent_losses)
         if self.world.main:
-            self.writer.save(self.model, self.optimizer, self.batches.plan, self.progress)
+            self.writer.save(self.model, self.optimizer, self.plan, self.progress)
 
     def _accumulate_gradients(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Gradients of the mean loss over the whole batch; returns the means of what the objective measures."""

@@ -169,7 +169,7 @@ def test_saves_fall_on_the_cadence_and_on_the_end(tmp_path: Path, documents: Tok
 def test_another_data_order_is_refused_by_name(tmp_path: Path, documents: TokenSet) -> None:
     train(tmp_path / "run", training_settings(), documents)
     with (
-        pytest.raises(CheckpointError, match=r"another order \(seed: 0 -> 1; batch_rows: 8 -> 4\)"),
+        pytest.raises(CheckpointError, match=r"another order \(seed: 0 -> 1; phases\.0\.batch_rows: 8 -> 4\)"),
         assembled(tmp_path / "run", training_settings(seed=1, batch_rows=4), [documents]),
     ):
         pass
