@@ -127,11 +127,14 @@ class RowReader:
         shape = (batch_rows, self.row_tokens)
         tokens, targets = np.zeros(shape, np.int64), np.full(shape, IGNORE, np.int64)
         documents = np.zeros(shape, np.int32)
+        starts = np.array([row.index * self.row_tokens for row in rows], dtype=np.int64)
         for line, row in enumerate(rows):
-            shard, start = self.shards[row.source], row.index * self.row_tokens
-            self._read_row(shard, start, tokens[line], targets[line])
-            if self.isolate_documents:
-                documents[line] = _document_starts(shard.starts, start, self.row_tokens)
+            self._read_row(self.shards[row.source], int(starts[line]), tokens[line], targets[line])
+        if self.isolate_documents:
+            sources = np.array([row.source for row in rows])
+            for source in np.unique(sources):
+                lines = np.flatnonzero(sources == source)
+                documents[lines] = _document_starts(self.shards[source].starts, starts[lines], self.row_tokens)
         pairs = self._pairs(rows, targets) if self.content == "preferences" else None
         return Batch(
             torch.from_numpy(tokens),
@@ -142,13 +145,16 @@ class RowReader:
         )
 
     def _read_row(self, shard: TokenShard, start: int, tokens: NDArray[np.int64], targets: NDArray[np.int64]) -> None:
-        ids = shard.tokens[start : start + self.row_tokens]
-        tokens[: len(ids)] = ids
         if shard.supervised is None:
+            # One token more is the last target, and behind the last token comes the first.
+            ids = shard.tokens[start : start + self.row_tokens + 1]
+            tokens[: len(ids)] = ids[: self.row_tokens]
             targets[: len(ids) - 1] = ids[1:]
-            after = start + len(ids)
-            targets[len(ids) - 1] = shard.tokens[after if after < len(shard.tokens) else 0]
+            if len(ids) <= self.row_tokens:
+                targets[len(ids) - 1] = shard.tokens[0]
         else:
+            ids = shard.tokens[start : start + self.row_tokens]
+            tokens[:] = ids
             supervised = shard.supervised[start + 1 : start + self.row_tokens] == 1
             targets[: self.row_tokens - 1][supervised] = ids[1:][supervised]
 
@@ -296,13 +302,16 @@ def _row_tokens(token_set: TokenSet, sequence_length: int | None) -> int:
     return token_set.row_tokens
 
 
-def _document_starts(starts: NDArray[np.int64], row_start: int, row_tokens: int) -> NDArray[np.int32]:
-    """Document starts of a shard, ascending -> (T,) for each token of a row, where in the row its document starts."""
-    first, end = np.searchsorted(starts, [row_start, row_start + row_tokens])
-    inside = starts[first:end] - row_start
-    result = np.zeros(row_tokens, np.int32)
-    result[inside] = inside
-    return np.maximum.accumulate(result)
+def _document_starts(starts: NDArray[np.int64], row_starts: NDArray[np.int64], row_tokens: int) -> NDArray[np.int32]:
+    """Document starts of a shard, ascending, and (N,) starts of rows -> (N, T) for each token, where in its row its document starts."""
+    first, end = np.searchsorted(starts, row_starts), np.searchsorted(starts, row_starts + row_tokens)
+    counts = end - first
+    lines = np.repeat(np.arange(len(row_starts)), counts)
+    places = np.arange(counts.sum()) + np.repeat(first - counts.cumsum() + counts, counts)
+    inside = starts[places] - row_starts[lines]
+    result = np.zeros((len(row_starts), row_tokens), np.int32)
+    result[lines, inside] = inside
+    return np.maximum.accumulate(result, axis=1)
 
 
 def _has_target(shard: TokenShard) -> bool:

@@ -150,6 +150,22 @@ def test_a_phase_has_micro_batches_of_as_many_tokens(documents: TokenSet) -> Non
     assert torch.equal(first, reader.with_row_tokens(8).batch(plan.rows(0), 64).tokens)
 
 
+@pytest.mark.parametrize("world_size", [2, 5])
+def test_processes_share_the_batches_of_every_phase(documents: TokenSet, world_size: int) -> None:
+    """A last phase has fewer rows than there are processes: some of them compute rows without targets."""
+    reader = open_rows([documents], "train", 64)
+    phases = (PhaseSettings(until_tokens=512, sequence_length=8), PhaseSettings(until_tokens=1_024, batch_tokens=64))
+    plan = make_plan(reader.sources, training_settings(batch_rows=8, sequence_length=64, phases=phases), 1)
+    loaders = [BatchLoader(plan, reader, 2, rank, world_size, ahead=False) for rank in range(world_size)]
+    for step in (0, 1, 8):
+        shares = [loader.micro_batches(step) for loader in loaders]
+        assert len({tuple(batch.tokens.shape for batch in share) for share in shares}) == 1
+        targets = torch.cat([batch.targets for share in shares for batch in share])
+        targets = targets[(targets != IGNORE).any(dim=1)]
+        rows = plan.rows(step)
+        assert torch.equal(targets, reader.with_row_tokens(plan.phase(step).row_tokens).batch(rows, len(rows)).targets)
+
+
 def test_rows_of_another_length_are_the_same_text(documents: TokenSet, conversations: TokenSet) -> None:
     reader = open_rows([documents], "train", 48)
     shorter = reader.with_row_tokens(16)
