@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,11 @@ from fledge.training.permutation import permute, permute_by_epoch, shuffled
 def test_a_permutation_hits_every_number_once(size: int, key: int) -> None:
     images = permute(np.arange(size, dtype=np.uint64), size, np.full(size, key, dtype=np.uint64))
     assert sorted(images.tolist()) == list(range(size))
+
+
+def test_a_position_outside_is_a_bug() -> None:
+    with pytest.raises(AssertionError, match="a position outside"):
+        permute(np.array([3, 9], dtype=np.uint64), 9, np.zeros(2, dtype=np.uint64))
 
 
 def test_a_permutation_shuffles() -> None:
