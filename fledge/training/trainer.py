@@ -117,6 +117,7 @@ class Trainer:
         self.objective = objective
         self.optimizer = optimizer
         self.batches = batches
+        self.plan = batches.plan
         self.world = world
         self.machine = machine
         self.observers = observers
@@ -135,14 +136,14 @@ class Trainer:
 
         Raises NumericsError if the loss leaves the finite numbers, Stopped, with everything saved, if a signal came.
         """
-        while self.progress.step < self.settings.steps:
+        while self.progress.step < self.plan.steps:
             report = self.step()
             self._observe(report)
-            if is_due(report.step, self.settings.save_every_steps, self.settings.steps) or report.stop_signal is not None:
+            if is_due(report.step, self.settings.save_every_steps, self.plan.steps) or report.stop_signal is not None:
                 self.save()
             if report.stop_signal is not None:
                 name = signal.Signals(report.stop_signal).name
-                problem = f"stopped by {name} after step {report.step:,} of {self.settings.steps:,}; everything is saved"
+                problem = f"stopped by {name} after step {report.step:,} of {self.plan.steps:,}; everything is saved"
                 raise Stopped(report.stop_signal, problem, "run the same command again to continue")
         return self.progress
 
@@ -159,12 +160,12 @@ class Trainer:
         measures, signals = self._accumulate_gradients(micro_batches)
         gradient_norm = self._clip_gradients()
         is_applied = self._judge(_Verdict(step, measures["loss"], gradient_norm, signals))
-        fraction = learning_rate_fraction(self.settings.schedule, step, self.settings.steps)
+        fraction = learning_rate_fraction(self.settings.schedule, step, self.plan.steps)
         if is_applied:
             self.optimizer.step(fraction)
         self.optimizer.clear_gradients()
         self._unread_losses.append(measures["loss"])
-        initial_loss = float(measures["loss"]) if step == 0 else self.progress.initial_loss
+        initial_loss = float(measures["loss"]) if step == self.plan.start.step else self.progress.initial_loss
         self.progress = replace(self.progress, step=step + 1, initial_loss=initial_loss)
         if self.seconds == 0:
             gc.freeze()  # what has been made by now stays: looking through it again and again took half a second at a time
@@ -175,8 +176,8 @@ class Trainer:
             learning_rate=self.settings.learning_rate * fraction,
             gradient_norm=gradient_norm,
             measures=measures,
-            tokens=(step + 1) * self.batches.plan.batch_tokens,
-            epochs=self.batches.plan.epochs(step + 1),
+            tokens=self.plan.tokens(step + 1),
+            epochs=self.plan.epochs(step + 1),
             seconds=self.seconds,
             wait_seconds=self.wait_seconds,
             stop_signal=self._stop_signal,
@@ -192,7 +193,7 @@ class Trainer:
         recent_losses = (*self.progress.recent_losses, *losses)[-RECENT_LOSSES:]
         self.progress = replace(self.progress, recent_losses=recent_losses)
         if self.world.main:
-            self.writer.save(self.model, self.optimizer, self.batches.plan, self.progress)
+            self.writer.save(self.model, self.optimizer, self.plan, self.progress)
 
     def _accumulate_gradients(self, given: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor]:
         """Gradients of the mean loss over the whole batch; returns the means of what the objective measures, and the stop signals."""
