@@ -50,6 +50,11 @@ def local_rank() -> int:
     return _environment_count("LOCAL_RANK", 0)
 
 
+def local_world_size() -> int:
+    """How many processes train together on this machine."""
+    return _environment_count("LOCAL_WORLD_SIZE", world_size())
+
+
 def is_main() -> bool:
     """Whether this is the process that writes and speaks."""
     return rank() == 0

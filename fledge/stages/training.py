@@ -137,25 +137,28 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     """Build the parts and put them together; nothing runs yet."""
     keep_freed_memory()
     settings, folder = task.settings, task.folder
+    model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings.seed)
+    world = world.lay_out(settings.parallel, parameter_count(model.config))
     machine = settle_machine(folder, settings, world, like=task.scores.path if task.scores else None)
     if task.scores is not None:
         _require_same_arithmetic(task, task.scores.path, machine)
     train, validation = task.rows("train"), task.rows("validation")
-    model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings.seed).to(world.device)
     _require_context(task, train, model)
     require_disk_space(folder, model)
+    world.place(model)
     plan = make_plan(train.sources, settings.mixture, settings.batch_rows, train.row_tokens, settings.seed)
     batches = BatchLoader(plan, train, settings.micro_batch_rows, world.rank, world.size, ahead=world.device.type == "cuda")
     has_fast_bf16 = world.device.type != "cpu" or machine.precision == "bf16"
     optimizer, objective = make_optimizer(model, settings, has_fast_bf16), make_objective(settings.objective)
     progress = resume(folder, model, optimizer, plan, world)
-    _announce(task, plan, model, progress, f"{machine.precision}, {machine.threads} threads, {world.size} x {world.device.type}")
+    _announce(task, plan, model, progress, world, machine)
     copy = partial(copy_tokenizer, task.tokenizer, answers=task.answers, maximum_tokens=model.config.settings.max_position_embeddings)
     writer = CheckpointWriter(folder, task.wanted, settings.keep_checkpoints, copy)
     run_name = f"{task.run.folder.name}-{task.stage}"
     with StopSignals() as stop, open_metrics(folder, settings.metrics, run_name, progress.step) as metrics:
         rows = batches.micro_batch_rows
         validate = Validate(settings, metrics, model, objective, validation, rows, world, machine, task.tokenizer.document_byte_lengths)
+        samples = [] if world.sharded else [Sample(settings, model, world, _sampler(task))]
         yield Trainer(
             settings=settings,
             model=model,
@@ -164,7 +167,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
             batches=batches,
             world=world,
             machine=machine,
-            observers=[Log(settings, metrics, progress.step), validate, Sample(settings, model, world, _sampler(task))],
+            observers=[Log(settings, metrics, progress.step), validate, *samples],
             writer=writer,
             stop=stop,
             progress=progress,
@@ -190,13 +193,17 @@ def _require_context(task: Task, rows: RowReader, model: Llama) -> None:
         )
 
 
-def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, machine: str) -> None:
+def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, world: World, machine: Machine) -> None:
     settings = task.settings
+    processes = f"{world.size} x {world.device.type}" + (f" by {world.layout}" if world.size > 1 else "")
+    computing = f"{machine.precision}, {machine.threads} threads, {processes}"
     planned_tokens = settings.steps * plan.batch_tokens
     console.say(
         f"{task.stage}: {parameter_count(model.config):,} parameters, {settings.steps:,} steps of {plan.batch_tokens:,} tokens "
-        f"= {planned_tokens:,} tokens, {plan.epochs(settings.steps):.2f} epochs; {machine}"
+        f"= {planned_tokens:,} tokens, {plan.epochs(settings.steps):.2f} epochs; {computing}"
     )
+    if world.sharded:
+        console.info(f"{task.stage}: no samples of text, for which one process would need the whole model; checkpoints have it")
     if progress.step:
         console.say(f"{task.stage}: continues after step {progress.step:,}")
 

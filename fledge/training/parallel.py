@@ -1,7 +1,8 @@
 """Who trains and on what: the processes of a run, their device, and the arithmetic that was chosen for it.
 
-One process, or as many as `torchrun` or `accelerate launch` started; each holds the whole model (DDP) and a share of the rows.
-The trainer asks `World` and is the same code either way. The rank comes from `core.process`, the collectives from torch.
+One process, or as many as `torchrun` or `accelerate launch` started; each computes a share of the rows and holds the whole model
+(DDP) or a part of every parameter (FSDP2, see `layout`). The trainer asks `World` and is the same code in every case. The rank
+comes from `core.process`, the collectives from torch.
 
 What is chosen by measurement (precision, fp32 kernel, threads) decides the last bits of a result, so it is measured at the first
 start of a stage only, written to `machine.json` and read from there when the stage continues. If the machine or the processes
@@ -12,9 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,9 @@ from torch.nn.parallel import DistributedDataParallel
 from fledge.core import console, disk, process
 from fledge.core.config import differences
 from fledge.core.errors import DistributedError, MachineError
+from fledge.model.llama import Llama
 from fledge.model.precision import Precision, autocast, choose_precision, use_fast_fp32
+from fledge.training.layout import Layout, choose_layout, device_bytes, shard, whole
 from fledge.training.settings import TrainingSettings
 
 MACHINE = "machine.json"
@@ -39,6 +42,13 @@ class World:
     rank: int
     size: int
     device: torch.device
+    sharded: bool = False
+    """Whether each process holds a part of every parameter (FSDP2)."""
+
+    @property
+    def layout(self) -> Layout:
+        """How the processes share the model."""
+        return "single" if self.size == 1 else "fsdp" if self.sharded else "ddp"
 
     @property
     def main(self) -> bool:
@@ -59,19 +69,46 @@ class World:
         """Wait for all processes."""
         self.from_main(0)
 
+    def lay_out(self, wanted: Literal["auto", "ddp", "fsdp"], parameters: int) -> World:
+        """The same processes, sharing a model of so many parameters as wanted; for auto the main one's memory decides."""
+        main_bytes = self.from_main(device_bytes(self.device))
+        return replace(self, sharded=choose_layout(wanted, self.size, parameters, main_bytes) == "fsdp")
+
+    def place(self, model: Llama) -> Llama:
+        """The model on this process's device, all of it or a part; with other parameters than before, so optimizers are made later."""
+        if not self.sharded:
+            return model.to(self.device)
+        shard(model, self.device)
+        return model
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """The module to call in training: its backward pass averages the gradients over all processes."""
-        if self.size == 1:
+        if self.size == 1 or self.sharded:
             return model
         assert not list(model.buffers()), "buffers would be sent from the main process in every step"
         device_ids = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
 
     def gradient_sync(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of a micro-batch: gradients travel with the last one of a step only."""
+        """Around forward and backward of a micro-batch: whole gradients travel with the last one of a step only.
+
+        Sharded ones travel each time: to wait, each process would have to keep the gradient of the whole model, in fp32.
+        """
         if last or not isinstance(wrapped, DistributedDataParallel):
             return contextlib.nullcontext()
         return wrapped.no_sync()
+
+    def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors by name, for the main process to write; the others get none.
+
+        Those that are cut are put together one at a time and kept on the CPU, so no device ever holds more than one.
+        """
+        gathered = {}
+        for name, tensor in tensors.items():
+            complete = whole(tensor.detach())
+            if self.main:
+                gathered[name] = complete.cpu() if self.sharded else complete
+        return gathered
 
 
 @contextlib.contextmanager
@@ -161,6 +198,7 @@ def _circumstances(settings: TrainingSettings, world: World, machine: Machine) -
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(world.device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
         "processes": world.size,
+        "parallel": world.layout,
         "micro_batch_rows": settings.micro_batch_rows,
         **asdict(machine),
     }

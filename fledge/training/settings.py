@@ -142,6 +142,8 @@ class TrainingSettings:
     """Token sets made elsewhere; empty: this run's own."""
     device: Literal["auto", "cpu", "cuda"] = operation("auto")
     """auto: cuda where there is one."""
+    parallel: Literal["auto", "ddp", "fsdp"] = operation("auto")
+    """How many processes share the model: ddp: each holds all of it; fsdp: each a part; auto: ddp where it fits into half the memory."""
     precision: Literal["auto", "fp32", "bf16"] = operation("auto")
     """Arithmetic of matrix products; auto: chosen by measurement at the first start and kept in machine.json."""
     threads: int | None = operation(None)

@@ -24,6 +24,7 @@ from fledge.core.errors import NumericsError, Stopped
 from fledge.model.llama import Llama
 from fledge.training.batches import Batch, BatchLoader
 from fledge.training.checkpoint import RECENT_LOSSES, CheckpointWriter, Progress
+from fledge.training.layout import whole
 from fledge.training.objectives import Objective
 from fledge.training.optimizer import Optimizer, learning_rate_fraction
 from fledge.training.parallel import Machine, World
@@ -123,7 +124,7 @@ class Trainer:
         # Seeded by the step alone, so a resumed run draws the same and an observer cannot disturb it.
         torch.manual_seed(self.settings.seed * 1_000_003 + step * self.world.size + self.world.rank)
         measures = self._accumulate_gradients(self.batches.micro_batches(step))
-        gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip or float("inf"))
+        gradient_norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip or float("inf")))
         stop_signal = self._check(measures, gradient_norm)
         fraction = learning_rate_fraction(self.settings.schedule, step, self.settings.steps)
         self.optimizer.step(fraction)
@@ -144,13 +145,12 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Write a checkpoint of this moment."""
+        """Write a checkpoint of this moment; every process takes part."""
         losses = torch.stack(self._unread_losses).tolist() if self._unread_losses else []
         self._unread_losses.clear()
         recent_losses = (*self.progress.recent_losses, *losses)[-RECENT_LOSSES:]
         self.progress = replace(self.progress, recent_losses=recent_losses)
-        if self.world.main:
-            self.writer.save(self.model, self.optimizer, self.batches.plan, self.progress)
+        self.writer.save(self.model, self.optimizer, self.batches.plan, self.progress, self.world)
 
     def _accumulate_gradients(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Gradients of the mean loss over the whole batch; returns the means of what the objective measures."""
