@@ -167,6 +167,14 @@ def test_a_second_process_is_refused_naming_the_first(tmp_path: Path) -> None:
             pass
 
 
+def test_a_process_works_under_the_lock_of_its_parent(tmp_path: Path) -> None:
+    with run_lock(tmp_path / "run"):
+        with child(_HOLD, tmp_path / "run") as launched:
+            assert read_line(launched) == "held"
+        with pytest.raises(MachineError, match="is in use by"), run_lock(tmp_path / "run"):
+            pytest.fail("a process is not its own parent")
+
+
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     with child(_HOLD, tmp_path / "run") as holder:
         assert read_line(holder) == "held"

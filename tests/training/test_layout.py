@@ -17,7 +17,7 @@ from fledge.training.checkpoint import CHECKPOINTS, list_checkpoints
 from fledge.training.layout import choose_layout, is_sharded, part_of, whole
 from fledge.training.parallel import MACHINE
 
-HALF, STEPS = 6, 12
+HALF, STEPS = 4, 8
 NOISE = 2e-6
 
 GB = 10**9

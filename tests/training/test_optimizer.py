@@ -137,9 +137,9 @@ def test_a_run_that_is_all_warm_up_has_a_learning_rate(kind: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (4, 12), (12, 4)])
-@pytest.mark.parametrize("kind_of_ours", [MuonInFp32, MuonOfParts])
-def test_our_muon_is_torch_s_but_for_rounding(shape: tuple[int, int], kind_of_ours: type[MuonInFp32]) -> None:
-    """Two steps, so that momentum counts; bf16 has 8 bits."""
+@pytest.mark.parametrize(("kind_of_ours", "tolerance"), [(MuonInFp32, 4e-3), (MuonOfParts, 8e-3)])
+def test_our_muon_is_torch_s_but_for_rounding(shape: tuple[int, int], kind_of_ours: type[MuonInFp32], tolerance: float) -> None:
+    """Two steps, so that momentum counts; bf16 has 8 bits, and where both round to them they differ twice as much."""
     torch.manual_seed(0)
     weights, gradients = torch.randn(shape), [torch.randn(shape) for _ in range(2)]
     found = []
@@ -152,7 +152,7 @@ def test_our_muon_is_torch_s_but_for_rounding(shape: tuple[int, int], kind_of_ou
         found.append((parameter.detach() - weights, optimizer.state[parameter]["momentum_buffer"]))
     (theirs, their_momentum), (ours, our_momentum) = found
     torch.testing.assert_close(our_momentum, their_momentum)
-    torch.testing.assert_close(ours, theirs, atol=4e-3, rtol=0)
+    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
 
 
 def test_what_is_orthogonalized_has_singular_values_near_one() -> None:
