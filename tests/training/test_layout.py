@@ -75,7 +75,8 @@ def alone(asked: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFac
 def sharing(asked: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two processes have trained each, holding a part of it."""
     folder = tmp_path_factory.mktemp("sharing")
-    start_all(folder, [{"name": name, "parallel": "fsdp", **values} for name, values in asked.items()], 2)
+    runs = [{"name": name, "parallel": "fsdp", **values} for name, values in asked.items()]
+    start_all(folder, [*runs, {"name": "ddp", "parallel": "ddp", **asked["documents"]}], 2)
     return folder
 
 
@@ -131,15 +132,25 @@ def test_one_process_continues_what_several_shared(tmp_path: Path, sharing: Path
     assert json.loads((tmp_path / name / MACHINE).read_text())["changes"] == ["processes: 2 -> 1", "parallel: fsdp -> single"]
 
 
-def test_layouts_continue_one_another(tmp_path: Path, alone: Path, sharing: Path, asked: dict[str, Any]) -> None:
-    half_way(sharing / "documents", tmp_path / "ddp")
-    half_way(alone / "documents", tmp_path / "fsdp")
-    half_way(alone / "muon", tmp_path / "muon")
-    names = {"ddp": "documents", "fsdp": "documents", "muon": "muon"}
-    layouts = {"ddp": "ddp", "fsdp": "fsdp", "muon": "fsdp"}
-    start_all(tmp_path, [{"name": name, "parallel": layouts[name], **asked[of]} for name, of in names.items()], 2)
-    for name, of in names.items():
-        require_same_course(result(tmp_path, name), result(alone, of))
+def test_layouts_continue_one_another_and_themselves(tmp_path: Path, alone: Path, sharing: Path, asked: dict[str, Any]) -> None:
+    """Each to the same losses; with the layout and the number of processes it had to the same bits."""
+    continued = [
+        ("documents", sharing / "documents", "ddp"),
+        ("documents", alone / "documents", "fsdp"),
+        ("muon", alone / "muon", "fsdp"),
+        ("documents", sharing / "documents", "fsdp"),
+        ("muon", sharing / "muon", "fsdp"),
+        ("documents", sharing / "ddp", "ddp"),
+    ]
+    for number, (_, before, _) in enumerate(continued):
+        half_way(before, tmp_path / str(number))
+    start_all(tmp_path, [{"name": str(number), "parallel": how, **asked[name]} for number, (name, _, how) in enumerate(continued)], 2)
+    for number, (name, before, how) in enumerate(continued):
+        require_same_course(result(tmp_path, str(number)), result(alone, name))
+        if json.loads((before / MACHINE).read_text())["circumstances"]["parallel"] == how:
+            found, undisturbed = state_at(tmp_path / str(number), STEPS), state_at(before, STEPS)
+            assert all(torch.equal(found[key], tensor) for key, tensor in undisturbed.items())
+            assert number >= 3
 
 
 @pytest.mark.slow
