@@ -68,7 +68,7 @@ _STAGE_HELP: dict[Stage, str] = {
 
 def main() -> None:
     """The `fledge` command; exits with the code of the error's class (see core/errors.py)."""
-    if process.report_folder() is not None:
+    if process.is_launched():
         process.end_with_parent(os.getppid())
     _application()()
 
@@ -124,7 +124,8 @@ def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
                 console.error(error.problem, error.remedy)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            console.error("stopped before this stage had finished", "run the same command again: what is finished is kept")
+            if not process.is_launched():
+                console.error("stopped before this stage had finished", "run the same command again: what is finished is kept")
             raise typer.Exit(128 + signal.SIGINT) from error
         except Exception as error:
             # Our own bug, whatever it is: of many launched processes one tells it, not each.

@@ -97,6 +97,7 @@ def prepare(recipe: str, overrides: list[str] | None, name: str | None, small: b
     parsed, _ = load_recipe(path, overrides or [])
     if small:
         parsed = smoke(parsed)
+    if small and not process.is_launched():
         console.info("--smoke: everything is shrunk, and Python's own documentation stands in for every source of text")
     if no_wandb:
         parsed = without_wandb(parsed)

@@ -77,6 +77,11 @@ def report_folder() -> Path | None:
     return Path(given) if given else None
 
 
+def is_launched() -> bool:
+    """Whether another process of Fledge started this one, and speaks for it."""
+    return report_folder() is not None
+
+
 def keep_freed_memory() -> None:
     """Make malloc keep what is freed for the next step instead of giving it back to the system, which would zero it anew.
 

@@ -12,6 +12,7 @@ files hold whole tensors, so a checkpoint does not know by which layout, or by h
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Literal
 
 import torch
@@ -56,6 +57,8 @@ def shard(model: Llama, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # Objectives compute nothing in place, which is what the warning is about.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (process.world_size(),))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)

@@ -71,6 +71,8 @@ class World:
 
     def lay_out(self, wanted: Literal["auto", "ddp", "fsdp"], parameters: int) -> World:
         """The same processes, sharing a model of so many parameters as wanted; for auto the main one's memory decides."""
+        if self.size == 1:
+            return self
         main_bytes = self.from_main(device_bytes(self.device))
         return replace(self, sharded=choose_layout(wanted, self.size, parameters, main_bytes) == "fsdp")
 
@@ -160,8 +162,8 @@ def settle_machine(folder: Path, settings: TrainingSettings, world: World, like:
     """
     if world.main:
         before = _read(folder) or {}
-        chosen = before.get("chosen") or ((_read(like) or {}).get("chosen") if like is not None else None)
-        machine = _settle(Machine(**chosen) if chosen else None, settings, world.device)
+        known = _known(before if before or like is None else _read(like) or {}, world)
+        machine = _settle(known, settings, world.device)
         circumstances = _circumstances(settings, world, machine)
         changes = [f"{name}: {old} -> {new}" for name, old, new in differences(before.get("circumstances", circumstances), circumstances)]
         if changes:
@@ -179,6 +181,15 @@ def chosen_machine(folder: Path) -> Machine | None:
     """What a stage computed with; None if it has not started."""
     record = _read(folder)
     return Machine(**record["chosen"]) if record else None
+
+
+def _known(record: dict[str, Any], world: World) -> Machine | None:
+    """What was chosen, but for the threads where these were shared by another number of processes."""
+    if not record:
+        return None
+    chosen = Machine(**record["chosen"])
+    same_processes = record.get("circumstances", {}).get("processes") == world.size
+    return chosen if same_processes else replace(chosen, threads=torch.get_num_threads())
 
 
 def _settle(known: Machine | None, settings: TrainingSettings, device: torch.device) -> Machine:

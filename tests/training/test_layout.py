@@ -14,7 +14,7 @@ from training_assembly import start_all, train_as_asked
 from fledge.model.tensors import read_tensors
 from fledge.tokens.shards import TokenSet
 from fledge.training.checkpoint import CHECKPOINTS, list_checkpoints
-from fledge.training.layout import choose_layout, is_sharded, part_of, whole
+from fledge.training.layout import choose_layout, device_bytes, is_sharded, part_of, whole
 from fledge.training.parallel import MACHINE
 
 HALF, STEPS = 4, 8
@@ -39,6 +39,13 @@ def test_the_layout_follows_from_what_half_a_device_holds(
     wanted: Any, processes: int, parameters: int, device_bytes: int, layout: str
 ) -> None:
     assert choose_layout(wanted, processes, parameters, device_bytes) == layout
+
+
+def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole_machine = device_bytes(torch.device("cpu"))
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert whole_machine // 4 == device_bytes(torch.device("cpu")) > 0
 
 
 def test_what_is_not_cut_is_whole() -> None:

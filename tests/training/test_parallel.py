@@ -148,6 +148,17 @@ def test_another_torch_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert f"torch: 2.10.0 -> {torch.__version__}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("processes", "threads"), [(1, 2), (4, 1)])
+def test_threads_are_kept_for_the_same_number_of_processes(tmp_path: Path, processes: int, threads: int) -> None:
+    settle_machine(tmp_path, training_settings(threads=2), ALONE)
+    torch.set_num_threads(1)
+    record = json.loads((tmp_path / MACHINE).read_text())
+    record["circumstances"]["processes"] = processes
+    (tmp_path / MACHINE).write_text(json.dumps(record))
+    assert settle_machine(tmp_path, training_settings(threads=None), ALONE).threads == threads
+    torch.set_num_threads(1)
+
+
 def test_a_damaged_record_of_the_machine_is_told(tmp_path: Path) -> None:
     (tmp_path / MACHINE).write_text("{}")
     with pytest.raises(MachineError, match=r"machine\.json does not say"):
