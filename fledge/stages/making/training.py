@@ -36,7 +36,7 @@ from fledge.training.optimizer import make_optimizer
 from fledge.training.parallel import Machine, World, chosen_machine, open_world, settle_machine
 from fledge.training.phases import described, make_plan, used
 from fledge.training.plan import FROM_THE_BEGINNING, Plan, Start
-from fledge.training.preparation import open_batches, prepare
+from fledge.training.preparation import choose_computation, open_batches, prepare
 from fledge.training.resident import ResidentRows
 from fledge.training.score import read_scores
 from fledge.training.trainer import Trainer
@@ -72,7 +72,8 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     keep_freed_memory()
     settings, folder = task.settings, task.folder
     train, validation = _rows(task, "train"), _rows(task, "validation")
-    model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings.seed).to(world.device)
+    model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings.seed)
+    world = world.lay_out(settings.parallel, parameter_count(model.config))
     _require_context(task, train, model)
     require_disk_space(folder, model)
     plan = make_plan(train.sources, settings, parameter_count(model.config), _start(task))
@@ -80,6 +81,8 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     if task.scores is not None:
         _require_same_arithmetic(task, task.scores.path, machine)
     objective = make_objective(settings.objective)
+    choose_computation(model, settings, machine, plan)
+    world.place(model)
     machine = prepare(folder, model, objective, machine, world, settings, train, plan)
     has_fast_bf16 = world.device.type != "cpu" or machine.precision == "bf16"
     optimizer = make_optimizer(model, settings, has_fast_bf16)
@@ -87,7 +90,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     progress = resume(folder, model, optimizer, plan, world)
     if task.parent is not None and progress.step == plan.start.step and "optimizer" in settings.keep:
         load_kept_optimizer(task.parent, optimizer)
-    _announce(task, plan, model, progress, _described(machine, world, batches, train.isolate_documents))
+    _announce(task, plan, model, progress, world, _described(machine, world, batches, train.isolate_documents))
     copy = partial(copy_tokenizer, task.tokenizer, answers=task.answers, maximum_tokens=model.config.settings.max_position_embeddings)
     writer = CheckpointWriter(folder, task.wanted, settings.keep_checkpoints, copy)
     run_name = f"{task.run.folder.name}-{task.stage}"
@@ -96,6 +99,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
         byte_lengths = task.tokenizer.document_byte_lengths
         losses = progress.validation_losses
         validate = Validate(settings, plan, metrics, model, objective, validation, rows, world, machine, byte_lengths, losses)
+        samples = [] if world.sharded else [Sample(settings, plan, model, world, _sampler(task))]
         yield Trainer(
             settings=settings,
             model=model,
@@ -104,7 +108,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
             batches=batches,
             world=world,
             machine=machine,
-            observers=[Log(settings, plan, metrics, progress.step), validate, Sample(settings, plan, model, world, _sampler(task))],
+            observers=[Log(settings, plan, metrics, progress.step), validate, *samples],
             writer=writer,
             stop=stop,
             progress=progress,
@@ -141,7 +145,7 @@ def _start(task: Task) -> Start:
     return kept_start(task.parent) if task.parent is not None and "step" in task.settings.keep else FROM_THE_BEGINNING
 
 
-def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, machine: str) -> None:
+def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, world: World, machine: str) -> None:
     steps, tokens = plan.steps - plan.start.step, plan.tokens(plan.steps) - plan.start.tokens
     of_tokens = f"of {plan.phases[0].batch_tokens:,} tokens" if len(plan.phases) == 1 else f"in {len(plan.phases)} phases"
     console.say(
@@ -150,17 +154,21 @@ def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, machine:
     )
     for line in described(plan):
         console.say(f"{task.stage}: {line}")
+    if world.sharded:
+        console.info(f"{task.stage}: no samples of text, for which one process would need the whole model; checkpoints have it")
     if progress.step:
         console.say(f"{task.stage}: continues after step {progress.step:,}")
 
 
 def _described(machine: Machine, world: World, batches: BatchLoader, isolate_documents: bool) -> str:
     """How the machine is used, for the line that opens a stage."""
+    processes = f"{world.size} x {world.device.type}" + (f" by {world.layout}" if world.size > 1 else "")
     kernel = attention_kernel(world.device, isolate_documents, machine.compiled)
-    parts = [machine.precision, "compiled" if machine.compiled else "", f"attention {kernel}", f"{machine.threads} threads"]
-    parts += [f"{world.size} x {world.device.type}", f"{batches.micro_batch_rows} rows at once" if machine.micro_batch_rows else ""]
-    parts.append("tokens on the device" if isinstance(batches.reader, ResidentRows) else "")
-    return ", ".join(part for part in parts if part)
+    parts = [machine.precision, f"{machine.threads} threads", processes, f"attention {kernel}"]
+    parts += ["compiled"] if machine.compiled else []
+    parts += [f"{batches.micro_batch_rows} rows at once"] if machine.micro_batch_rows else []
+    parts += ["tokens on the device"] if isinstance(batches.reader, ResidentRows) else []
+    return ", ".join(parts)
 
 
 def _sampler(task: Task) -> Callable[[Llama], str]:
