@@ -15,7 +15,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 ActivationCheckpointing = Literal["none", "selective", "full"]
 
-_COSTLY = ("aten::mm", "aten::bmm", "aten::_scaled_mm", "aten::_scaled_dot_product", "fledge::block_attention", "flex_attention")
+_COSTLY = ("aten.mm.", "aten.bmm.", "aten._scaled_mm.", "aten._scaled_dot_product", "fledge.block_attention.", "flex_attention")
 """How the names of operators begin whose results are kept."""
 
 
@@ -30,5 +30,4 @@ def recomputed(layer: Callable[[Tensor], Tensor], hidden: Tensor, how: Activatio
 
 
 def _policy(context: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
-    name = str(operator).replace(".", "::", 1)  # "aten.mm.default"
-    return CheckpointPolicy.MUST_SAVE if name.startswith(_COSTLY) else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if str(operator).startswith(_COSTLY) else CheckpointPolicy.PREFER_RECOMPUTE
