@@ -19,12 +19,12 @@ _COSTLY = ("aten::mm", "aten::bmm", "aten::_scaled_mm", "aten::_scaled_dot_produ
 """How the names of operators begin whose results are kept."""
 
 
-def recomputed(layer: Callable[[Tensor], Tensor], hidden: Tensor, how: ActivationCheckpointing) -> Tensor:
-    """`layer(hidden)`, with as much kept for the backward pass as `how` says."""
+def recomputed(layer: Callable[[Tensor], Tensor], hidden: Tensor, how: ActivationCheckpointing, draws: bool = False) -> Tensor:
+    """`layer(hidden)`, with as much kept for the backward pass as `how` says; `draws`: the layer draws random numbers, the same again."""
     if how == "none":
         return layer(hidden)
     contexts = partial(create_selective_checkpoint_contexts, _policy) if how == "selective" else noop_context_fn
-    output: Tensor = checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    output: Tensor = checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=draws, context_fn=contexts)
     return output
 
 

@@ -84,7 +84,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     optimizer = make_optimizer(model, settings, has_fast_bf16)
     batches = open_batches(plan, train, machine.micro_batch_rows or settings.micro_batch_rows, world, settings.tokens_on_device)
     progress = resume(folder, model, optimizer, plan, world)
-    _announce(task, plan, model, progress, _described(machine, world, batches, train.isolate_documents))
+    _announce(task, plan, model, progress, _described(machine, world, batches, train.isolate_documents, model))
     copy = partial(copy_tokenizer, task.tokenizer, answers=task.answers, maximum_tokens=model.config.settings.max_position_embeddings)
     writer = CheckpointWriter(folder, task.wanted, settings.keep_checkpoints, copy)
     run_name = f"{task.run.folder.name}-{task.stage}"
@@ -142,9 +142,10 @@ def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, machine:
         console.say(f"{task.stage}: continues after step {progress.step:,}")
 
 
-def _described(machine: Machine, world: World, batches: BatchLoader, isolate_documents: bool) -> str:
+def _described(machine: Machine, world: World, batches: BatchLoader, isolate_documents: bool, model: Llama) -> str:
     """How the machine is used, for the line that opens a stage."""
-    kernel = attention_kernel(world.device, isolate_documents, machine.compiled)
+    has_dropout = model.config.settings.attention_dropout > 0
+    kernel = attention_kernel(world.device, isolate_documents, machine.compiled, has_dropout)
     parts = [machine.precision, "compiled" if machine.compiled else "", f"attention {kernel}", f"{machine.threads} threads"]
     parts += [f"{world.size} x {world.device.type}", f"{batches.micro_batch_rows} rows at once" if machine.micro_batch_rows else ""]
     parts.append("tokens on the device" if isinstance(batches.reader, ResidentRows) else "")
