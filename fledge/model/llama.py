@@ -101,7 +101,8 @@ class Llama(nn.Module):
         """Draw all weights anew: normal(0, initializer_range), norms one, biases zero.
 
         The two projections into the residual stream are smaller by sqrt(2 L), unless the settings say otherwise, so that the stream's
-        variance does not grow with depth (GPT-2). Drawn on the CPU from a generator of its own, in the order of the modules: alike on every rank and device.
+        variance does not grow with depth (GPT-2). Drawn on the CPU from a generator of its own, in the order of the modules: alike on
+        every rank and device.
         """
         settings, generator = self.config.settings, torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
