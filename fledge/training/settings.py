@@ -110,6 +110,34 @@ class ScheduleSettings:
 
 
 @settings
+class EarlyStoppingSettings:
+    """When to end a run before its last step."""
+
+    patience: int
+    """Validations in a row without an improvement after which the run stops; `validate_every_steps` says how far apart they are."""
+    minimum_improvement: float = 0.0
+    """By how much a validation loss must be below the best so far to be an improvement (nats)."""
+
+    def __post_init__(self) -> None:
+        _require(self.patience >= 1, f"patience must be at least 1, not {self.patience}")
+        _require(self.minimum_improvement >= 0, f"minimum_improvement must not be negative, not {self.minimum_improvement}")
+
+
+@settings
+class ProfileSettings:
+    """Which steps a profiler looks at."""
+
+    first_step: int = operation(10)
+    """The first of them, counted from where a start of the stage begins, so that a run which continues can be profiled too."""
+    steps: int = operation(3)
+    """How many; each adds 1 to 10 MB to the trace."""
+
+    def __post_init__(self) -> None:
+        _require(self.first_step >= 2, f"first_step must be at least 2, not {self.first_step}: the first step is like no other")
+        _require(self.steps >= 1, f"steps must be at least 1, not {self.steps}")
+
+
+@settings
 class TrainingSettings:
     """One training stage: what is learned, from which rows in which order, with which optimizer, watched how."""
 
@@ -137,6 +165,8 @@ class TrainingSettings:
     """Decoupled weight decay of matrices, per unit of learning rate; vectors are never decayed."""
     gradient_clip: float | None = 1.0
     """Largest norm of the whole gradient; unset: no clipping."""
+    early_stopping: EarlyStoppingSettings | None = None
+    """End when validation no longer improves; unset: all steps. It needs a validation, and a checkpoint at each."""
 
     start_from: str | None = operation(None)
     """Checkpoint to start from: RUN, RUN@best, RUN@500 or a folder; unset: the stage before, or random weights."""
@@ -168,6 +198,8 @@ class TrainingSettings:
     """Optimizer steps between checkpoints; unset: at the end only."""
     keep_checkpoints: int = operation(2)
     """Newest checkpoints that are kept; the best by validation loss is kept besides."""
+    profile: ProfileSettings | None = operation(None)
+    """Write a trace of some steps, which shows where their time goes; unset: none."""
     metrics: MetricsSettings = operation(default_factory=MetricsSettings)
     """Where measurements go."""
 
@@ -186,5 +218,10 @@ class TrainingSettings:
             self.schedule.warmup_steps <= self.steps,
             f"schedule.warmup_steps ({self.schedule.warmup_steps}) is more than steps ({self.steps})",
         )
+        if self.early_stopping is not None:
+            every_steps = self.validate_every_steps
+            _require(every_steps is not None, "early_stopping needs validate_every_steps")
+            is_saved = self.save_every_steps is not None and (every_steps or 0) % self.save_every_steps == 0
+            _require(is_saved, f"early_stopping needs a checkpoint at every validation: set save_every_steps to {every_steps}")
         weights = (self.mixture or {"": 1.0}).values()
         _require(all(weight >= 0 for weight in weights) and sum(weights) > 0, f"mixture weights must be positive, not {self.mixture}")

@@ -30,6 +30,7 @@ from fledge.core.errors import NumericsError, Stopped
 from fledge.model.llama import Llama
 from fledge.training.batches import Batch, BatchLoader
 from fledge.training.checkpoint import RECENT_LOSSES, CheckpointWriter, Progress
+from fledge.training.early_stopping import EarlyStop, early_stop
 from fledge.training.loss_scale import LossScale
 from fledge.training.objectives import Objective
 from fledge.training.optimizer import Optimizer, learning_rate_fraction
@@ -131,11 +132,11 @@ class Trainer:
             self.progress = replace(progress, loss_scale=LossScale())
 
     def run(self) -> Progress:
-        """Train from where the run stands to its last step; saves at its cadence and at the end.
+        """Train from where the run stands to its last step, or to its early stop; saves at its cadence and at the end.
 
         Raises NumericsError if the loss leaves the finite numbers, Stopped, with everything saved, if a signal came.
         """
-        while self.progress.step < self.settings.steps:
+        while self.progress.step < self.settings.steps and self.early_stop is None:
             report = self.step()
             self._observe(report)
             if is_due(report.step, self.settings.save_every_steps, self.settings.steps) or report.stop_signal is not None:
@@ -145,6 +146,11 @@ class Trainer:
                 problem = f"stopped by {name} after step {report.step:,} of {self.settings.steps:,}; everything is saved"
                 raise Stopped(report.stop_signal, problem, "run the same command again to continue")
         return self.progress
+
+    @property
+    def early_stop(self) -> EarlyStop | None:
+        """The stop that the validations so far lead to; their steps are saved, so the run may end there."""
+        return early_stop(self.progress.validation_losses, self.settings.early_stopping)
 
     def step(self) -> StepReport:
         """One optimizer step on the next batch.

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,26 @@ def test_eight_steps_are_four_and_four(
     assert len(whole.progress.recent_losses) == 8
     shown = [[(line["step"], line.get("train/loss")) for line in read_metrics(tmp_path / name)] for name in ("whole", "halves")]
     assert shown[0] == shown[1]
+
+
+def test_eight_steps_with_dropout_are_four_and_four(tmp_path: Path, documents: TokenSet) -> None:
+    """Every step draws from a seed of its own, whatever was drawn before it."""
+    settings = settings_for("documents", save_every_steps=4)
+
+    def dropping() -> Llama:
+        return Llama(replace(MODEL, settings=replace(MODEL.settings, attention_dropout=0.2)), 0)
+
+    whole = train(tmp_path / "whole", settings, documents, model=dropping())
+    with assembled(tmp_path / "halves", settings, [documents], model=dropping()) as first:
+        stop = StopAfter(3)
+        first.stop, first.observers = stop, [*first.observers, stop]
+        with pytest.raises(Stopped):
+            first.run()
+    second = train(tmp_path / "halves", settings, documents, model=dropping())
+    assert_same_bits(everything(whole), everything(second))
+    assert whole.progress == second.progress
+    without = train(tmp_path / "without", settings, documents)
+    assert without.progress.recent_losses[0] != whole.progress.recent_losses[0]
 
 
 def test_training_learns(tmp_path: Path, documents: TokenSet) -> None:

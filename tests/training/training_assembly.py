@@ -30,6 +30,7 @@ from fledge.tokens.shard_writer import Segment, ShardWriter
 from fledge.tokens.shards import TokenSet, open_token_set
 from fledge.training.batches import BatchLoader, Scores, open_rows, rows_at_once
 from fledge.training.checkpoint import CheckpointWriter, resume
+from fledge.training.figures import Gauge
 from fledge.training.objectives import make_objective
 from fledge.training.observers import Log, Sample, Validate
 from fledge.training.optimizer import make_optimizer
@@ -136,7 +137,7 @@ def assembled(
         with open_metrics(folder, settings.metrics, folder.name, progress.step) as metrics:
             byte_lengths = np.ones(VOCABULARY, dtype=np.int64)
             observers = [
-                Log(settings, metrics, progress.step),
+                Log(settings, metrics, Gauge(model.config, plan, settings.steps, progress.step, world.device, peak_flops_per_second=1e12)),
                 Validate(settings, metrics, model, objective, validation, batches.micro_batch_rows, world, machine, byte_lengths),
             ]
             yield Trainer(

@@ -18,7 +18,7 @@ from fledge.corpus.document import Message, Split
 from fledge.inference.engine import Engine
 from fledge.inference.settings import GenerationSettings
 from fledge.model.attention import attention_kernel
-from fledge.model.cost import flops_per_token, parameter_count
+from fledge.model.cost import parameter_count
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.model.settings import ModelConfig, padded_vocabulary_size
@@ -28,13 +28,16 @@ from fledge.tokens.chat import render
 from fledge.tokens.tokenizer import Tokenizer, copy_tokenizer
 from fledge.training.batches import BatchLoader, RowReader, open_rows
 from fledge.training.checkpoint import CheckpointWriter, Progress, require_disk_space, resume
-from fledge.training.checkpoint_folders import list_checkpoints
+from fledge.training.checkpoint_folders import best_checkpoint, list_checkpoints
+from fledge.training.devices import peak_flops_per_second
+from fledge.training.figures import Gauge, training_flops
 from fledge.training.objectives import make_objective
 from fledge.training.observers import Log, Sample, Validate
 from fledge.training.optimizer import make_optimizer
 from fledge.training.parallel import Machine, World, chosen_machine, open_world, settle_machine
 from fledge.training.plan import Plan, make_plan
 from fledge.training.preparation import open_batches, prepare
+from fledge.training.profiling import Profile
 from fledge.training.resident import ResidentRows
 from fledge.training.score import read_scores
 from fledge.training.trainer import Trainer
@@ -72,9 +75,10 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     train, validation = _rows(task, "train"), _rows(task, "validation")
     model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings.seed).to(world.device)
     _require_context(task, train, model)
+    _require_validation(task, validation)
     require_disk_space(folder, model)
     plan = make_plan(train.sources, settings.mixture, settings.batch_rows, train.row_tokens, settings.seed)
-    flops = settings.steps * plan.batch_tokens * flops_per_token(model.config, plan.row_tokens) / world.size
+    flops = training_flops(model.config, plan, settings.steps) / world.size
     machine = settle_machine(folder, settings, world, task.scores.path if task.scores else None, flops)
     if task.scores is not None:
         _require_same_arithmetic(task, task.scores.path, machine)
@@ -90,6 +94,9 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     run_name = f"{task.run.folder.name}-{task.stage}"
     with StopSignals() as stop, open_metrics(folder, settings.metrics, run_name, progress.step) as metrics:
         rows = batches.micro_batch_rows
+        peak = peak_flops_per_second(folder, machine, world.device) * world.size if world.main else None
+        profiles = [Profile(settings.profile, folder, progress.step, settings.steps, world.main)] if settings.profile else []
+        gauge = Gauge(model.config, plan, settings.steps, progress.step, world.device, peak)
         validate = Validate(settings, metrics, model, objective, validation, rows, world, machine, task.tokenizer.document_byte_lengths)
         yield Trainer(
             settings=settings,
@@ -99,7 +106,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
             batches=batches,
             world=world,
             machine=machine,
-            observers=[Log(settings, metrics, progress.step), validate, Sample(settings, model, world, _sampler(task))],
+            observers=[Log(settings, metrics, gauge), validate, Sample(settings, model, world, _sampler(task)), *profiles],
             writer=writer,
             stop=stop,
             progress=progress,
@@ -128,6 +135,14 @@ def _require_context(task: Task, rows: RowReader, model: Llama) -> None:
         raise ConfigError(
             f"{task.stage} reads rows of {rows.row_tokens} tokens, the model's context is max_position_embeddings = {context_tokens}",
             "shorten the rows (sequence_length), or raise model.max_position_embeddings",
+        )
+
+
+def _require_validation(task: Task, rows: RowReader) -> None:
+    if task.settings.early_stopping is not None and not rows.all_rows():
+        raise ConfigError(
+            f"{task.stage}.early_stopping needs validation rows, and the token sets have none",
+            "keep some text apart with corpus.validation_fraction, or leave early_stopping out",
         )
 
 
@@ -176,21 +191,29 @@ def _finish(task: Task, trainer: Trainer, seconds: float) -> None:
     final = list_checkpoints(task.folder)[-1]
     place = final.path.relative_to(task.folder).as_posix()
     files = {f"{place}/{name}": digest for name, digest in final.artifact.manifest.files.items()}
-    plan, progress = trainer.batches.plan, trainer.progress
+    plan, progress, stop = trainer.batches.plan, trainer.progress, trainer.early_stop
+    best = best_checkpoint(task.folder)
     stats = {
         "parameters": parameter_count(trainer.model.config),
         "steps": progress.step,
         "tokens": progress.step * plan.batch_tokens,
-        "flops": progress.step * plan.batch_tokens * flops_per_token(trainer.model.config, plan.row_tokens),
+        "flops": training_flops(trainer.model.config, plan, progress.step),
         "epochs": plan.epochs(progress.step),
         "initial_loss": progress.initial_loss,
         "loss": progress.recent_losses[-1],
         "validation_loss": progress.validation_loss,
+        "stopped_early": stop.reason if stop is not None and stop.step < task.settings.steps else None,
         "final": place,
+        "best": best.path.relative_to(task.folder).as_posix() if best is not None else None,
         "planned_seconds": _planned_seconds(task.folder, progress.step * plan.batch_tokens),
         "seconds": round(seconds, 3),
     }
     artifact.finish(task.folder, task.wanted, files, {name: value for name, value in stats.items() if value is not None})
+    if stats["stopped_early"]:
+        console.say(
+            f"{task.stage}: stopped early, after step {progress.step:,} of {task.settings.steps:,}: {stats['stopped_early']}; "
+            f"the best checkpoint is {stats['best']}, in other recipes start_from: {task.folder}@best"
+        )
     console.say(f"{task.stage}: loss {progress.initial_loss:.3f} -> {progress.recent_losses[-1]:.3f}; {console.format_seconds(seconds)}")
 
 
