@@ -69,7 +69,7 @@ def progress_line(step: str, record: Mapping[str, float], figures: Figures, colu
         (2, "" if pace.mfu is None else f"MFU {pace.mfu:.0%}"),
         (1, f"data wait {pace.data_wait_share:.0%}" if pace.data_wait_share >= WORTH_TELLING_WAIT_SHARE else ""),
         (5, console.format_bytes(figures.peak_memory_bytes)),
-        (0, f"{console.format_seconds(pace.seconds_left)} left"),
+        (0, f"{console.format_seconds(pace.seconds_left)} left" if pace.seconds_left > 0 else ""),
     ]
     for least_rank in range(6, 0, -1):
         line = "  ".join(part for rank, part in parts if part and rank < least_rank)

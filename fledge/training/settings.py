@@ -130,7 +130,7 @@ class ProfileSettings:
     first_step: int = operation(10)
     """The first of them, counted from where a start of the stage begins, so that a run which continues can be profiled too."""
     steps: int = operation(3)
-    """How many; each adds 1 to 10 MB to the trace."""
+    """How many; one of 28 layers adds 0.6 MB to the trace for each micro-batch."""
 
     def __post_init__(self) -> None:
         _require(self.first_step >= 2, f"first_step must be at least 2, not {self.first_step}: the first step is like no other")

@@ -113,8 +113,8 @@ RECORD = {"train/loss": 4.12345, "train/learning_rate": 1.2e-3, "train/gradient_
 WHOLE = "step 9/10  loss 4.1235  lr 1.20e-03  gradient norm 0.812  12,345 tokens/s  MFU 41%  data wait 3%  3.1 GB  3 min 05 s left"
 
 
-def line(columns: int | None, wait_share: float = 0.03, mfu: float | None = 0.41) -> str:
-    smoothed, raw = Pace(12_345.0, mfu, wait_share, 185.0), Pace(1.0, 0.01, 1.0, 1.0)
+def line(columns: int | None, wait_share: float = 0.03, mfu: float | None = 0.41, seconds_left: float = 185.0) -> str:
+    smoothed, raw = Pace(12_345.0, mfu, wait_share, seconds_left), Pace(1.0, 0.01, 1.0, 1.0)
     return progress_line("9/10", RECORD, Figures(raw, smoothed, 3_100_000_000), columns)
 
 
@@ -122,6 +122,7 @@ def test_the_line_shows_what_is_smoothed() -> None:
     assert line(None) == line(len(WHOLE)) == WHOLE
     assert line(None, wait_share=0.0099) == WHOLE.replace("  data wait 3%", "")
     assert line(None, mfu=None) == WHOLE.replace("  MFU 41%", "")
+    assert line(None, seconds_left=0.0) == WHOLE.replace("  3 min 05 s left", ""), "the last line"
 
 
 def test_a_line_gives_up_what_matters_least_where_it_does_not_fit() -> None:
