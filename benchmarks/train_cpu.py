@@ -2,8 +2,8 @@
 
 The 23M model (6 layers of 256, 4 heads, vocabulary 32,768, untied) at 2 x 1,024 tokens, whole steps, without document masks unless a line
 says so. All contestants take one step each in turn, seven times, on one core and one thread; what is compared is the processor time of the
-median step. Peers live in an environment of their own, which is made if it is missing: transformers, accelerate, litgpt; nanoGPT is a checkout.
-Where the processor has no fast bf16, only the fp32 lines are run: bf16 would be emulated, and its ratios mean nothing.
+median step. Peers live in an environment of their own, which is made if it is missing: transformers, accelerate and litgpt; nanoGPT is a
+checkout. Where the processor has no fast bf16, only the fp32 lines are run: bf16 would be emulated, and its ratios mean nothing.
 
 The bound is what the matrix products of a step alone would take, at the rate measured on this core in the same arithmetic.
 """

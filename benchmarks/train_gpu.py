@@ -24,10 +24,10 @@ from fledge.model.settings import ModelConfig, ModelSettings
 
 TOKENS, VOCABULARY = 1024, 32_768
 MODELS: dict[str, dict[str, Any]] = {
-    "23M": {"width": 256, "layers": 6, "heads": 4, "key_value_heads": 4, "feed_forward": 1024, "tied": False, "rows": 64},
+    "23M": {"width": 256, "layers": 6, "heads": 4, "key_value_heads": 4, "feed_forward": 1024, "tied": False, "rows": 32},
     "96M": {"width": 768, "layers": 10, "heads": 12, "key_value_heads": 12, "feed_forward": 2048, "tied": True, "rows": 32},
     "110M": {"width": 768, "layers": 12, "heads": 12, "key_value_heads": 12, "feed_forward": 2048, "tied": True, "rows": 32},
-    "197M": {"width": 1024, "layers": 16, "heads": 16, "key_value_heads": 4, "feed_forward": 2464, "tied": True, "rows": 16},
+    "197M": {"width": 1024, "layers": 16, "heads": 16, "key_value_heads": 4, "feed_forward": 2464, "tied": True, "rows": 32},
 }
 BF16_PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "4090": 165}
 

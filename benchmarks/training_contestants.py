@@ -20,6 +20,7 @@ LEARNING_RATE = 3e-4
 
 
 def main() -> None:
+    sys.path.append(sys.path.pop(0))  # beside this file lies a tokenizers.py, which is not the library
     given = SimpleNamespace(**{"documents": False, "compile": False, "keep_memory": False, "threads": None, **json.loads(sys.argv[1])})
     if given.threads is not None:
         torch.set_num_threads(given.threads)
@@ -37,7 +38,7 @@ def turns(given: SimpleNamespace, parameters: int, warm_up_steps: int = 2, **mor
     started = time.monotonic()
     for _ in range(warm_up_steps):
         yield
-    _wait(given)
+    _leave(given)
     told = {
         "parameters": parameters,
         "tokens_per_step": given.rows * given.tokens,
@@ -46,20 +47,27 @@ def turns(given: SimpleNamespace, parameters: int, warm_up_steps: int = 2, **mor
     }
     print("READY " + json.dumps(told), flush=True)
     for line in sys.stdin:
+        if given.device == "cuda":
+            yield  # takes the memory back that it left to the others
+            torch.cuda.synchronize()
         steps, clock, processor = int(line), time.monotonic(), time.process_time()
         for _ in range(steps):
             yield
-        _wait(given)
+        if given.device == "cuda":
+            torch.cuda.synchronize()
         took = {"steps": steps, "seconds": time.monotonic() - clock, "cpu_seconds": time.process_time() - processor}
         if given.device == "cuda":
             took["peak_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
+        _leave(given)
         print("TOOK " + json.dumps(took), flush=True)
     sys.exit(0)
 
 
-def _wait(given: SimpleNamespace) -> None:
+def _leave(given: SimpleNamespace) -> None:
+    """Leave the GPU's memory to the others until the next turn."""
     if given.device == "cuda":
         torch.cuda.synchronize()
+        torch.cuda.empty_cache()
 
 
 def _random_tokens(given: SimpleNamespace) -> torch.Tensor:

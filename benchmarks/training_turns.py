@@ -1,7 +1,7 @@
-"""Training contestants, one step at a time in turn: each is a process that waits for its turn, so a busy moment meets all alike.
+"""Training contestants that take turns, each in a process of its own, so that a busy moment meets all alike.
 
-A contestant (`training_contestants.py`) prints `READY {json}` when it has taken its first steps, then for each line that it reads takes some
-steps and prints `TOOK {json}`. All start together, so that what they compile is compiled at the same time.
+A contestant (`training_contestants.py`) prints `READY {json}` when it has taken its first steps, then for each line that it reads takes
+so many steps and prints `TOOK {json}`. All start together, so that what they compile is compiled at the same time.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 ActivationCheckpointing = Literal["none", "selective", "full"]
 
@@ -23,8 +23,9 @@ def recomputed(layer: Callable[[Tensor], Tensor], hidden: Tensor, how: Activatio
     """`layer(hidden)`, with as much kept for the backward pass as `how` says; `draws`: the layer draws random numbers, the same again."""
     if how == "none":
         return layer(hidden)
-    contexts = partial(create_selective_checkpoint_contexts, _policy) if how == "selective" else noop_context_fn
-    output: Tensor = checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=draws, context_fn=contexts)
+    again = partial(checkpoint, layer, hidden, use_reentrant=False, preserve_rng_state=draws)
+    # Apart, because torch.compile takes a context_fn that does nothing for one it does not know.
+    output: Tensor = again(context_fn=partial(create_selective_checkpoint_contexts, _policy)) if how == "selective" else again()
     return output
 
 

@@ -6,8 +6,20 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from fledge.core.errors import MachineError
 from fledge.model import precision
-from fledge.model.precision import ProductTiming, autocast, bf16_pays, choose_precision, is_exact_fp32, measure_product, use_fast_fp32
+from fledge.model.precision import (
+    Precision,
+    ProductTiming,
+    RequestedPrecision,
+    autocast,
+    bf16_pays,
+    choose_precision,
+    is_exact_fp32,
+    measure_product,
+    set_fp32_products,
+    use_fast_fp32,
+)
 
 FP32 = ProductTiming(seconds=1.3, relative_error=2e-7)
 
@@ -41,10 +53,44 @@ def test_an_explicit_request_is_not_measured(monkeypatch: pytest.MonkeyPatch) ->
     assert choose_precision("bf16", "cpu") == "bf16"
 
 
-@pytest.mark.parametrize("capable", [True, False])
-def test_a_gpu_is_asked(capable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: capable)
-    assert choose_precision("auto", "cuda") == ("bf16" if capable else "fp32")
+@pytest.mark.parametrize(
+    ("capability", "fastest"), [((6, 0), "fp32"), ((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((8, 9), "bf16"), ((9, 0), "bf16")]
+)
+def test_a_gpu_is_known_by_its_capability(capability: tuple[int, int], fastest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_precision("auto", "cuda") == fastest
+
+
+@pytest.mark.parametrize(
+    ("capability", "has_float8", "fits"), [((8, 9), True, True), ((9, 0), True, True), ((8, 6), True, False), ((9, 0), False, False)]
+)
+def test_fp8_is_refused_or_replaced_where_it_does_not_fit(
+    capability: tuple[int, int], has_float8: bool, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_precision("fp8_or_bf16", "cuda", has_float8) == ("fp8" if fits else "bf16")
+    if fits:
+        assert choose_precision("fp8", "cuda", has_float8) == "fp8"
+        return
+    with pytest.raises(MachineError, match=r"precision is fp8, which this cuda of compute capability .* cannot do") as error:
+        choose_precision("fp8", "cuda", has_float8)
+    assert "bf16" in error.value.remedy
+    assert "fp8_or_bf16" in error.value.remedy
+    assert ("torchao" in error.value.problem) is not has_float8
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp16", "fp8"])
+def test_a_cpu_does_not_pretend(precision: RequestedPrecision) -> None:
+    with pytest.raises(MachineError, match=f"precision is {precision}, which this cpu cannot do") as error:
+        choose_precision(precision, "cpu", has_float8=True)
+    assert "fp32, bf16" in error.value.remedy
+
+
+def test_fp32_products_are_computed_as_chosen() -> None:
+    chosen: tuple[tuple[Precision, bool, str], ...] = (("tf32", False, "high"), ("fp32", True, "medium"), ("bf16", False, "highest"))
+    for name, fast_fp32, told in chosen:
+        set_fp32_products(name, fast_fp32)
+        assert torch.get_float32_matmul_precision() == told
 
 
 def test_other_devices_stay_in_fp32() -> None:

@@ -21,6 +21,7 @@ from fledge.corpus.document import Content
 from fledge.model.llama import Llama
 from fledge.tokens.shards import TokenSet, open_token_set
 from fledge.training.checkpoint_folders import CHECKPOINTS, list_checkpoints
+from fledge.training.loss_scale import LossScale
 from fledge.training.settings import AdamWSettings, MuonSettings, NextTokenSettings, PreferenceSettings, TrainingSettings
 from fledge.training.trainer import StepReport, Trainer, is_due
 
@@ -164,6 +165,39 @@ def test_a_step_that_is_not_finite_is_not_applied(tmp_path: Path, documents: Tok
         assert trainer.progress.step == 2
         trainer.run()
     assert trainer.progress.step == 8
+
+
+def test_fp16_leaves_out_a_step_that_overflows_and_goes_on(tmp_path: Path, documents: TokenSet) -> None:
+    """On a CPU fp16 is slow and never chosen, but the same arithmetic."""
+    with assembled(tmp_path / "run", training_settings(precision="fp32", save_every_steps=2), [documents]) as trainer:
+        trainer.machine = replace(trainer.machine, precision="fp16")
+        trainer.progress = replace(trainer.progress, loss_scale=LossScale(4.0))
+        trainer.step()
+        before = everything(trainer)
+        handle = trainer.model.model.norm.weight.register_hook(lambda gradient: gradient * float("inf"))
+        trainer.step()
+        assert trainer.progress.step == 2
+        assert trainer.progress.loss_scale == LossScale(2.0)
+        assert_same_bits(before, everything(trainer))
+        trainer.step()
+        assert trainer.progress.loss_scale == LossScale(1.0)
+        with pytest.raises(NumericsError, match="step 4"):
+            trainer.step()
+        handle.remove()
+        trainer.run()
+        scale = trainer.progress.loss_scale
+    assert scale is not None and scale.scale == 1.0
+    with assembled(tmp_path / "run", training_settings(precision="fp32", save_every_steps=2), [documents]) as again:
+        assert again.progress.loss_scale == scale
+
+
+def test_a_scaled_loss_gives_the_same_gradients(tmp_path: Path, documents: TokenSet) -> None:
+    settings = training_settings(precision="fp32", steps=2)
+    plain, scaled = (assembled(tmp_path / name, settings, [documents]) for name in ("plain", "scaled"))
+    with plain as one, scaled as other:
+        other.progress = replace(other.progress, loss_scale=LossScale(1024.0))
+        one.step(), other.step()
+        assert_same_bits(everything(one), everything(other))
 
 
 def test_a_batch_without_targets_is_a_step_without_gradient(tmp_path: Path, conversations: TokenSet) -> None:

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from training_assembly import MODEL, training_settings, write_token_set
+
+from fledge.core.errors import MachineError
+from fledge.model.llama import Llama
+from fledge.training import preparation
+from fledge.training.batches import Batch, open_rows
+from fledge.training.objectives import NextToken
+from fledge.training.parallel import Machine, World, keep_trial, settle_machine, wants_compiling
+from fledge.training.preparation import try_out
+
+WORLD = World(0, 1, torch.device("cpu"))
+MACHINE = Machine("fp32", False, 1)
+
+
+def trial(monkeypatch: pytest.MonkeyPatch, fits: int, compiled: bool = False, compiler_works: bool = True) -> tuple[bool, int, list[int]]:
+    """What comes out where `fits` rows fit; also the rows that were tried."""
+    tried: list[int] = []
+
+    def one_pass(model: Llama, objective: NextToken, machine: Machine, world: World, rows: Batch) -> None:
+        tried.append(rows)  # type: ignore[arg-type]
+        if model._compiled_call_impl is not None and not compiler_works:
+            raise RuntimeError("g++ cannot be found\nand so on")
+        if rows > fits:  # type: ignore[operator]
+            raise torch.OutOfMemoryError("too much")
+
+    monkeypatch.setattr(preparation, "_one_pass", one_pass)
+    model = Llama(MODEL, 0)
+    if compiled:
+        model.compile(backend="eager")
+    machine = Machine("fp32", False, 1, compiled=compiled)
+    stays, rows = try_out(model, NextToken(), machine, WORLD, 24, lambda count: count)  # type: ignore[arg-type, return-value]
+    assert (model._compiled_call_impl is not None) is stays
+    return stays, rows, tried
+
+
+@pytest.mark.parametrize(("fits", "rows", "tried"), [(24, 24, [24]), (23, 12, [24, 12]), (1, 1, [24, 12, 6, 3, 2, 1])])
+def test_the_micro_batch_is_halved_until_it_fits(fits: int, rows: int, tried: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert trial(monkeypatch, fits) == (False, rows, tried)
+
+
+def test_one_row_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MachineError, match="one row does not fit the memory of cpu") as error:
+        trial(monkeypatch, fits=0)
+    assert "activation_checkpointing" in error.value.remedy
+
+
+def test_a_compiler_that_fails_ends_compiling_and_not_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert trial(monkeypatch, fits=12, compiled=True, compiler_works=False) == (False, 12, [24, 24, 12])
+    warning = capsys.readouterr().err
+    assert "compiling failed (RuntimeError), training goes on without: g++ cannot be found" in warning
+    assert trial(monkeypatch, fits=12, compiled=True) == (True, 12, [24, 12])
+
+
+def test_another_error_is_not_taken_for_a_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("our own bug")
+
+    monkeypatch.setattr(preparation, "_one_pass", broken)
+    with pytest.raises(ValueError, match="our own bug"):
+        try_out(Llama(MODEL, 0), NextToken(), MACHINE, WORLD, 4, lambda count: count)  # type: ignore[arg-type, return-value]
+
+
+def test_a_trial_leaves_nothing_behind(tmp_path: Path) -> None:
+    reader = open_rows([write_token_set(tmp_path, "documents", {"books": 9})], "train", 24)
+    model = Llama(MODEL, 0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert try_out(model, NextToken(), MACHINE, WORLD, 2, lambda count: reader.batch(reader.all_rows()[:count], count)) == (False, 2)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "flops", "has_compiler", "compiles"),
+    [
+        ("auto", "cuda", 0, False, True),
+        ("auto", "cpu", 1e18, True, True),
+        ("auto", "cpu", 1e12, True, False),
+        ("auto", "cpu", 1e18, False, False),
+        ("auto", "mps", 1e18, True, False),
+        ("on", "cpu", 0, False, True),
+        ("off", "cuda", 1e18, True, False),
+    ],
+)
+def test_compiling_is_for_long_runs_and_gpus(
+    asked: str, device: str, flops: float, has_compiler: bool, compiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/g++" if has_compiler else None)
+    assert wants_compiling(asked, torch.device(device), flops, 2) is compiles  # type: ignore[arg-type]
+
+
+def test_what_was_tried_is_kept_for_the_next_start(tmp_path: Path) -> None:
+    settings = training_settings(compile="auto")
+    machine = settle_machine(tmp_path, settings, WORLD)
+    tried = keep_trial(tmp_path, machine, compiled=True, micro_batch_rows=3)
+    assert (tried.compiled, tried.micro_batch_rows) == (True, 3)
+    assert settle_machine(tmp_path, settings, WORLD) == tried
