@@ -47,6 +47,16 @@ def test_a_preset_is_what_it_says(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_the_documentation_says_the_same(path: Path) -> None:
+    said, model = FIRST_LINE.match(path.read_text(encoding="utf-8")), load_recipe(path, [])[0].model
+    assert said is not None
+    heads = said["heads"] + (f" on {said['key_heads']}" if said["key_heads"] else "")
+    shape = f"{said['layers']} x {said['width']} | {heads} | {model.intermediate_size:,} | {said['head']} |"
+    page = (RECIPES.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    assert f"| `{path.stem}` | {said['parameters']} | {said['vocabulary']} | {shape}" in page.splitlines()
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_a_preset_takes_the_place_of_the_whole_shape(path: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text(f"extends: [quickstart.yaml, other.yaml, models/{path.name}]\n")
