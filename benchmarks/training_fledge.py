@@ -17,7 +17,8 @@ from fledge.training.checkpoint import Progress
 from fledge.training.objectives import make_objective
 from fledge.training.optimizer import make_optimizer
 from fledge.training.parallel import Machine, World
-from fledge.training.plan import Source, make_plan
+from fledge.training.phases import make_plan
+from fledge.training.plan import Source
 from fledge.training.preparation import compile_in_place
 from fledge.training.settings import ScheduleSettings, TrainingSettings
 from fledge.training.trainer import Trainer
@@ -53,7 +54,7 @@ def make_trainer(given: SimpleNamespace, vocabulary: int, learning_rate: float) 
     if given.compile:
         compile_in_place(model)
     world = World(0, 1, device)
-    plan = make_plan([Source("random", 1 << 20, "")], None, given.rows, given.tokens, 0)
+    plan = make_plan([Source("random", 1 << 30, "")], settings, 0)
     return Trainer(
         settings=settings,
         model=model,

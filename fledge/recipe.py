@@ -20,7 +20,7 @@ from fledge.evaluation.settings import EvaluateSettings
 from fledge.inference.settings import GenerationSettings
 from fledge.model.settings import ModelSettings
 from fledge.tokens.settings import PackSettings, TokenizerSettings
-from fledge.training.settings import TrainingSettings
+from fledge.training.settings import BudgetSettings, PhaseSettings, TrainingSettings
 
 PACKAGED = Path(__file__).parent / "recipes"
 """Where an installed Fledge carries its recipes; in a checkout they lie beside the package."""
@@ -96,13 +96,18 @@ def _check(recipe: Recipe) -> None:
         training = getattr(recipe, stage)
         if training is not None and training.objective.kind != kind:
             raise ConfigError(f"{stage}.objective.kind is {training.objective.kind!r}", f"{stage} learns by {kind}: set it")
+    for stage in ("sft", "dpo"):
+        _check_packed_phases(stage, getattr(recipe, stage))
     if recipe.pretrain is None:
         return
-    in_rows = recipe.pack is not None and recipe.pack.document_layout == "best_fit"
-    if not recipe.pretrain.tokens and recipe.pretrain.sequence_length is None and not in_rows:
+    in_rows = recipe.pack is not None and recipe.pack.document_layout == "best_fit" and not recipe.pretrain.tokens
+    if in_rows:
+        _check_packed_phases("pretrain", recipe.pretrain)
+    elif not recipe.pretrain.tokens and not recipe.pretrain.has_sequence_length:
         raise ConfigError("pretrain.sequence_length is required and missing", "set the tokens per row, like pretrain.sequence_length=1024")
     context_tokens = recipe.model.max_position_embeddings
-    rows = {"pretrain.sequence_length": recipe.pretrain.sequence_length or 0}
+    in_phase = recipe.pretrain.longest_sequence_length != recipe.pretrain.sequence_length
+    rows = {f"pretrain.{'phases.' if in_phase else ''}sequence_length": recipe.pretrain.longest_sequence_length or 0}
     if recipe.pack is not None and (recipe.sft or recipe.dpo or in_rows):
         rows["pack.sequence_length"] = recipe.pack.sequence_length
     for name, row_tokens in rows.items():
@@ -110,6 +115,15 @@ def _check(recipe: Recipe) -> None:
             raise ConfigError(
                 f"{name} is {row_tokens}, more than the model's context: model.max_position_embeddings is {context_tokens}",
                 f"shorten the rows, or raise model.max_position_embeddings to {row_tokens}",
+            )
+
+
+def _check_packed_phases(stage: str, training: TrainingSettings | None) -> None:
+    for number, phase in enumerate(training.phases if training else ()):
+        if phase.sequence_length is not None:
+            raise ConfigError(
+                f"{stage}.phases.{number}.sequence_length is {phase.sequence_length}, but {stage} reads rows as they were packed",
+                "leave it out: these phases differ in batch_tokens and mixture, and pack.sequence_length decides the length of rows",
             )
 
 
@@ -196,16 +210,17 @@ def _small_pretraining(recipe: Recipe) -> TrainingSettings | None:
 
 
 def _small_training(training: TrainingSettings | None) -> TrainingSettings | None:
+    """A budget stays one and phases stay as many, each a few steps long."""
     if training is None:
         return None
-    steps = min(training.steps, SMOKE_STEPS)
-    warmup_steps = min(training.schedule.warmup_steps, steps // 4)
-    return replace(
+    steps_per_phase = max(1, SMOKE_STEPS // max(1, len(training.phases)))
+    steps = SMOKE_STEPS if training.steps is None else min(training.steps, SMOKE_STEPS)
+    small = replace(
         training,
-        steps=steps,
+        steps=training.steps and steps,
         batch_rows=min(training.batch_rows, SMOKE_ROWS),
         sequence_length=training.sequence_length and min(training.sequence_length, SMOKE_TOKENS),
-        schedule=replace(training.schedule, warmup_steps=warmup_steps),
+        schedule=replace(training.schedule, warmup_steps=min(training.schedule.warmup_steps, steps // 4)),
         micro_batch_rows=None,
         log_every_steps=min(training.log_every_steps, 4),
         validate_every_steps=training.validate_every_steps and steps // 2,
@@ -213,6 +228,21 @@ def _small_training(training: TrainingSettings | None) -> TrainingSettings | Non
         sample_every_steps=training.sample_every_steps and steps,
         save_every_steps=training.save_every_steps and steps // 2,
     )
+    # Packed rows bring their length, which `_small_pack` has made at most twice that of others.
+    row_tokens = small.sequence_length or 2 * SMOKE_TOKENS
+    tokens = SMOKE_STEPS * small.batch_rows * row_tokens
+    budget = training.budget and BudgetSettings(tokens=min(training.budget.tokens or tokens, tokens))
+    return replace(small, budget=budget, phases=_small_phases(training.phases, steps_per_phase, row_tokens))
+
+
+def _small_phases(phases: tuple[PhaseSettings, ...], steps: int, row_tokens: int) -> tuple[PhaseSettings, ...]:
+    small, until_tokens = list[PhaseSettings](), 0
+    for phase in phases:
+        sequence_length = phase.sequence_length and min(phase.sequence_length, SMOKE_TOKENS)
+        batch_tokens = min(phase.batch_tokens or SMOKE_ROWS * row_tokens, SMOKE_ROWS * (sequence_length or row_tokens))
+        until_tokens += steps * batch_tokens
+        small.append(replace(phase, until_tokens=until_tokens, sequence_length=sequence_length, batch_tokens=batch_tokens))
+    return tuple(small)
 
 
 def _small_evaluation(evaluate: EvaluateSettings) -> EvaluateSettings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fledge.core import config
 from fledge.core.errors import ConfigError
 from fledge.recipe import Recipe, find_recipe, load_recipe, smoke, without_wandb
 from fledge.stages import STAGES
+from fledge.training.settings import BudgetSettings
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 GOLDEN = Path(__file__).parent / "golden_options.txt"
@@ -102,6 +104,57 @@ def test_only_documents_in_rows_bring_their_length_along() -> None:
     load_recipe(find_recipe("quickstart"), ["pretrain.sequence_length=null", "pack.document_layout=best_fit"])
     with pytest.raises(ConfigError, match=r"pretrain\.sequence_length is required"):
         load_recipe(find_recipe("quickstart"), ["pretrain.sequence_length=null"])
+
+
+PHASES = "pretrain.phases=[{until_tokens: 5000, sequence_length: 8}, {until_tokens: 9000, batch_tokens: 100}, {until_tokens: 90000}]"
+
+
+def test_smoke_keeps_as_many_phases_and_a_budget() -> None:
+    overrides = [PHASES, "pretrain.steps=null", "sft.steps=null", "sft.budget={tokens_per_parameter: 20}"]
+    overrides += ["dpo.steps=null", "dpo.phases=[{until_tokens: 10_000, batch_tokens: 1024}, {until_tokens: 900_000}]"]
+    once = smoke(load_recipe(QUICKSTART, overrides)[0])
+    assert once.pretrain is not None and once.sft is not None and once.dpo is not None
+    assert [(one.until_tokens, one.sequence_length, one.batch_tokens) for one in once.pretrain.phases] == [
+        (256, 8, 64),
+        (656, None, 100),
+        (4_752, None, 1_024),
+    ]
+    assert [(one.until_tokens, one.batch_tokens) for one in once.dpo.phases] == [(6 * 1_024, 1_024), (6 * (1_024 + 2_048), 2_048)]
+    assert once.sft.budget == BudgetSettings(tokens=12 * 8 * 256)
+    assert once.pretrain.steps is once.sft.steps is once.dpo.steps is None
+    assert smoke(once) == once
+    tight = smoke(load_recipe(QUICKSTART, ["pretrain.steps=null", "pretrain.budget={tokens: 700}"])[0])
+    assert tight.pretrain is not None and tight.pretrain.budget == BudgetSettings(tokens=700)
+
+
+def test_every_phase_of_documents_needs_a_row_length() -> None:
+    load_recipe(QUICKSTART, [PHASES, "pretrain.steps=null"])
+    with pytest.raises(ConfigError, match=r"pretrain\.sequence_length is required"):
+        load_recipe(QUICKSTART, [PHASES, "pretrain.steps=null", "pretrain.sequence_length=null"])
+
+
+def test_the_longest_phase_must_fit_the_context() -> None:
+    longer = "pretrain.phases=[{until_tokens: 5000, sequence_length: 512}, {until_tokens: 9000}]"
+    with pytest.raises(ConfigError, match=r"pretrain\.phases\.sequence_length is 512, more than the model's context"):
+        load_recipe(QUICKSTART, ["pretrain.steps=null", longer])
+    load_recipe(QUICKSTART, ["pretrain.steps=null", longer, "model.max_position_embeddings=512"])
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "pretrain"])
+def test_phases_of_packed_rows_have_no_length(stage: str) -> None:
+    rows = ["pack.document_layout=best_fit", "pretrain.sequence_length=null"] if stage == "pretrain" else []
+    load_recipe(QUICKSTART, [*rows, f"{stage}.steps=null", f"{stage}.phases=[{{until_tokens: 9000, batch_tokens: 900}}]"])
+    with pytest.raises(ConfigError, match=rf"{stage}\.phases\.0\.sequence_length is 64, but {stage} reads rows as they were packed"):
+        load_recipe(QUICKSTART, [*rows, f"{stage}.steps=null", f"{stage}.phases=[{{until_tokens: 9000, sequence_length: 64}}]"])
+
+
+def test_every_recipe_in_the_documentation_of_training_parses(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len(examples) >= 2
+    for number, example in enumerate(examples):
+        (tmp_path / f"{number}.yaml").write_text(example, encoding="utf-8")
+        smoke(load_recipe(tmp_path / f"{number}.yaml", [])[0])
 
 
 def test_the_options_are_those_of_the_golden_file() -> None:

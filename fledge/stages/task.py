@@ -48,6 +48,8 @@ def open_task(run: Run, stage: Stage, content: Content) -> Task:
     settings: TrainingSettings = run.recipe.section(stage)
     tokens = run.token_sets(settings.tokens, content)
     parent = open_parent(run, stage)
+    if settings.keep and parent is None:
+        raise ConfigError(f"{stage}.keep is {', '.join(settings.keep)}, but nothing is there to keep it from", f"set {stage}.start_from")
     scores = run.open(run.folder / "score", "scores", "score") if stage == "dpo" else None
     inputs = {**tokens, **({"start_from": parent} if parent else {}), **({"scores": scores} if scores else {})}
     token_sets = tuple(open_token_set(found.path) for found in tokens.values())

@@ -14,6 +14,7 @@ Shapes: B rows, T tokens per row, P preference pairs.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,7 +32,8 @@ from fledge.corpus.document import Content, Split
 from fledge.model.head import IGNORE
 from fledge.tokens.blocks import BLOCK_BYTES
 from fledge.tokens.shards import TokenSet, TokenShard, join_token_sets, open_token_set
-from fledge.training.plan import Plan, Row, Source, rows_per_rank, shuffled, slice_for_rank
+from fledge.training.permutation import shuffled
+from fledge.training.plan import Phase, Plan, Row, Source, rows_per_rank, slice_for_rank
 
 Scores = Mapping[str, NDArray[np.float32]]
 """By source: (pairs, 2) log-probabilities in nats of the chosen and the rejected answers under the reference model."""
@@ -97,8 +99,10 @@ class RowReader:
         # An answer that saw the pair's other one would be judged by another text than the one it is generated after.
         self.isolate_documents = isolate_documents or content == "preferences"
         self.scores = scores
+        # Only a stream of documents has no row length of its own, and no mask of targets.
         self.sources = tuple(
-            Source(shard.source, -(-len(shard.tokens) // row_tokens), _digest(shard, tokenizer_sha256)) for shard in shards
+            Source(shard.source, len(shard.tokens), _digest(shard, tokenizer_sha256), None if shard.supervised is None else row_tokens)
+            for shard in shards
         )
         for shard in shards:
             if scores is not None and scores.get(shard.source, np.empty((0, 2))).shape != (len(shard.starts) // 2, 2):
@@ -107,9 +111,16 @@ class RowReader:
                     "score these pairs anew: fledge score RECIPE --force",
                 )
 
+    def with_row_tokens(self, row_tokens: int) -> RowReader:
+        """The same shards in rows of another length, which packed rows do not have."""
+        assert all(source.row_tokens in (None, row_tokens) for source in self.sources)
+        reader = copy.copy(self)
+        reader.row_tokens = row_tokens
+        return reader
+
     def all_rows(self) -> list[Row]:
         """Every row once, source by source."""
-        return [Row(number, index, 0) for number, source in enumerate(self.sources) for index in range(source.rows)]
+        return [Row(number, index, 0) for number, source in enumerate(self.sources) for index in range(source.rows(self.row_tokens))]
 
     def batch(self, rows: Sequence[Row], batch_rows: int) -> Batch:
         """The given rows, then rows without targets up to `batch_rows`."""
@@ -117,11 +128,14 @@ class RowReader:
         shape = (batch_rows, self.row_tokens)
         tokens, targets = np.zeros(shape, np.int64), np.full(shape, IGNORE, np.int64)
         documents = np.zeros(shape, np.int32)
+        starts = np.array([row.index * self.row_tokens for row in rows], dtype=np.int64)
         for line, row in enumerate(rows):
-            shard, start = self.shards[row.source], row.index * self.row_tokens
-            self._read_row(shard, start, tokens[line], targets[line])
-            if self.isolate_documents:
-                documents[line] = _document_starts(shard.starts, start, self.row_tokens)
+            self._read_row(self.shards[row.source], int(starts[line]), tokens[line], targets[line])
+        if self.isolate_documents:
+            sources = np.array([row.source for row in rows])
+            for source in np.unique(sources):
+                lines = np.flatnonzero(sources == source)
+                documents[lines] = _document_starts(self.shards[source].starts, starts[lines], self.row_tokens)
         pairs = self._pairs(rows, targets) if self.content == "preferences" else None
         return Batch(
             torch.from_numpy(tokens),
@@ -132,13 +146,16 @@ class RowReader:
         )
 
     def _read_row(self, shard: TokenShard, start: int, tokens: NDArray[np.int64], targets: NDArray[np.int64]) -> None:
-        ids = shard.tokens[start : start + self.row_tokens]
-        tokens[: len(ids)] = ids
         if shard.supervised is None:
+            # One token more is the last target, and behind the last token comes the first.
+            ids = shard.tokens[start : start + self.row_tokens + 1]
+            tokens[: len(ids)] = ids[: self.row_tokens]
             targets[: len(ids) - 1] = ids[1:]
-            after = start + len(ids)
-            targets[len(ids) - 1] = shard.tokens[after if after < len(shard.tokens) else 0]
+            if len(ids) <= self.row_tokens:
+                targets[len(ids) - 1] = shard.tokens[0]
         else:
+            ids = shard.tokens[start : start + self.row_tokens]
+            tokens[:] = ids
             supervised = shard.supervised[start + 1 : start + self.row_tokens] == 1
             targets[: self.row_tokens - 1][supervised] = ids[1:][supervised]
 
@@ -163,37 +180,50 @@ class Rows(Protocol):
 
     row_tokens: int
 
+    def with_row_tokens(self, row_tokens: int) -> Rows:
+        """The same tokens in rows of another length."""
+        ...
+
     def batch(self, rows: Sequence[Row], batch_rows: int) -> Batch:
         """The given rows, then rows without targets up to `batch_rows`."""
         ...
 
 
 class BatchLoader:
-    """What one process computes in a step: its share of the plan's rows, in micro-batches of one shape."""
+    """What one process computes in a step: its share of the plan's rows, in micro-batches of one shape per phase."""
 
     def __init__(self, plan: Plan, reader: Rows, micro_batch_rows: int | None, rank: int, world_size: int, ahead: bool) -> None:
+        """`micro_batch_rows` counts the longest rows; of shorter ones as many more are read at once as have as many tokens."""
         self.plan = plan
         self.reader = reader
+        self.readers = {phase.row_tokens: reader.with_row_tokens(phase.row_tokens) for phase in plan.phases}
         self.rank = rank
         self.world_size = world_size
-        self.rank_rows = rows_per_rank(plan.batch_rows, world_size)
-        self.micro_batch_rows = rows_at_once(plan.batch_rows, micro_batch_rows, world_size)
+        self._asked_rows = micro_batch_rows
+        self.micro_batch_rows = max(self.rows_at_once(phase) for phase in plan.phases if phase.row_tokens == plan.longest_row_tokens)
         self._executor = ThreadPoolExecutor(max_workers=1) if ahead else None
         self._next: tuple[int, Future[list[Batch]]] | None = None
+
+    def rows_at_once(self, phase: Phase) -> int:
+        """Rows of a micro-batch of a phase."""
+        asked = self._asked_rows and self._asked_rows * self.plan.longest_row_tokens // phase.row_tokens
+        return rows_at_once(phase.batch_rows, asked, self.world_size)
 
     def micro_batches(self, step: int) -> list[Batch]:
         """The micro-batches of the step after `step` steps; with `ahead` pinned, and the next step's are read meanwhile."""
         if self._executor is None:
             return self._read(step)
         ready = self._next[1].result() if self._next is not None and self._next[0] == step else self._read(step)
-        self._next = (step + 1, self._executor.submit(self._read, step + 1))
+        self._next = (step + 1, self._executor.submit(self._read, step + 1)) if step + 1 < self.plan.steps else None
         return [batch.pin() for batch in ready]
 
     def _read(self, step: int) -> list[Batch]:
+        phase = self.plan.phase(step)
+        reader, at_once = self.readers[phase.row_tokens], self.rows_at_once(phase)
         rows = slice_for_rank(self.plan.rows(step), self.rank, self.world_size)
-        starts = range(0, self.rank_rows, self.micro_batch_rows)
+        starts = range(0, rows_per_rank(phase.batch_rows, self.world_size), at_once)
         try:
-            return [self.reader.batch(rows[start : start + self.micro_batch_rows], self.micro_batch_rows) for start in starts]
+            return [reader.batch(rows[start : start + at_once], at_once) for start in starts]
         except DataError as error:
             problem = f"step {step + 1:,} cannot be read and was not applied: {error.problem}"
             raise DataError(problem, f"{error.remedy}; training then continues from its last checkpoint") from error
@@ -287,13 +317,16 @@ def _row_tokens(token_set: TokenSet, sequence_length: int | None) -> int:
     return token_set.row_tokens
 
 
-def _document_starts(starts: NDArray[np.int64], row_start: int, row_tokens: int) -> NDArray[np.int32]:
-    """Document starts of a shard, ascending -> (T,) for each token of a row, where in the row its document starts."""
-    first, end = np.searchsorted(starts, [row_start, row_start + row_tokens])
-    inside = starts[first:end] - row_start
-    result = np.zeros(row_tokens, np.int32)
-    result[inside] = inside
-    return np.maximum.accumulate(result)
+def _document_starts(starts: NDArray[np.int64], row_starts: NDArray[np.int64], row_tokens: int) -> NDArray[np.int32]:
+    """Document starts of a shard, ascending, and (N,) starts of rows -> (N, T) for each token, where in its row its document starts."""
+    first, end = np.searchsorted(starts, row_starts), np.searchsorted(starts, row_starts + row_tokens)
+    counts = end - first
+    lines = np.repeat(np.arange(len(row_starts)), counts)
+    places = np.arange(counts.sum()) + np.repeat(first - counts.cumsum() + counts, counts)
+    inside = starts[places] - row_starts[lines]
+    result = np.zeros((len(row_starts), row_tokens), np.int32)
+    result[lines, inside] = inside
+    return np.maximum.accumulate(result, axis=1)
 
 
 def _has_target(shard: TokenShard) -> bool:

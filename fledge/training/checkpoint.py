@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fledge.core import artifact, console, disk
-from fledge.core.artifact import Request
+from fledge.core.artifact import Artifact, Request
 from fledge.core.config import differences
 from fledge.core.errors import ArtifactError, CheckpointError, MachineError, NumericsError
 from fledge.model.folder import WEIGHTS, save_model
@@ -41,7 +41,7 @@ from fledge.training.checkpoint_folders import (
 from fledge.training.loss_scale import LossScale
 from fledge.training.optimizer import Optimizer
 from fledge.training.parallel import World
-from fledge.training.plan import Plan
+from fledge.training.plan import Plan, Start
 
 QUARANTINE = "quarantine"
 OPTIMIZER = "resume/optimizer.safetensors"
@@ -130,11 +130,11 @@ def newest_sound(stage_folder: Path) -> Checkpoint | None:
 
 
 def resume(stage_folder: Path, model: Llama, optimizer: Optimizer, plan: Plan, world: World) -> Progress:
-    """Continue from the newest sound checkpoint, the same for every process; without one the run begins. Raises CheckpointError."""
+    """Continue from the newest sound checkpoint, the same for every process; without one the plan begins. Raises CheckpointError."""
     found = newest_sound(stage_folder) if world.main else None
     step = world.from_main(found.step if found is not None else 0)
     if step == 0:
-        return Progress()
+        return Progress(step=plan.start.step)
     if found is None:
         path = checkpoint_folder(stage_folder, step)
         found = Checkpoint(step, path, artifact.open_artifact(path, "checkpoint"))
@@ -158,6 +158,18 @@ def restore(checkpoint: Checkpoint, model: Llama, optimizer: Optimizer, plan: Pl
     return Progress(**{**state, "recent_losses": tuple(state["recent_losses"])}, validation_losses=validation_losses, loss_scale=loss_scale)
 
 
+def kept_start(parent: Artifact) -> Start:
+    """The step and tokens of the checkpoint that a new run starts from. Raises CheckpointError if it is none of a run of ours."""
+    _require_own(parent)
+    return Start(parent.stats["step"], parent.stats["tokens"])
+
+
+def load_kept_optimizer(parent: Artifact, optimizer: Optimizer) -> None:
+    """Begin a new run with the optimizer's state of the checkpoint it starts from. Raises CheckpointError if it does not fit."""
+    _require_own(parent)
+    optimizer.load_state(read_tensors(parent.path / OPTIMIZER))
+
+
 def retain(stage_folder: Path, keep: int) -> None:
     """Remove all checkpoints but the `keep` newest and the best."""
     found, best = list_checkpoints(stage_folder), best_checkpoint(stage_folder)
@@ -177,10 +189,17 @@ def require_disk_space(stage_folder: Path, model: Llama) -> None:
         )
 
 
+def _require_own(parent: Artifact) -> None:
+    if parent.manifest.kind != "checkpoint":
+        raise CheckpointError(
+            f"{parent.path} has weights and no state of a run", "leave out keep, or name a checkpoint that Fledge has trained"
+        )
+
+
 def _stats(plan: Plan, progress: Progress) -> dict[str, Any]:
     return {
         "step": progress.step,
-        "tokens": progress.step * plan.batch_tokens,
+        "tokens": plan.tokens(progress.step),
         "loss": progress.recent_losses[-1] if progress.recent_losses else None,
         "validation_loss": progress.validation_loss,
     }

@@ -86,7 +86,6 @@ class Gauge:
         self,
         config: ModelConfig,
         plan: Plan,
-        steps: int,
         start_step: int,
         device: torch.device,
         peak_flops_per_second: float | None,
@@ -95,8 +94,8 @@ class Gauge:
         """`start_step`: steps done before this process began; `peak_flops_per_second`: of all processes together."""
         self._config, self._plan, self._device, self._clock = config, plan, device, clock
         self._peak_flops_per_second = peak_flops_per_second
-        self._all_flops = training_flops(config, plan, steps)
-        self._before = Work(start_step, start_step * plan.batch_tokens, training_flops(config, plan, start_step))
+        self._all_flops = training_flops(config, plan, plan.steps)
+        self._before = Work(start_step, plan.tokens(start_step), training_flops(config, plan, start_step))
         self._smoothed = Work()
         self._started: tuple[float, float] | None = None
 
@@ -134,6 +133,6 @@ class Gauge:
         )
 
 
-def training_flops(config: ModelConfig, plan: Plan, steps: int) -> int:
-    """FLOPs of forward and backward passes of the first `steps` steps."""
-    return steps * plan.batch_tokens * flops_per_token(config, plan.row_tokens)
+def training_flops(config: ModelConfig, plan: Plan, step: int) -> int:
+    """FLOPs of forward and backward passes of the run's own steps until `step`, without those of a checkpoint before it."""
+    return sum(done * phase.batch_tokens * flops_per_token(config, phase.row_tokens) for phase, done in plan.done(step))

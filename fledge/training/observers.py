@@ -22,7 +22,7 @@ from fledge.training.batches import Batch, RowReader
 from fledge.training.figures import Figures, Gauge
 from fledge.training.objectives import NextToken, Objective
 from fledge.training.parallel import Machine, World
-from fledge.training.plan import Row, rows_per_rank, slice_for_rank
+from fledge.training.plan import Plan, Row, rows_per_rank, slice_for_rank
 from fledge.training.settings import TrainingSettings
 from fledge.training.trainer import StepReport, is_due
 
@@ -30,11 +30,11 @@ from fledge.training.trainer import StepReport, is_due
 class Log:
     """A line for people and a record for `Metrics`; the first step too, whose loss tells whether the start is sane."""
 
-    def __init__(self, settings: TrainingSettings, metrics: Metrics, gauge: Gauge) -> None:
-        self._settings, self._metrics, self._gauge = settings, metrics, gauge
+    def __init__(self, settings: TrainingSettings, plan: Plan, metrics: Metrics, gauge: Gauge) -> None:
+        self._settings, self._plan, self._metrics, self._gauge = settings, plan, metrics, gauge
 
     def due(self, step: int) -> bool:
-        return step == 1 or is_due(step, self._settings.log_every_steps, self._settings.steps)
+        return step == self._plan.start.step + 1 or is_due(step, self._settings.log_every_steps, self._plan.steps)
 
     def observe(self, report: StepReport) -> dict[str, float]:
         values = {f"train/{name}" if name == "loss" else name: float(value) for name, value in report.measures.items()}
@@ -48,7 +48,7 @@ class Log:
             **figures.record(),
         }
         self._metrics.record(report.step, record)
-        console.info(progress_line(f"{report.step:,}/{self._settings.steps:,}", record, figures, console.columns()))
+        console.info(progress_line(f"{report.step:,}/{self._plan.steps:,}", record, figures, console.columns()))
         return {}
 
 
@@ -82,12 +82,14 @@ class Validate:
     """Means over validation rows: whatever the objective measures and, for next tokens, bits per byte of text.
 
     bits per byte = sum of nll / ln 2 / UTF-8 bytes of the target tokens, which compares across tokenizers; control tokens add
-    to the numerator only.
+    to the numerator only. The line says how much of the run is done and how often the text was read; where the loss rises after a
+    source was read through, a warning says so once.
     """
 
     def __init__(
         self,
         settings: TrainingSettings,
+        plan: Plan,
         metrics: Metrics,
         model: Llama,
         objective: Objective,
@@ -96,20 +98,31 @@ class Validate:
         world: World,
         machine: Machine,
         byte_lengths: NDArray[np.int64],
+        losses: Sequence[tuple[int, float]],
     ) -> None:
-        self._settings, self._metrics, self._model, self._objective = settings, metrics, model, objective
+        """`losses`: (step, loss) of the validations before this process began."""
+        self._settings, self._plan, self._metrics, self._model, self._objective = settings, plan, metrics, model, objective
+        self._losses = list(losses)
         self._reader, self._micro_batch_rows, self._world, self._machine = reader, micro_batch_rows, world, machine
         self._byte_lengths = torch.from_numpy(byte_lengths.copy()).to(world.device)
         self.rows = spread(reader.all_rows(), settings.validation_rows)
 
     def due(self, step: int) -> bool:
-        return bool(self.rows) and is_due(step, self._settings.validate_every_steps, self._settings.steps)
+        return bool(self.rows) and is_due(step, self._settings.validate_every_steps, self._plan.steps)
 
     def observe(self, report: StepReport) -> dict[str, float]:
         values = self.measure()
         self._metrics.record(report.step, values)
         shown = "  ".join(f"{name.removeprefix('validation/')} {value:.4f}" for name, value in values.items())
-        console.info(f"step {report.step:,}/{self._settings.steps:,}  validation: {shown}")
+        share = report.step / self._plan.steps
+        console.info(f"step {report.step:,}/{self._plan.steps:,} ({share:.0%})  validation: {shown}  {self._epochs(report)}")
+        self._losses.append((report.step, values["validation/loss"]))
+        best = rise(self._losses, self._is_past_an_epoch)
+        if best is not None:
+            console.warn(
+                f"the validation loss rises, {values['validation/loss']:.4f} after {best[1]:.4f} at step {best[0]:,}, "
+                f"on text that was read before: {self._epochs(report)}; train shorter, or on more text"
+            )
         return values
 
     @torch.no_grad()
@@ -129,6 +142,14 @@ class Validate:
             values["validation/bits_per_byte"] = measures[self._objective.measures.index("loss")] / math.log(2) / text_bytes
         return values
 
+    def _epochs(self, report: StepReport) -> str:
+        """How often the data has been read, and each source, if there are several."""
+        sources = ", ".join(f"{name} {use.epochs:.2f}" for name, use in self._plan.use(report.step).items())
+        return f"{report.epochs:.2f} epochs" + (f" ({sources})" if len(self._plan.sources) > 1 else "")
+
+    def _is_past_an_epoch(self, step: int) -> bool:
+        return any(use.epochs > 1 for use in self._plan.use(step).values())
+
     def _sums(self, batch: Batch) -> Tensor:
         with self._machine.autocast(self._world.device):
             result = self._objective(self._model, batch)
@@ -140,15 +161,22 @@ class Validate:
 class Sample:
     """Shows a text that the model writes; `sample` brings its own random numbers."""
 
-    def __init__(self, settings: TrainingSettings, model: Llama, world: World, sample: Callable[[Llama], str]) -> None:
-        self._settings, self._model, self._world, self._sample = settings, model, world, sample
+    def __init__(self, settings: TrainingSettings, plan: Plan, model: Llama, world: World, sample: Callable[[Llama], str]) -> None:
+        self._settings, self._plan, self._model, self._world, self._sample = settings, plan, model, world, sample
 
     def due(self, step: int) -> bool:
-        return self._world.main and is_due(step, self._settings.sample_every_steps, self._settings.steps)
+        return self._world.main and is_due(step, self._settings.sample_every_steps, self._plan.steps)
 
     def observe(self, report: StepReport) -> dict[str, float]:
-        console.info(f"step {report.step:,}/{self._settings.steps:,}  sample: {self._sample(self._model)}")
+        console.info(f"step {report.step:,}/{self._plan.steps:,}  sample: {self._sample(self._model)}")
         return {}
+
+
+def rise(losses: Sequence[tuple[int, float]], is_past_an_epoch: Callable[[int], bool]) -> tuple[int, float] | None:
+    """The (step, loss) of the best validation where the last of them is above it after an epoch, and the first to be so since."""
+    best = min(reversed(losses), key=lambda point: point[1])
+    above = [step for step, _ in losses if step > best[0] and is_past_an_epoch(step)]
+    return best if above == [losses[-1][0]] else None
 
 
 def spread(rows: Sequence[Row], count: int | None) -> list[Row]:

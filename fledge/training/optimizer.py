@@ -8,7 +8,7 @@ do vectors. Weight decay is decoupled and for matrices only; decaying the gain o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,14 +135,16 @@ class Optimizer:
         wrong = [f"{name} is missing" for name in owners if name not in state]
         wrong += [f"{name} is unknown" for name in state if name not in owners]
         wrong += [
-            f"{name} is of another shape"
+            f"{name} is {tuple(state[name].shape)} and would be {tuple(parameter.shape)}"
             for name, (_, parameter, _) in owners.items()
             if name in state and state[name].ndim and state[name].shape != parameter.shape
         ]
         if wrong:
+            given, own = ("Muon" if _is_muon(names) else "AdamW" for names in (state, owners))
+            kinds = "" if given == own else f"it is {given}'s, this run's optimizer is {own}: "
             raise CheckpointError(
-                f"the optimizer's state does not fit: {wrong[0]}",
-                "undo the change of optimizer or model, or start a new run from these weights with start_from",
+                f"the optimizer's state does not fit: {kinds}{wrong[0]}",
+                "undo the change of optimizer or model, or start a new run from these weights with start_from, without keep: [optimizer]",
             )
         for name, (optimizer, parameter, key) in owners.items():
             optimizer.state[parameter][key] = state[name].to(parameter.device, copy=True)
@@ -177,9 +179,9 @@ def learning_rate_fraction(schedule: ScheduleSettings, step: int, steps: int) ->
     The warm-up's step k (from 0) has (k + 1) / warmup_steps, so the first step already learns. A fall starts at 1 and reaches
     final_fraction at `steps`, one step after the last.
     """
-    if step < schedule.warmup_steps:
-        return (step + 1) / schedule.warmup_steps
-    start = schedule.warmup_steps
+    start = schedule.warmup_of(steps)
+    if step < start:
+        return (step + 1) / start
     if schedule.kind == "warmup_stable_decay":
         start = max(start, steps - round(schedule.decay_fraction * steps))
     if schedule.kind == "constant" or step < start:
@@ -187,6 +189,11 @@ def learning_rate_fraction(schedule: ScheduleSettings, step: int, steps: int) ->
     progress = min(1.0, (step - start) / max(1, steps - start))
     height = (1 + math.cos(math.pi * progress)) / 2 if schedule.kind == "cosine" else 1 - progress
     return schedule.final_fraction + (1 - schedule.final_fraction) * height
+
+
+def _is_muon(names: Iterable[str]) -> bool:
+    """Whether a state with these names is of Muon and AdamW together."""
+    return any(name.endswith("/momentum_buffer") for name in names)
 
 
 def _adamw(

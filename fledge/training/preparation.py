@@ -21,7 +21,7 @@ from fledge.model.llama import Llama
 from fledge.training.batches import Batch, BatchLoader, RowReader, rows_at_once
 from fledge.training.objectives import Objective
 from fledge.training.parallel import Machine, World, keep_trial
-from fledge.training.plan import Plan
+from fledge.training.plan import Plan, Row
 from fledge.training.resident import ResidentRows, can_be_resident
 from fledge.training.settings import TrainingSettings
 
@@ -47,14 +47,16 @@ def prepare(
     """
     model.model.activation_checkpointing = settings.activation_checkpointing
     if machine.precision == "fp8":
-        count, share = use_float8(model), shares(model.config, plan.row_tokens)
+        count, share = use_float8(model), shares(model.config, plan.longest_row_tokens)
         console.say(f"fp8: {count} linear maps, {share.fp8:.0%} of the FLOPs; bf16 {share.bf16:.0%}; optimizer and loss fp32")
     if machine.compiled:
         compile_in_place(model)
     if not machine.compiled and world.device.type == "cpu":
         return machine
-    wanted = rows_at_once(plan.batch_rows, machine.micro_batch_rows or settings.micro_batch_rows, world.size)
-    rows = plan.rows(0)
+    longest = max(phase.batch_rows for phase in plan.phases if phase.row_tokens == plan.longest_row_tokens)
+    wanted = rows_at_once(longest, machine.micro_batch_rows or settings.micro_batch_rows, world.size)
+    there = reader.sources[0].rows(reader.row_tokens)
+    rows = [Row(0, index % there, 0) for index in range(wanted)]
     compiled, fitting = try_out(model, objective, machine, world, wanted, lambda count: reader.batch(rows[:count], count))
     if fitting < wanted:
         console.say(f"micro-batches of {fitting} rows: {wanted} do not fit the memory of {world.device}; the batch stays the same")

@@ -10,6 +10,7 @@ Shapes: B rows, T tokens per row, N tokens of all sources, D documents of all so
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,6 +52,12 @@ class ResidentRows:
         self._starts = torch.from_numpy(np.concatenate(starts)).to(device)
         masks = [shard.supervised for shard in reader.shards if shard.supervised is not None]
         self._supervised = self._load(masks) if masks else None
+
+    def with_row_tokens(self, row_tokens: int) -> ResidentRows:
+        """The same tokens, where they are, in rows of another length."""
+        other = copy.copy(self)
+        other.row_tokens = row_tokens
+        return other
 
     def batch(self, rows: Sequence[Row], batch_rows: int) -> Batch:
         """The given rows, then rows without targets up to `batch_rows`."""

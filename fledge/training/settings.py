@@ -25,6 +25,15 @@ def _require_moments(beta1: float, beta2: float, epsilon: float) -> None:
     _require(epsilon > 0, f"epsilon must be above 0, not {epsilon}")
 
 
+def _require_sequence_length(sequence_length: int | None) -> None:
+    _require(sequence_length is None or sequence_length >= 8, f"sequence_length must be at least 8 or unset, not {sequence_length}")
+
+
+def _require_mixture(mixture: dict[str, float] | None) -> None:
+    weights = (mixture or {"": 1.0}).values()
+    _require(all(weight >= 0 for weight in weights) and sum(weights) > 0, f"mixture weights must be positive, not {mixture}")
+
+
 @settings
 class NextTokenSettings:
     """Cross-entropy of the next token, over the supervised ones: pretraining and supervised fine-tuning."""
@@ -98,6 +107,8 @@ class ScheduleSettings:
     """constant: stays at the peak. linear, cosine: falls to the end. warmup_stable_decay: stays, then falls linearly."""
     warmup_steps: int = 0
     """Optimizer steps in which the rate rises linearly to its peak."""
+    warmup_fraction: float | None = None
+    """The same as a share of all steps, for runs whose steps follow from a budget or phases."""
     final_fraction: float = 0.0
     """Fraction of the peak that the fall ends at."""
     decay_fraction: float = 0.2
@@ -107,6 +118,49 @@ class ScheduleSettings:
         _require(self.warmup_steps >= 0, f"warmup_steps must not be negative, not {self.warmup_steps}")
         _require(0 <= self.final_fraction <= 1, f"final_fraction must lie in [0, 1], not {self.final_fraction}")
         _require(0 < self.decay_fraction <= 1, f"decay_fraction must lie in (0, 1], not {self.decay_fraction}")
+        if self.warmup_fraction is not None:
+            _require(0 <= self.warmup_fraction <= 1, f"warmup_fraction must lie in [0, 1], not {self.warmup_fraction}")
+            _require(self.warmup_steps == 0, "warmup_fraction and warmup_steps both say how long the warm-up is: leave out one")
+
+    def warmup_of(self, steps: int) -> int:
+        """Steps of the warm-up in a run of so many."""
+        return self.warmup_steps if self.warmup_fraction is None else round(self.warmup_fraction * steps)
+
+
+@settings
+class BudgetSettings:
+    """How long a run is, in tokens; it ends with the step that reaches them."""
+
+    tokens: int | None = None
+    """Tokens trained on, padding included."""
+    tokens_per_parameter: float | None = None
+    """The same as a multiple of all parameters of the model, embedding and head included; 20 is about compute-optimal
+    (Hoffmann et al. 2022)."""
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.tokens, self.tokens_per_parameter) if value is not None]
+        _require(len(given) == 1, "tokens or tokens_per_parameter must be given, and not both")
+        _require(given[0] > 0, f"{'tokens' if self.tokens is not None else 'tokens_per_parameter'} must be above 0, not {given[0]}")
+
+
+@settings
+class PhaseSettings:
+    """A part of a run with rows, batches and a mixture of its own; what is unset is that of the stage."""
+
+    until_tokens: int
+    """Tokens trained on since the beginning of the run; the phase ends with the step that reaches them."""
+    sequence_length: int | None = None
+    """Tokens per row; documents that were packed in rows, conversations and preferences have one length in all phases."""
+    batch_tokens: int | None = None
+    """Tokens per optimizer step, rounded down to whole rows, at least one; unset: batch_rows rows of the stage's sequence_length."""
+    mixture: dict[str, float] | None = None
+    """Weight of each source by name, as its share of tokens."""
+
+    def __post_init__(self) -> None:
+        _require(self.until_tokens >= 1, f"until_tokens must be at least 1, not {self.until_tokens}")
+        _require_sequence_length(self.sequence_length)
+        _require(self.batch_tokens is None or self.batch_tokens >= 1, f"batch_tokens must be at least 1 or unset, not {self.batch_tokens}")
+        _require_mixture(self.mixture)
 
 
 @settings
@@ -141,14 +195,18 @@ class ProfileSettings:
 class TrainingSettings:
     """One training stage: what is learned, from which rows in which order, with which optimizer, watched how."""
 
-    steps: int
-    """Optimizer steps of the whole run."""
+    steps: int | None = None
+    """Optimizer steps of the whole run; `budget` or `phases` can say instead how long it is."""
+    budget: BudgetSettings | None = None
+    """How long the run is, in tokens."""
+    phases: tuple[PhaseSettings, ...] = ()
+    """Parts with another length of rows, size of batch or mixture; the last one ends the run. Empty: one phase."""
     batch_rows: int = 32
     """Rows per optimizer step, over all processes and micro-batches."""
     sequence_length: int | None = None
     """Tokens per row of continuous documents; packed conversations and preferences bring their own row length."""
     mixture: dict[str, float] | None = None
-    """Weight of each source by name, as its share of rows; unset: every source by its size."""
+    """Weight of each source by name, as its share of tokens; unset: every source by its size."""
     isolate_documents: bool = True
     """Whether attention stays inside a document and positions restart with it; preference pairs are always isolated."""
     seed: int = 0
@@ -167,6 +225,9 @@ class TrainingSettings:
     """Largest norm of the whole gradient; unset: no clipping."""
     early_stopping: EarlyStoppingSettings | None = None
     """End when validation no longer improves; unset: all steps. It needs a validation, and a checkpoint at each."""
+    keep: tuple[Literal["optimizer", "step"], ...] = ()
+    """What is taken over besides weights from the checkpoint that the run starts from: the optimizer's state; the step, from which the
+    schedule, the tokens and the steps of the run then count on."""
 
     start_from: str | None = operation(None)
     """Checkpoint to start from: RUN, RUN@best, RUN@500 or a folder; unset: the stage before, or random weights."""
@@ -185,7 +246,7 @@ class TrainingSettings:
     threads: int | None = operation(None)
     """CPU threads per process; unset: torch's own choice at the first start, kept in machine.json."""
     micro_batch_rows: int | None = operation(None)
-    """Rows that a process computes at once; unset: its whole share of the batch."""
+    """Rows that a process computes at once, of the longest phase; of shorter rows as many more. Unset: its whole share of the batch."""
     log_every_steps: int = operation(10)
     """Optimizer steps between lines of progress."""
     validate_every_steps: int | None = operation(None)
@@ -204,24 +265,46 @@ class TrainingSettings:
     """Where measurements go."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_rows", "log_every_steps", "keep_checkpoints"):
+        self._require_one_length()
+        for name in ("batch_rows", "log_every_steps", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         optional = ("threads", "micro_batch_rows", "validate_every_steps", "validation_rows", "sample_every_steps", "save_every_steps")
         for name in optional:
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name} must be at least 1 or unset, not {value}")
-        _require((self.sequence_length or 8) >= 8, f"sequence_length must be at least 8 or unset, not {self.sequence_length}")
+        _require_sequence_length(self.sequence_length)
         _require(self.learning_rate > 0, f"learning_rate must be above 0, not {self.learning_rate}")
         _require(self.weight_decay >= 0, f"weight_decay must not be negative, not {self.weight_decay}")
         _require(self.gradient_clip is None or self.gradient_clip > 0, f"gradient_clip must be above 0 or unset, not {self.gradient_clip}")
-        _require(
-            self.schedule.warmup_steps <= self.steps,
-            f"schedule.warmup_steps ({self.schedule.warmup_steps}) is more than steps ({self.steps})",
-        )
+        _require_mixture(self.mixture)
+        self._require_saved_validations()
+
+    @property
+    def has_sequence_length(self) -> bool:
+        """Whether every phase has one."""
+        return self.sequence_length is not None or all(phase.sequence_length for phase in self.phases or [self])
+
+    @property
+    def longest_sequence_length(self) -> int | None:
+        """Of all phases; None where rows bring their length along."""
+        lengths = [phase.sequence_length or self.sequence_length for phase in self.phases or [self]]
+        return max((length for length in lengths if length is not None), default=None)
+
+    def _require_one_length(self) -> None:
+        """Steps, a budget or phases say how long the run is, one of them."""
+        given = [name for name in ("steps", "budget", "phases") if getattr(self, name)]
+        _require(self.steps is None or self.steps >= 1, f"steps must be at least 1, not {self.steps}")
+        _require(bool(given), "steps, budget or phases must say how long the run is")
+        _require(len(given) == 1, f"{given[0]} and {given[-1]} both say how long the run is: leave out one")
+        ends = [phase.until_tokens for phase in self.phases]
+        _require(ends == sorted(set(ends)), f"phases must have rising until_tokens, not {', '.join(map(str, ends))}")
+        if self.steps is not None:
+            warmup_steps = self.schedule.warmup_steps
+            _require(warmup_steps <= self.steps, f"schedule.warmup_steps ({warmup_steps}) is more than steps ({self.steps})")
+
+    def _require_saved_validations(self) -> None:
         if self.early_stopping is not None:
             every_steps = self.validate_every_steps
             _require(every_steps is not None, "early_stopping needs validate_every_steps")
             is_saved = self.save_every_steps is not None and (every_steps or 0) % self.save_every_steps == 0
             _require(is_saved, f"early_stopping needs a checkpoint at every validation: set save_every_steps to {every_steps}")
-        weights = (self.mixture or {"": 1.0}).values()
-        _require(all(weight >= 0 for weight in weights) and sum(weights) > 0, f"mixture weights must be positive, not {self.mixture}")

@@ -118,6 +118,7 @@ class Trainer:
         self.objective = objective
         self.optimizer = optimizer
         self.batches = batches
+        self.plan = batches.plan
         self.world = world
         self.machine = machine
         self.observers = observers
@@ -136,14 +137,14 @@ class Trainer:
 
         Raises NumericsError if the loss leaves the finite numbers, Stopped, with everything saved, if a signal came.
         """
-        while self.progress.step < self.settings.steps and self.early_stop is None:
+        while self.progress.step < self.plan.steps and self.early_stop is None:
             report = self.step()
             self._observe(report)
-            if is_due(report.step, self.settings.save_every_steps, self.settings.steps) or report.stop_signal is not None:
+            if is_due(report.step, self.settings.save_every_steps, self.plan.steps) or report.stop_signal is not None:
                 self.save()
             if report.stop_signal is not None:
                 name = signal.Signals(report.stop_signal).name
-                problem = f"stopped by {name} after step {report.step:,} of {self.settings.steps:,}; everything is saved"
+                problem = f"stopped by {name} after step {report.step:,} of {self.plan.steps:,}; everything is saved"
                 raise Stopped(report.stop_signal, problem, "run the same command again to continue")
         return self.progress
 
@@ -165,12 +166,12 @@ class Trainer:
         measures, signals = self._accumulate_gradients(micro_batches)
         gradient_norm = self._clip_gradients()
         is_applied = self._judge(_Verdict(step, measures["loss"], gradient_norm, signals))
-        fraction = learning_rate_fraction(self.settings.schedule, step, self.settings.steps)
+        fraction = learning_rate_fraction(self.settings.schedule, step, self.plan.steps)
         if is_applied:
             self.optimizer.step(fraction)
         self.optimizer.clear_gradients()
         self._unread_losses.append(measures["loss"])
-        initial_loss = float(measures["loss"]) if step == 0 else self.progress.initial_loss
+        initial_loss = float(measures["loss"]) if step == self.plan.start.step else self.progress.initial_loss
         self.progress = replace(self.progress, step=step + 1, initial_loss=initial_loss)
         if self.seconds == 0:
             gc.freeze()  # what has been made by now stays: looking through it again and again took half a second at a time
@@ -181,8 +182,8 @@ class Trainer:
             learning_rate=self.settings.learning_rate * fraction,
             gradient_norm=gradient_norm,
             measures=measures,
-            tokens=(step + 1) * self.batches.plan.batch_tokens,
-            epochs=self.batches.plan.epochs(step + 1),
+            tokens=self.plan.tokens(step + 1),
+            epochs=self.plan.epochs(step + 1),
             seconds=self.seconds,
             wait_seconds=self.wait_seconds,
             stop_signal=self._stop_signal,
@@ -198,7 +199,7 @@ class Trainer:
         recent_losses = (*self.progress.recent_losses, *losses)[-RECENT_LOSSES:]
         self.progress = replace(self.progress, recent_losses=recent_losses)
         if self.world.main:
-            self.writer.save(self.model, self.optimizer, self.batches.plan, self.progress)
+            self.writer.save(self.model, self.optimizer, self.plan, self.progress)
 
     def _accumulate_gradients(self, given: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor]:
         """Gradients of the mean loss over the whole batch; returns the means of what the objective measures, and the stop signals."""
@@ -264,6 +265,7 @@ class Trainer:
         due = [observer for observer in self.observers if observer.due(report.step)]
         if not due:
             return
+        report = self._awaited(report)
         self.model.eval()
         # Compiling once more for a pass without gradients costs more than it saves.
         with torch.no_grad(), torch.compiler.set_stance("force_eager") if self.machine.compiled else nullcontext():
@@ -273,6 +275,14 @@ class Trainer:
                     point = (report.step, measured["validation/loss"])
                     self.progress = replace(self.progress, validation_losses=(*self.progress.validation_losses, point))
         self.model.train()
+
+    def _awaited(self, report: StepReport) -> StepReport:
+        """The report of a step once the device has done it: observers wait for its numbers, but the time belongs to the steps."""
+        if self.world.device.type == "cuda":
+            started = time.monotonic()
+            torch.cuda.synchronize(self.world.device)
+            self.seconds += time.monotonic() - started
+        return replace(report, seconds=self.seconds)
 
 
 def is_due(step: int, every_steps: int | None, steps: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -185,6 +186,70 @@ def test_one_tokenizer_serves_another_recipe(make_run: MakeRun, walk: Walk) -> N
     assert inputs["tokens.0"].id == artifact.open_artifact(tokens).id
     assert inputs["start_from"].kind == "checkpoint"
     assert not (second.folder / "tokenizer").exists()
+
+
+def test_a_run_takes_over_optimizer_and_step_of_a_checkpoint(make_run: MakeRun, walk: Walk, capsys: pytest.CaptureFixture[str]) -> None:
+    first = make_run(name="first")
+    walk(first, "pretrain")
+    base, tokens = first.folder / "pretrain", first.folder / "pack" / "documents"
+    shared = (f"pretrain.tokens=[{tokens}]", f"pack.tokenizer={first.folder / 'tokenizer'}", "tokenizer=null", "corpus.seed=1")
+    kept = make_run(*shared, f"pretrain.start_from={base}@4", "pretrain.keep=[optimizer, step]", "pretrain.steps=9", name="kept")
+    walk(kept, "pretrain")
+    made = artifact.open_artifact(kept.folder / "pretrain")
+    parent = made.manifest.inputs["start_from"]
+    assert made.stats["started_from"] == {"checkpoint": parent.id, "step": 4, "kept": ["optimizer", "step"]}
+    assert (made.stats["steps"], made.stats["tokens"], made.stats["planned_tokens"]) == (9, 9 * 4 * 32, 9 * 4 * 32)
+    assert "pretrain: continues after step 4" in capsys.readouterr().out
+    assert made.stats["flops"] * 6 == artifact.open_artifact(base).stats["flops"] * 5
+    plain = make_run(*shared, f"pretrain.start_from={base}@4", name="plain")
+    walk(plain, "pretrain")
+    assert artifact.open_artifact(plain.folder / "pretrain").stats["started_from"]["kept"] == []
+    assert artifact.open_artifact(base).stats.get("started_from") is None
+    with pytest.raises(ConfigError, match=r"nothing is left to train: .* has 4 steps and 512 tokens"):
+        run_stage("pretrain", make_run(*shared, f"pretrain.start_from={base}@4", "pretrain.keep=[step]", "pretrain.steps=4", name="over"))
+    with pytest.raises(ConfigError, match=r"pretrain\.keep is step, but nothing is there to keep it from"):
+        run_stage("pretrain", make_run(*shared, "pretrain.keep=[step]", name="nothing"))
+
+
+def test_phases_of_every_stage_and_what_the_report_tells_of_them(
+    make_run: MakeRun, walk: Walk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows grow in pretraining, batches in fine-tuning; dpo has a budget. Two sources of documents in a mixture that changes."""
+    (tmp_path / "manual.txt").write_text(
+        "\n\n".join(f"Turn the screw number {number} to the left. Then turn it back." for number in range(90))
+    )
+    files = {"text": ("text", "documents", "text.txt"), "manual": ("text", "documents", "manual.txt")}
+    files |= {"talks": ("jsonl", "conversations", "talks.jsonl"), "pairs": ("jsonl", "preferences", "pairs.jsonl")}
+    sources = [
+        {"kind": kind, "name": name, "content": content, "path": str(tmp_path / file)}
+        | ({"maximum_document_characters": 200} if kind == "text" else {})
+        for name, (kind, content, file) in files.items()
+    ]
+    only_manual = "{until_tokens: 1024, sequence_length: 128, batch_tokens: 256, mixture: {text: 0, manual: 1}}"
+    run = make_run(
+        f"corpus.sources={json.dumps(sources)}",
+        "pretrain.steps=null",
+        "pretrain.mixture={text: 3, manual: 1}",
+        f"pretrain.phases=[{{until_tokens: 256}}, {only_manual}]",
+        "sft.steps=null",
+        "sft.phases=[{until_tokens: 256, batch_tokens: 256}, {until_tokens: 1024}]",
+        "dpo.steps=null",
+        "dpo.budget={tokens_per_parameter: 0.05}",
+    )
+    walk(run)
+    stats = {stage: artifact.open_artifact(run.folder / stage).stats for stage in ("pretrain", "sft", "dpo")}
+    assert [(stats[stage]["steps"], stats[stage]["tokens"]) for stage in stats] == [
+        (5, 1_024),
+        (3, 1_280),
+        (-(-round(0.05 * stats["dpo"]["parameters"]) // 512), stats["dpo"]["steps"] * 512),
+    ]
+    assert stats["pretrain"]["sources"]["text"]["tokens"] == 192
+    assert stats["pretrain"]["sources"]["text"]["share"] == 192 / 1_024
+    shown = capsys.readouterr().out
+    assert "pretrain: phase 2 of 2: 3 steps of 2 rows x 128 tokens, until step 5, 1,024 tokens" in shown
+    assert shown.count("pretrain: text: 18.75% of the tokens (192)") == 2
+    page = (run.folder / "report" / "report.html").read_text()
+    assert re.search(r"5 steps, 0\.\d+ epochs; text 18\.8%, 0\.\d+ epochs; manual 81\.2%, 0\.\d+ epochs", page)
 
 
 def test_another_tokenizer_is_refused_by_hash(make_run: MakeRun, walk: Walk) -> None:

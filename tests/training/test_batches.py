@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training_assembly import END_OF_TEXT, ROW_TOKENS, write_token_set
+from training_assembly import END_OF_TEXT, ROW_TOKENS, training_settings, write_token_set
 
 from fledge.core.errors import ConfigError, DataError
 from fledge.model.head import IGNORE
@@ -20,7 +20,8 @@ from fledge.tokens.shard_format import TokenSetMeta, record_shards, token_array
 from fledge.tokens.shard_writer import IndexRows, Segment, ShardWriter
 from fledge.tokens.shards import TokenSet, open_token_set
 from fledge.training.batches import Batch, BatchLoader, RowReader, open_rows, open_tokens
-from fledge.training.plan import make_plan
+from fledge.training.phases import make_plan
+from fledge.training.settings import PhaseSettings
 
 
 def whole(reader: RowReader) -> Batch:
@@ -37,12 +38,12 @@ def test_every_token_of_a_stream_is_a_target_once(documents: TokenSet, row_token
     place = 0
     for shard, source in zip(reader.shards, reader.sources, strict=True):
         count = len(shard.tokens)
-        lines = slice(place, place + source.rows)
+        lines = slice(place, place + source.rows(row_tokens))
         tokens, targets = batch.tokens[lines].flatten(), batch.targets[lines].flatten()
         assert tokens[:count].tolist() == shard.tokens[:].tolist()
         assert targets[:count].tolist() == [*shard.tokens[1:].tolist(), END_OF_TEXT]
         assert set(targets[count:].tolist()) <= {IGNORE}
-        place += source.rows
+        place += source.rows(row_tokens)
     assert place == len(batch.tokens)
 
 
@@ -112,7 +113,7 @@ def test_missing_rows_are_rows_without_targets(documents: TokenSet) -> None:
 @pytest.mark.parametrize(("micro_batch_rows", "shapes"), [(None, [8]), (3, [3, 3, 3]), (8, [8]), (20, [8]), (1, [1] * 8)])
 def test_micro_batches_have_one_shape_and_all_rows(documents: TokenSet, micro_batch_rows: int | None, shapes: list[int]) -> None:
     reader = open_rows([documents], "train", 16)
-    plan = make_plan(reader.sources, None, 8, 16, seed=0)
+    plan = make_plan(reader.sources, training_settings(steps=20), 1)
     batches = BatchLoader(plan, reader, micro_batch_rows, 0, 1, ahead=False).micro_batches(5)
     assert [len(batch.tokens) for batch in batches] == shapes
     assert torch.equal(torch.cat([batch.tokens for batch in batches])[:8], reader.batch(plan.rows(5), 8).tokens)
@@ -121,7 +122,7 @@ def test_micro_batches_have_one_shape_and_all_rows(documents: TokenSet, micro_ba
 @pytest.mark.parametrize("world_size", [2, 3, 5, 11])
 def test_processes_read_equally_many_micro_batches_and_all_rows(documents: TokenSet, world_size: int) -> None:
     reader = open_rows([documents], "train", 16)
-    plan = make_plan(reader.sources, None, 8, 16, seed=0)
+    plan = make_plan(reader.sources, training_settings(steps=20), 1)
     shares = [BatchLoader(plan, reader, 2, rank, world_size, ahead=False).micro_batches(0) for rank in range(world_size)]
     assert len({len(share) for share in shares}) == 1
     assert len({batch.tokens.shape for share in shares for batch in share}) == 1
@@ -130,12 +131,57 @@ def test_processes_read_equally_many_micro_batches_and_all_rows(documents: Token
     assert torch.equal(targets, reader.batch(plan.rows(0), 8).targets)
 
 
+def test_a_phase_has_micro_batches_of_as_many_tokens(documents: TokenSet) -> None:
+    """`micro_batch_rows` counts the longest rows; a batch that is smaller than that is one micro-batch."""
+    reader = open_rows([documents], "train", 64)
+    phases = (
+        PhaseSettings(until_tokens=512, sequence_length=8),
+        PhaseSettings(until_tokens=1_024),
+        PhaseSettings(until_tokens=2_048, batch_tokens=64),
+    )
+    plan = make_plan(reader.sources, training_settings(batch_rows=8, sequence_length=64, phases=phases), 1)
+    loader = BatchLoader(plan, reader, 2, 0, 1, ahead=False)
+    shapes = [{tuple(batch.tokens.shape) for batch in loader.micro_batches(step)} for step in range(3)]
+    assert shapes == [{(16, 8)}, {(2, 64)}, {(1, 64)}]
+    assert len(loader.micro_batches(0)) == len(loader.micro_batches(1)) == 4
+    assert loader.micro_batch_rows == 2
+    assert BatchLoader(plan, reader, None, 0, 3, ahead=False).micro_batch_rows == 3
+    first = torch.cat([batch.tokens for batch in loader.micro_batches(0)])
+    assert torch.equal(first, reader.with_row_tokens(8).batch(plan.rows(0), 64).tokens)
+
+
+@pytest.mark.parametrize("world_size", [2, 5])
+def test_processes_share_the_batches_of_every_phase(documents: TokenSet, world_size: int) -> None:
+    """A last phase has fewer rows than there are processes: some of them compute rows without targets."""
+    reader = open_rows([documents], "train", 64)
+    phases = (PhaseSettings(until_tokens=512, sequence_length=8), PhaseSettings(until_tokens=1_024, batch_tokens=64))
+    plan = make_plan(reader.sources, training_settings(batch_rows=8, sequence_length=64, phases=phases), 1)
+    loaders = [BatchLoader(plan, reader, 2, rank, world_size, ahead=False) for rank in range(world_size)]
+    for step in (0, 1, 8):
+        shares = [loader.micro_batches(step) for loader in loaders]
+        assert len({tuple(batch.tokens.shape for batch in share) for share in shares}) == 1
+        targets = torch.cat([batch.targets for share in shares for batch in share])
+        targets = targets[(targets != IGNORE).any(dim=1)]
+        rows = plan.rows(step)
+        assert torch.equal(targets, reader.with_row_tokens(plan.phase(step).row_tokens).batch(rows, len(rows)).targets)
+
+
+def test_rows_of_another_length_are_the_same_text(documents: TokenSet, conversations: TokenSet) -> None:
+    reader = open_rows([documents], "train", 48)
+    shorter = reader.with_row_tokens(16)
+    assert reader.row_tokens == 48
+    assert torch.equal(whole(shorter).tokens[:3].flatten(), whole(reader).tokens[0])
+    assert shorter.sources == reader.sources
+    with pytest.raises(AssertionError):
+        open_rows([conversations], "train", None).with_row_tokens(16)
+
+
 def test_reading_ahead_gives_the_same_batches(documents: TokenSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Batch, "pin", lambda self: self)
     reader = open_rows([documents], "train", 16)
-    plan = make_plan(reader.sources, None, 8, 16, seed=0)
+    plan = make_plan(reader.sources, training_settings(steps=20), 1)
     ahead, plain = (BatchLoader(plan, reader, 4, 0, 1, ahead=ahead) for ahead in (True, False))
-    for step in (0, 1, 2, 7, 8, 3):
+    for step in (0, 1, 2, 7, 8, 3, 19):
         for first, second in zip(ahead.micro_batches(step), plain.micro_batches(step), strict=True):
             assert torch.equal(first.tokens, second.tokens)
 
@@ -228,7 +274,7 @@ def test_a_damaged_block_is_found_by_the_step_that_first_uses_it(tmp_path: Path,
         file.seek(64 + 5 * 128 + 17)
         file.write(b"\x63")
     reader = open_rows([token_set], "train", 16)
-    plan = make_plan(reader.sources, None, 4, 16, seed=0)
+    plan = make_plan(reader.sources, training_settings(steps=30, batch_rows=4), 1)
     damaged = set(range(5 * 64, 6 * 64))
     # A row reaches one token further, for its last target.
     using = [step for step in range(30) if any(damaged & set(range(row.index * 16, row.index * 16 + 17)) for row in plan.rows(step))]
@@ -245,7 +291,9 @@ def test_a_damaged_block_is_found_by_the_step_that_first_uses_it(tmp_path: Path,
 def test_a_shard_that_is_cut_short_while_training_reads_it_names_the_step(tmp_path: Path) -> None:
     token_set = write_token_set(tmp_path, "conversations", {"questions": 20})
     reader = open_rows([token_set], "train", None)
-    loader = BatchLoader(make_plan(reader.sources, None, 4, ROW_TOKENS, seed=0), reader, None, 0, 1, ahead=False)
+    loader = BatchLoader(
+        make_plan(reader.sources, training_settings(batch_rows=4, sequence_length=None), 1), reader, None, 0, 1, ahead=False
+    )
     loader.micro_batches(0)
     os.truncate(tmp_path / "train-questions.supervised", 64)
     with pytest.raises(DataError, match=r"step 2 cannot be read .*questions\.supervised was cut short while it was used"):

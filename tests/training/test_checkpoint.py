@@ -22,13 +22,14 @@ from fledge.training.batches import open_rows
 from fledge.training.checkpoint import QUARANTINE, CheckpointWriter, Progress, newest_sound, require_disk_space, restore
 from fledge.training.checkpoint_folders import CHECKPOINTS, best_checkpoint, list_checkpoints
 from fledge.training.optimizer import Optimizer, make_optimizer
-from fledge.training.plan import Plan, make_plan
+from fledge.training.phases import make_plan
+from fledge.training.plan import Plan
 from fledge.training.settings import MuonSettings
 
 
 @pytest.fixture
 def plan(documents: TokenSet) -> Plan:
-    return make_plan(open_rows([documents], "train", 16).sources, None, 8, 16, seed=0)
+    return make_plan(open_rows([documents], "train", 16).sources, training_settings(), 1)
 
 
 def stepped(seed: int = 0) -> tuple[Llama, Optimizer]:
@@ -214,7 +215,7 @@ def test_another_optimizer_is_refused(tmp_path: Path, plan: Plan) -> None:
     found = newest_sound(tmp_path)
     assert found is not None
     model = Llama(MODEL, 0)
-    with pytest.raises(CheckpointError, match="optimizer's state"):
+    with pytest.raises(CheckpointError, match="optimizer's state does not fit: it is Muon's, this run's optimizer is AdamW: "):
         restore(found, model, make_optimizer(model, training_settings()), plan)
 
 
@@ -222,8 +223,9 @@ def test_other_rows_are_refused_by_name(tmp_path: Path, plan: Plan) -> None:
     save(tmp_path, plan, {1: None})
     found = newest_sound(tmp_path)
     assert found is not None
-    other = replace(plan, row_tokens=32, sources=(replace(plan.sources[0], content="other"), *plan.sources[1:]))
-    with pytest.raises(CheckpointError, match=r"row_tokens: 16 -> 32; sources\.manual\.content: \w+ -> other"):
+    longer = replace(plan.phases[0], row_tokens=32)
+    other = replace(plan, phases=(longer,), sources=(replace(plan.sources[0], content="other"), *plan.sources[1:]))
+    with pytest.raises(CheckpointError, match=r"sources\.manual\.content: \w+ -> other; phases\.0\.row_tokens: 16 -> 32"):
         restore(found, *stepped(), other)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -12,10 +13,10 @@ from training_assembly import MODEL
 from fledge.model.cost import flops_per_token
 from fledge.training.figures import HALF_LIFE_STEPS, Figures, Gauge, Pace, training_flops
 from fledge.training.observers import progress_line
-from fledge.training.plan import Plan, Source
+from fledge.training.plan import Phase, Plan, Source, Start
 from fledge.training.trainer import StepReport
 
-PLAN = Plan((Source("text", 1_000, "digest"),), (Fraction(1),), batch_rows=4, row_tokens=16, seed=0)
+PLAN = Plan((Source("text", 1_000, "digest"),), (Phase(1_000, 4, 16, (Fraction(1),)),), seed=0)
 STEP_FLOPS = 64 * flops_per_token(MODEL, 16)
 
 
@@ -41,8 +42,8 @@ def report(step: int, seconds: float, wait_seconds: float = 0.0) -> StepReport:
     )
 
 
-def gauge(start_step: int = 0, steps: int = 1_000, peak: float | None = None, clock: Clock | None = None) -> Gauge:
-    return Gauge(MODEL, PLAN, steps, start_step, torch.device("cpu"), peak, clock or Clock())
+def gauge(start_step: int = 0, peak: float | None = None, clock: Clock | None = None) -> Gauge:
+    return Gauge(MODEL, PLAN, start_step, torch.device("cpu"), peak, clock or Clock())
 
 
 def read(meter: Gauge, seconds_per_step: Sequence[tuple[int, float]], start_step: int = 0) -> list[Figures]:
@@ -56,6 +57,10 @@ def read(meter: Gauge, seconds_per_step: Sequence[tuple[int, float]], start_step
 
 def test_the_flops_of_steps_are_those_of_their_tokens() -> None:
     assert training_flops(MODEL, PLAN, 10) == 10 * STEP_FLOPS
+    phases = (Phase(10, 4, 16, (Fraction(1),)), Phase(5, 2, 64, (Fraction(1),)))
+    longer = replace(PLAN, phases=phases, start=Start(step=100, tokens=9_999))
+    assert training_flops(MODEL, longer, 100) == 0
+    assert training_flops(MODEL, longer, 113) == 10 * STEP_FLOPS + 3 * 128 * flops_per_token(MODEL, 64)
 
 
 def test_a_raw_figure_is_of_the_steps_since_the_last_line() -> None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from training_assembly import MODEL, VOCABULARY, assembled, training_settings
+from training_assembly import MODEL, VOCABULARY, assembled, training_settings, write_token_set
 
 from fledge.core.metrics import read_metrics
 from fledge.model.head import IGNORE
 from fledge.model.llama import Llama
 from fledge.tokens.shards import TokenSet
 from fledge.training.batches import open_rows
-from fledge.training.observers import Validate, spread
+from fledge.training.observers import Validate, rise, spread
 from fledge.training.plan import Row
 from fledge.training.settings import PreferenceSettings
 from fledge.training.trainer import Trainer
@@ -101,3 +103,54 @@ def test_a_set_without_validation_rows_is_never_validated(tmp_path: Path, docume
 @pytest.mark.parametrize(("count", "indices"), [(None, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4]), (2, [0, 2]), (5, [0, 1, 2, 3, 4])])
 def test_rows_are_spread(count: int | None, indices: list[int]) -> None:
     assert [row.index for row in spread([Row(0, index, 0) for index in range(5)], count)] == indices
+
+
+def test_a_validation_line_tells_how_far_the_run_is_and_how_often_each_source_was_read(
+    tmp_path: Path, documents: TokenSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = training_settings(mixture={"manual": 1.0, "letters": 1.0}, validate_every_steps=2)
+    with assembled(tmp_path / "run", settings, [documents]) as trainer:
+        trainer.run()
+    use = trainer.plan.use(2)
+    shown = capsys.readouterr().err
+    assert re.search(r"step 2/8 \(25%\)  validation: loss \d\.\d+  bits_per_byte \d\.\d+  0\.\d+ epochs \(manual ", shown)
+    assert f"{trainer.plan.epochs(2):.2f} epochs (manual {use['manual'].epochs:.2f}, letters {use['letters'].epochs:.2f})" in shown
+    with assembled(tmp_path / "one", training_settings(), [write_token_set(tmp_path / "set", "documents", {"books": 9})]) as trainer:
+        trainer.run()
+    assert re.search(r"step 8/8 \(100%\)  validation: .* epochs$", capsys.readouterr().err, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("losses", "epoch_ends_at", "best"),
+    [
+        ([3.0], 0, None),
+        ([3.0, 2.0, 1.0], 0, None),
+        ([3.0, 2.0, 2.5], 0, 2),
+        ([3.0, 2.0, 2.5], 3, None),
+        ([3.0, 2.0, 2.0], 0, None),
+        ([3.0, 2.0, 2.5, 2.6], 0, None),
+        ([3.0, 2.0, 2.5, 2.4], 3, 2),
+        ([3.0, 2.0, 2.5, 1.9, 2.0], 0, 4),
+        ([3.0, 2.0, 2.5, 2.0, 2.1], 0, 4),
+        ([2.0, 2.5, 2.6, 2.7], 2, None),
+    ],
+)
+def test_a_rise_is_told_once_and_only_after_an_epoch(losses: list[float], epoch_ends_at: int, best: int | None) -> None:
+    """Validations are one step apart; `best` is the step that is named, None: nothing is said."""
+    found = rise(list(enumerate(losses, start=1)), lambda step: step > epoch_ends_at)
+    assert (found and found[0]) == best
+
+
+def test_a_rising_validation_loss_is_a_warning(tmp_path: Path, documents: TokenSet, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = training_settings(steps=400, validate_every_steps=1)
+    with assembled(tmp_path / "run", settings, [documents]) as trainer:
+        validate = validation_of(trainer)
+        report = replace(trainer.step(), step=300, epochs=20.0)
+        for loss, told in ((2.0, False), (2.1, True), (2.2, False), (1.5, False), (1.6, True)):
+            validate.measure = lambda loss=loss: {"validation/loss": loss}  # type: ignore[method-assign]
+            report = replace(report, step=report.step + 1)
+            capsys.readouterr()
+            validate.observe(report)
+            shown = capsys.readouterr().err
+            assert ("the validation loss rises" in shown) is told, loss
+    assert "1.6000 after 1.5000 at step 304, on text that was read before: 20.00 epochs (manual " in shown

@@ -87,7 +87,7 @@ def test_the_state_of_another_model_is_refused() -> None:
     fresh = make_optimizer(Llama(MODEL, 0), settings)
     with pytest.raises(CheckpointError, match=r"bias/exp_avg is unknown"):
         fresh.load_state({**state, "bias/exp_avg": torch.zeros(3)})
-    with pytest.raises(CheckpointError, match=r"norm\.weight/exp_avg is of another shape"):
+    with pytest.raises(CheckpointError, match=r"does not fit: model\.norm\.weight/exp_avg is \(3,\) and would be \(32,\)"):
         fresh.load_state({**state, "model.norm.weight/exp_avg": torch.zeros(3)})
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight/step is missing"):
         fresh.load_state({key: value for key, value in state.items() if not key.startswith("model.norm.weight")})
@@ -102,6 +102,9 @@ def test_the_state_of_another_model_is_refused() -> None:
         (ScheduleSettings(kind="cosine", warmup_steps=10), 0, 0.1),
         (ScheduleSettings(kind="cosine", warmup_steps=10), 9, 1.0),
         (ScheduleSettings(kind="cosine", warmup_steps=10), 10, 1.0),
+        (ScheduleSettings(kind="cosine", warmup_fraction=0.1), 0, 0.1),
+        (ScheduleSettings(kind="cosine", warmup_fraction=0.1), 10, 1.0),
+        (ScheduleSettings(kind="linear", warmup_fraction=0.0), 0, 1.0),
         (ScheduleSettings(kind="cosine", warmup_steps=10), 55, 0.5),
         (ScheduleSettings(kind="cosine", warmup_steps=10, final_fraction=0.2), 55, 0.6),
         (ScheduleSettings(kind="cosine", final_fraction=0.2), 100, 0.2),

@@ -39,7 +39,10 @@ def test_a_trace_of_the_steps_asked_for(tmp_path: Path, documents: TokenSet, cap
 
 
 def test_a_run_that_continues_counts_from_there_and_a_short_one_ends_the_trace(tmp_path: Path, documents: TokenSet) -> None:
-    train(tmp_path / "run", documents, 3, None)
+    with assembled(tmp_path / "run", training_settings(steps=6), [documents]) as stopped:
+        for _ in range(3):
+            stopped.step()
+        stopped.save()
     train(tmp_path / "run", documents, 6, ProfileSettings(first_step=2, steps=9))
     assert [place.name for place in (tmp_path / "run" / "profile").iterdir()] == ["steps-5-6"]
     assert optimizer_steps(tmp_path / "run" / "profile" / "steps-5-6" / "trace.json.gz") == 2

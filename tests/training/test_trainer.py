@@ -15,14 +15,24 @@ import torch
 from torch import Tensor
 from training_assembly import MODEL, assembled, first_gradients, training_settings
 
+from fledge.core import artifact
 from fledge.core.errors import CheckpointError, DataError, NumericsError, Stopped
 from fledge.core.metrics import read_metrics
 from fledge.corpus.document import Content
+from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.tokens.shards import TokenSet, open_token_set
 from fledge.training.checkpoint_folders import CHECKPOINTS, list_checkpoints
 from fledge.training.loss_scale import LossScale
-from fledge.training.settings import AdamWSettings, MuonSettings, NextTokenSettings, PreferenceSettings, TrainingSettings
+from fledge.training.settings import (
+    AdamWSettings,
+    MuonSettings,
+    NextTokenSettings,
+    PhaseSettings,
+    PreferenceSettings,
+    ScheduleSettings,
+    TrainingSettings,
+)
 from fledge.training.trainer import StepReport, Trainer, is_due
 
 OPTIMIZERS = {"adamw": AdamWSettings(), "muon": MuonSettings()}
@@ -108,6 +118,107 @@ def test_eight_steps_with_dropout_are_four_and_four(tmp_path: Path, documents: T
     assert whole.progress == second.progress
     without = train(tmp_path / "without", settings, documents)
     assert without.progress.recent_losses[0] != whole.progress.recent_losses[0]
+
+
+def phase(until_tokens: int, **changes: Any) -> PhaseSettings:
+    return PhaseSettings(until_tokens=until_tokens, **changes)
+
+
+def test_a_run_that_is_stopped_in_its_second_phase_is_bitwise_an_undisturbed_one(tmp_path: Path, documents: TokenSet) -> None:
+    """Rows, batch and mixture change after step 3, again after step 6; the stop comes in between, with micro-batches."""
+    phases = (
+        phase(384),
+        phase(1_100, sequence_length=48, batch_tokens=240, mixture={"manual": 0.2, "letters": 0.8}),
+        phase(1_500, sequence_length=8),
+    )
+    settings = settings_for("documents", phases=phases, micro_batch_rows=2, validate_every_steps=2, optimizer=MuonSettings())
+    whole = train(tmp_path / "whole", settings, documents)
+    assert [whole.plan.phase(step).row_tokens for step in range(whole.plan.steps)] == [16] * 3 + [48] * 3 + [8] * 4
+    with assembled(tmp_path / "stopped", settings, [documents]) as first:
+        stop = StopAfter(3)
+        first.stop, first.observers = stop, [*first.observers, stop]
+        with pytest.raises(Stopped, match=r"after step 4 of 10; everything is saved"):
+            first.run()
+    again = train(tmp_path / "stopped", settings, documents)
+    assert_same_bits(everything(whole), everything(again))
+    assert whole.progress == again.progress
+    names = ("step", "train/tokens", "train/loss", "train/learning_rate", "train/epoch", "validation/loss")
+    shown = [[{name: line.get(name) for name in names} for line in read_metrics(tmp_path / run)] for run in ("whole", "stopped")]
+    assert shown[0] == shown[1]
+    assert [line["train/tokens"] for line in shown[0] if line["train/tokens"]][2:7] == [384, 624, 864, 1_104, 1_232]
+
+
+def test_phases_of_equal_settings_change_no_bit(tmp_path: Path, documents: TokenSet) -> None:
+    only = {"manual": 1.0, "letters": 0.0}
+    one = train(tmp_path / "one", settings_for("documents", mixture=only), documents)
+    two = train(tmp_path / "two", settings_for("documents", phases=(phase(500, mixture=only), phase(1_024)), mixture=only), documents)
+    assert two.plan.steps == 8 and len(two.plan.phases) == 2
+    assert_same_bits(everything(one), everything(two))
+
+
+def test_other_phases_are_another_order(tmp_path: Path, documents: TokenSet) -> None:
+    train(tmp_path / "run", settings_for("documents", phases=(phase(512), phase(1_024, sequence_length=32))), documents)
+    with (
+        pytest.raises(CheckpointError, match=r"phases\.0\.steps: 4 -> 5; phases\.1\.steps: 4 -> 3"),
+        assembled(tmp_path / "run", settings_for("documents", phases=(phase(600), phase(1_024, sequence_length=32))), [documents]),
+    ):
+        pass
+
+
+def test_the_curriculum_from_8_to_2048_trains(tmp_path: Path, documents: TokenSet) -> None:
+    lengths = (8, 16, 32, 64, 128, 256, 512, 768, 1_536, 2_048)
+    phases = tuple(phase(4_096 * number, sequence_length=length) for number, length in enumerate(lengths, 1))
+    settings = settings_for("documents", phases=phases, batch_rows=1, sequence_length=2_048, learning_rate=1e-2)
+    model = Llama(replace(MODEL, settings=replace(MODEL.settings, max_position_embeddings=2_048)), 0)
+    trained = train(tmp_path / "run", settings, documents, model=model)
+    assert {(one.batch_rows, one.row_tokens) for one in trained.plan.phases} == {(2_048 // length, length) for length in lengths}
+    assert trained.progress.recent_losses[-1] < trained.progress.initial_loss - 1.5  # type: ignore[operator]
+
+
+def test_a_new_run_can_take_over_optimizer_and_step(tmp_path: Path, documents: TokenSet) -> None:
+    """With both, on the same rows: five steps, then the plan's other three, are eight."""
+    only = {"manual": 1.0, "letters": 0.0}
+    eight = training_settings(mixture=only, schedule=ScheduleSettings(kind="constant"))
+    whole = train(tmp_path / "whole", eight, documents)
+    five = train(tmp_path / "five", replace(eight, steps=5), documents)
+    (parent,) = (one.artifact for one in list_checkpoints(tmp_path / "five"))
+    kept = replace(eight, keep=("optimizer", "step"))
+    with assembled(tmp_path / "kept", kept, [documents], model=load_model(parent.path), parent=parent) as trainer:
+        assert (trainer.progress.step, trainer.plan.steps, trainer.plan.tokens(5)) == (5, 8, 640)
+        assert_same_bits(everything(five), everything(trainer))
+        rows = trainer.plan.rows
+        # A plan begins with its first rows; those of the whole run's sixth step make the comparison.
+        trainer.batches.plan.__dict__["rows"] = lambda step: whole.plan.rows(step)
+        trainer.run()
+    assert rows(5) == whole.plan.rows(0)
+    assert_same_bits(everything(whole), everything(trainer))
+    assert trainer.progress.initial_loss == trainer.progress.recent_losses[0] == whole.progress.recent_losses[5]
+    assert list_checkpoints(tmp_path / "kept")[-1].artifact.stats["tokens"] == 8 * 128
+    with assembled(tmp_path / "kept", kept, [documents], parent=parent) as again:
+        assert_same_bits(everything(again), everything(trainer))
+
+
+def test_what_is_kept_is_the_recipe_s_choice(tmp_path: Path, documents: TokenSet) -> None:
+    train(tmp_path / "run", training_settings(), documents)
+    (parent,) = (one.artifact for one in list_checkpoints(tmp_path / "run"))
+    for keep, step, has_state in (((), 0, False), (("step",), 8, False), (("optimizer",), 0, True)):
+        settings = training_settings(steps=9, keep=keep)
+        with assembled(tmp_path / f"{keep}", settings, [documents], model=load_model(parent.path), parent=parent) as trainer:
+            assert (trainer.progress.step, bool(trainer.optimizer.state())) == (step, has_state)
+            trainer.run()
+        assert trainer.progress.step == 9
+    other = training_settings(keep=("optimizer",), optimizer=MuonSettings())
+    with (
+        pytest.raises(CheckpointError, match=r"it is AdamW's, this run's optimizer is Muon: .* is missing"),
+        assembled(tmp_path / "other", other, [documents], parent=parent),
+    ):
+        pass
+    foreign = artifact.foreign(parent.path, "huggingface")
+    with (
+        pytest.raises(CheckpointError, match="has weights and no state of a run"),
+        assembled(tmp_path / "foreign", training_settings(keep=("step",)), [documents], parent=foreign),
+    ):
+        pass
 
 
 def test_training_learns(tmp_path: Path, documents: TokenSet) -> None:
@@ -224,7 +335,7 @@ def test_saves_fall_on_the_cadence_and_on_the_end(tmp_path: Path, documents: Tok
 def test_another_data_order_is_refused_by_name(tmp_path: Path, documents: TokenSet) -> None:
     train(tmp_path / "run", training_settings(), documents)
     with (
-        pytest.raises(CheckpointError, match=r"another order \(seed: 0 -> 1; batch_rows: 8 -> 4\)"),
+        pytest.raises(CheckpointError, match=r"another order \(seed: 0 -> 1; phases\.0\.batch_rows: 8 -> 4\)"),
         assembled(tmp_path / "run", training_settings(seed=1, batch_rows=4), [documents]),
     ):
         pass

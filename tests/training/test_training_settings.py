@@ -8,13 +8,29 @@ import pytest
 
 from fledge.core.config import Tree, identity, parse
 from fledge.core.errors import ConfigError
-from fledge.training.settings import MuonSettings, TrainingSettings
+from fledge.training.settings import MuonSettings, PhaseSettings, ScheduleSettings, TrainingSettings
 
 
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({}, "steps is required"),
+        ({}, "steps, budget or phases must say how long the run is"),
+        ({"steps": 5, "phases": [{"until_tokens": 9}]}, "steps and phases both say how long the run is"),
+        ({"steps": 5, "budget": {"tokens": 9}}, "steps and budget both say how long the run is"),
+        ({"budget": {"tokens": 9}, "phases": [{"until_tokens": 9}]}, "budget and phases both say"),
+        ({"budget": {}}, "tokens or tokens_per_parameter must be given, and not both"),
+        ({"budget": {"tokens": 9, "tokens_per_parameter": 20.0}}, "tokens or tokens_per_parameter must be given, and not both"),
+        ({"budget": {"tokens": 0}}, "tokens must be above 0, not 0"),
+        ({"budget": {"tokens_per_parameter": -1.0}}, "tokens_per_parameter must be above 0"),
+        ({"phases": [{"until_tokens": 0}]}, "until_tokens must be at least 1"),
+        ({"phases": [{"until_tokens": 9, "sequence_length": 7}]}, "sequence_length must be at least 8"),
+        ({"phases": [{"until_tokens": 9, "batch_tokens": 0}]}, "batch_tokens must be at least 1"),
+        ({"phases": [{"until_tokens": 9, "mixture": {"a": 0.0}}]}, "mixture weights"),
+        ({"phases": [{"until_tokens": 9}, {"until_tokens": 9}]}, "phases must have rising until_tokens, not 9, 9"),
+        ({"phases": [{"sequence_length": 8}]}, "until_tokens is required"),
+        ({"steps": 5, "keep": ["weights"]}, "keep"),
+        ({"steps": 5, "schedule": {"warmup_fraction": 1.1}}, "warmup_fraction must lie in"),
+        ({"steps": 5, "schedule": {"warmup_fraction": 0.1, "warmup_steps": 1}}, "warmup_fraction and warmup_steps both say"),
         ({"steps": 0}, "steps must be at least 1, not 0"),
         ({"steps": 5, "batch_rows": 0}, "batch_rows must be at least 1"),
         ({"steps": 5, "save_every_steps": 0}, "save_every_steps must be at least 1 or unset"),
@@ -49,3 +65,29 @@ def test_cadence_and_machine_are_no_part_of_the_identity() -> None:
     others = TrainingSettings(steps=5, device="cpu", threads=1, micro_batch_rows=2, save_every_steps=3, validation_rows=5)
     assert identity(settings) == identity(others)
     assert identity(settings) != identity(TrainingSettings(steps=5, isolate_documents=False))
+
+
+@pytest.mark.parametrize(
+    ("stage", "phases", "longest", "complete"),
+    [
+        (16, [], 16, True),
+        (None, [], None, False),
+        (16, [8, None], 16, True),
+        (16, [8, 32], 32, True),
+        (None, [8, 32], 32, True),
+        (None, [8, None], 8, False),
+        (None, [None], None, False),
+    ],
+)
+def test_the_longest_phase_and_whether_all_have_a_length(
+    stage: int | None, phases: list[int | None], longest: int | None, complete: bool
+) -> None:
+    parts = tuple(PhaseSettings(until_tokens=end, sequence_length=length) for end, length in enumerate(phases, 1))
+    settings = TrainingSettings(sequence_length=stage, phases=parts, steps=None if parts else 5)
+    assert (settings.longest_sequence_length, settings.has_sequence_length) == (longest, complete)
+
+
+def test_a_warm_up_is_a_number_or_a_share_of_steps() -> None:
+    assert ScheduleSettings(warmup_steps=7).warmup_of(100) == 7
+    assert ScheduleSettings(warmup_fraction=0.1).warmup_of(105) == 10
+    assert ScheduleSettings().warmup_of(100) == 0

@@ -18,24 +18,26 @@ import numpy as np
 import torch
 
 from fledge.core import artifact
-from fledge.core.artifact import Request
+from fledge.core.artifact import Artifact, Request
 from fledge.core.metrics import open_metrics
 from fledge.core.process import StopSignals
 from fledge.core.settings import MetricsSettings
 from fledge.corpus.document import Content, Split
+from fledge.model.cost import parameter_count
 from fledge.model.llama import Llama
 from fledge.model.settings import ModelConfig, ModelSettings
 from fledge.tokens.shard_format import TokenSetMeta, record_shards, token_array
 from fledge.tokens.shard_writer import Segment, ShardWriter
 from fledge.tokens.shards import TokenSet, open_token_set
 from fledge.training.batches import BatchLoader, Scores, open_rows, rows_at_once
-from fledge.training.checkpoint import CheckpointWriter, resume
+from fledge.training.checkpoint import CheckpointWriter, kept_start, load_kept_optimizer, resume
 from fledge.training.figures import Gauge
 from fledge.training.objectives import make_objective
 from fledge.training.observers import Log, Sample, Validate
 from fledge.training.optimizer import make_optimizer
 from fledge.training.parallel import open_world, settle_machine
-from fledge.training.plan import make_plan
+from fledge.training.phases import make_plan
+from fledge.training.plan import FROM_THE_BEGINNING
 from fledge.training.score import read_scores, score_preferences, write_scores
 from fledge.training.settings import AdamWSettings, MuonSettings, NextTokenSettings, PreferenceSettings, ScheduleSettings, TrainingSettings
 from fledge.training.trainer import Trainer
@@ -87,7 +89,7 @@ def words(random: np.random.Generator, count: int) -> list[int]:
 
 
 def training_settings(**changes: Any) -> TrainingSettings:
-    """A short run in fp32 on one thread, without TensorBoard."""
+    """A short run in fp32 on one thread, without TensorBoard; phases and a budget take the place of its steps."""
     defaults: dict[str, Any] = {
         "steps": 8,
         "batch_rows": 8,
@@ -100,6 +102,8 @@ def training_settings(**changes: Any) -> TrainingSettings:
         "log_every_steps": 1,
         "metrics": MetricsSettings(tensorboard=False),
     }
+    if changes.get("phases") or changes.get("budget"):
+        defaults["steps"] = None
     return TrainingSettings(**{**defaults, **changes})
 
 
@@ -113,8 +117,9 @@ def assembled(
     model: Llama | None = None,
     sample: Callable[[Llama], str] | None = None,
     watched: bool = True,
+    parent: Artifact | None = None,
 ) -> Iterator[Trainer]:
-    """The parts of a run, put together; `watched` adds the observers that every stage has."""
+    """The parts of a run, put together; `watched` adds the observers that every stage has, `parent` is what `keep` takes from."""
     with open_world(settings.device) as world, StopSignals() as stop:
         if world.main:
             artifact.begin(folder, request)
@@ -123,22 +128,37 @@ def assembled(
             open_rows(
                 token_sets,
                 split,
-                settings.sequence_length,
+                settings.longest_sequence_length,
                 settings.isolate_documents,
                 read_scores(scores_folder, split) if scores_folder else None,
             )
             for split in SPLITS
         )
-        plan = make_plan(train.sources, settings.mixture, settings.batch_rows, train.row_tokens, settings.seed)
-        batches = BatchLoader(plan, train, settings.micro_batch_rows, world.rank, world.size, ahead=world.device.type == "cuda")
         model = (model or Llama(MODEL, settings.seed)).to(world.device)
+        start = kept_start(parent) if parent is not None and "step" in settings.keep else FROM_THE_BEGINNING
+        plan = make_plan(train.sources, settings, parameter_count(model.config), start)
+        batches = BatchLoader(plan, train, settings.micro_batch_rows, world.rank, world.size, ahead=world.device.type == "cuda")
         optimizer, objective = make_optimizer(model, settings), make_objective(settings.objective)
         progress = resume(folder, model, optimizer, plan, world)
+        if parent is not None and "optimizer" in settings.keep and progress.step == start.step:
+            load_kept_optimizer(parent, optimizer)
         with open_metrics(folder, settings.metrics, folder.name, progress.step) as metrics:
             byte_lengths = np.ones(VOCABULARY, dtype=np.int64)
             observers = [
-                Log(settings, metrics, Gauge(model.config, plan, settings.steps, progress.step, world.device, peak_flops_per_second=1e12)),
-                Validate(settings, metrics, model, objective, validation, batches.micro_batch_rows, world, machine, byte_lengths),
+                Log(settings, plan, metrics, Gauge(model.config, plan, progress.step, world.device, peak_flops_per_second=1e12)),
+                Validate(
+                    settings,
+                    plan,
+                    metrics,
+                    model,
+                    objective,
+                    validation,
+                    batches.micro_batch_rows,
+                    world,
+                    machine,
+                    byte_lengths,
+                    progress.validation_losses,
+                ),
             ]
             yield Trainer(
                 settings=settings,
@@ -148,7 +168,7 @@ def assembled(
                 batches=batches,
                 world=world,
                 machine=machine,
-                observers=[*(observers if watched else []), *([Sample(settings, model, world, sample)] if sample else [])],
+                observers=[*(observers if watched else []), *([Sample(settings, plan, model, world, sample)] if sample else [])],
                 writer=CheckpointWriter(folder, request, settings.keep_checkpoints),
                 stop=stop,
                 progress=progress,

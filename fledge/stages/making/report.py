@@ -58,7 +58,7 @@ def _gather(run: Run, made: Mapping[str, Artifact], asked: Sample | None) -> Rep
         recipe_name=run.command,
         written_at=datetime.now().strftime("%Y-%m-%d %H:%M"),
         asked=asked,
-        stages=[_use(run, place, found) for place, found in made.items()],
+        stages=[_use(place, found) for place, found in made.items()],
         training=[TrainingHistory(stage, read_metrics(made[stage].path), CONTENT_OF[stage]) for stage in trained],
         compressors=[CompressorFigure(**figure) for figure in results["compressors"]],
         samples=[Sample(**sample) for sample in results["samples"]],
@@ -77,18 +77,18 @@ def _gather(run: Run, made: Mapping[str, Artifact], asked: Sample | None) -> Rep
     )
 
 
-def _use(run: Run, place: str, found: Artifact) -> StageUse:
+def _use(place: str, found: Artifact) -> StageUse:
     stats = found.stats
     if place not in TRAINING_STAGES:
         return StageUse(place, seconds=stats.get("seconds"))
-    settings = run.recipe.section(place)
+    by_source = [f"{name} {use['share']:.1%}, {use['epochs']:.2f} epochs" for name, use in stats["sources"].items()]
     return StageUse(
         place,
         seconds=stats.get("seconds"),
         planned_seconds=stats.get("planned_seconds"),
-        planned_tokens=settings.steps * stats["tokens"] // stats["steps"],
+        planned_tokens=stats["planned_tokens"],
         used_tokens=stats["tokens"],
-        note=f"{stats['steps']:,} steps, {stats['epochs']:.2f} epochs",
+        note="; ".join([f"{stats['steps']:,} steps, {stats['epochs']:.2f} epochs", *(by_source if len(by_source) > 1 else [])]),
     )
 
 

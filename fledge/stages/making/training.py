@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fledge.core import artifact, console
 from fledge.core.artifact import Artifact
@@ -27,7 +28,7 @@ from fledge.stages.task import Task
 from fledge.tokens.chat import render
 from fledge.tokens.tokenizer import Tokenizer, copy_tokenizer
 from fledge.training.batches import BatchLoader, RowReader, open_rows
-from fledge.training.checkpoint import CheckpointWriter, Progress, require_disk_space, resume
+from fledge.training.checkpoint import CheckpointWriter, Progress, kept_start, load_kept_optimizer, require_disk_space, resume
 from fledge.training.checkpoint_folders import best_checkpoint, list_checkpoints
 from fledge.training.devices import peak_flops_per_second
 from fledge.training.figures import Gauge, training_flops
@@ -35,7 +36,8 @@ from fledge.training.objectives import make_objective
 from fledge.training.observers import Log, Sample, Validate
 from fledge.training.optimizer import make_optimizer
 from fledge.training.parallel import Machine, World, chosen_machine, open_world, settle_machine
-from fledge.training.plan import Plan, make_plan
+from fledge.training.phases import described, make_plan, used
+from fledge.training.plan import FROM_THE_BEGINNING, Plan, Start
 from fledge.training.preparation import open_batches, prepare
 from fledge.training.profiling import Profile
 from fledge.training.resident import ResidentRows
@@ -77,8 +79,8 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     _require_context(task, train, model)
     _require_validation(task, validation)
     require_disk_space(folder, model)
-    plan = make_plan(train.sources, settings.mixture, settings.batch_rows, train.row_tokens, settings.seed)
-    flops = training_flops(model.config, plan, settings.steps) / world.size
+    plan = make_plan(train.sources, settings, parameter_count(model.config), _start(task))
+    flops = training_flops(model.config, plan, plan.steps) / world.size
     machine = settle_machine(folder, settings, world, task.scores.path if task.scores else None, flops)
     if task.scores is not None:
         _require_same_arithmetic(task, task.scores.path, machine)
@@ -88,16 +90,21 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     optimizer = make_optimizer(model, settings, has_fast_bf16)
     batches = open_batches(plan, train, machine.micro_batch_rows or settings.micro_batch_rows, world, settings.tokens_on_device)
     progress = resume(folder, model, optimizer, plan, world)
+    if task.parent is not None and progress.step == plan.start.step and "optimizer" in settings.keep:
+        load_kept_optimizer(task.parent, optimizer)
     _announce(task, plan, model, progress, _described(machine, world, batches, train.isolate_documents, model))
     copy = partial(copy_tokenizer, task.tokenizer, answers=task.answers, maximum_tokens=model.config.settings.max_position_embeddings)
     writer = CheckpointWriter(folder, task.wanted, settings.keep_checkpoints, copy)
     run_name = f"{task.run.folder.name}-{task.stage}"
     with StopSignals() as stop, open_metrics(folder, settings.metrics, run_name, progress.step) as metrics:
         rows = batches.micro_batch_rows
+        byte_lengths = task.tokenizer.document_byte_lengths
+        losses = progress.validation_losses
+        validate = Validate(settings, plan, metrics, model, objective, validation, rows, world, machine, byte_lengths, losses)
         peak = peak_flops_per_second(folder, machine, world.device) * world.size if world.main else None
-        profiles = [Profile(settings.profile, folder, progress.step, settings.steps, world.main)] if settings.profile else []
-        gauge = Gauge(model.config, plan, settings.steps, progress.step, world.device, peak)
-        validate = Validate(settings, metrics, model, objective, validation, rows, world, machine, task.tokenizer.document_byte_lengths)
+        log = Log(settings, plan, metrics, Gauge(model.config, plan, progress.step, world.device, peak))
+        sample = Sample(settings, plan, model, world, _sampler(task))
+        profiles = [Profile(settings.profile, folder, progress.step, plan.steps, world.main)] if settings.profile else []
         yield Trainer(
             settings=settings,
             model=model,
@@ -106,7 +113,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
             batches=batches,
             world=world,
             machine=machine,
-            observers=[Log(settings, metrics, gauge), validate, Sample(settings, model, world, _sampler(task)), *profiles],
+            observers=[log, validate, sample, *profiles],
             writer=writer,
             stop=stop,
             progress=progress,
@@ -114,9 +121,9 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
 
 
 def _rows(task: Task, split: Split) -> RowReader:
-    """The rows of a split, with the reference's scores where there are any."""
+    """The rows of a split at the length of the longest phase, with the reference's scores where there are any."""
     scores = read_scores(task.scores.path, split) if task.scores else None
-    return open_rows(task.token_sets, split, task.settings.sequence_length, task.settings.isolate_documents, scores)
+    return open_rows(task.token_sets, split, task.settings.longest_sequence_length, task.settings.isolate_documents, scores)
 
 
 def _require_same_arithmetic(task: Task, scores: Path, machine: Machine) -> None:
@@ -138,6 +145,11 @@ def _require_context(task: Task, rows: RowReader, model: Llama) -> None:
         )
 
 
+def _start(task: Task) -> Start:
+    """What was trained before the run, if it takes over the step of its parent."""
+    return kept_start(task.parent) if task.parent is not None and "step" in task.settings.keep else FROM_THE_BEGINNING
+
+
 def _require_validation(task: Task, rows: RowReader) -> None:
     if task.settings.early_stopping is not None and not rows.all_rows():
         raise ConfigError(
@@ -147,12 +159,14 @@ def _require_validation(task: Task, rows: RowReader) -> None:
 
 
 def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, machine: str) -> None:
-    settings = task.settings
-    planned_tokens = settings.steps * plan.batch_tokens
+    steps, tokens = plan.steps - plan.start.step, plan.tokens(plan.steps) - plan.start.tokens
+    of_tokens = f"of {plan.phases[0].batch_tokens:,} tokens" if len(plan.phases) == 1 else f"in {len(plan.phases)} phases"
     console.say(
-        f"{task.stage}: {parameter_count(model.config):,} parameters, {settings.steps:,} steps of {plan.batch_tokens:,} tokens "
-        f"= {planned_tokens:,} tokens, {plan.epochs(settings.steps):.2f} epochs; {machine}"
+        f"{task.stage}: {parameter_count(model.config):,} parameters, {steps:,} steps {of_tokens} "
+        f"= {tokens:,} tokens, {plan.epochs(plan.steps):.2f} epochs; {machine}"
     )
+    for line in described(plan):
+        console.say(f"{task.stage}: {line}")
     if progress.step:
         console.say(f"{task.stage}: continues after step {progress.step:,}")
 
@@ -196,25 +210,37 @@ def _finish(task: Task, trainer: Trainer, seconds: float) -> None:
     stats = {
         "parameters": parameter_count(trainer.model.config),
         "steps": progress.step,
-        "tokens": progress.step * plan.batch_tokens,
+        "tokens": plan.tokens(progress.step),
+        "planned_tokens": plan.tokens(plan.steps),
         "flops": training_flops(trainer.model.config, plan, progress.step),
         "epochs": plan.epochs(progress.step),
+        "sources": {name: asdict(use) for name, use in plan.use(progress.step).items()},
+        "started_from": _origin(task),
         "initial_loss": progress.initial_loss,
         "loss": progress.recent_losses[-1],
         "validation_loss": progress.validation_loss,
-        "stopped_early": stop.reason if stop is not None and stop.step < task.settings.steps else None,
+        "stopped_early": stop.reason if stop is not None and stop.step < plan.steps else None,
         "final": place,
         "best": best.path.relative_to(task.folder).as_posix() if best is not None else None,
-        "planned_seconds": _planned_seconds(task.folder, progress.step * plan.batch_tokens),
+        "planned_seconds": _planned_seconds(task.folder, plan.tokens(progress.step) - plan.start.tokens),
         "seconds": round(seconds, 3),
     }
     artifact.finish(task.folder, task.wanted, files, {name: value for name, value in stats.items() if value is not None})
+    for line in used(plan, progress.step):
+        console.say(f"{task.stage}: {line}")
     if stats["stopped_early"]:
         console.say(
-            f"{task.stage}: stopped early, after step {progress.step:,} of {task.settings.steps:,}: {stats['stopped_early']}; "
+            f"{task.stage}: stopped early, after step {progress.step:,} of {plan.steps:,}: {stats['stopped_early']}; "
             f"the best checkpoint is {stats['best']}, in other recipes start_from: {task.folder}@best"
         )
     console.say(f"{task.stage}: loss {progress.initial_loss:.3f} -> {progress.recent_losses[-1]:.3f}; {console.format_seconds(seconds)}")
+
+
+def _origin(task: Task) -> dict[str, Any] | None:
+    """The checkpoint that the run started from, the step it had, and what was taken over besides its weights."""
+    if task.parent is None:
+        return None
+    return {"checkpoint": task.parent.id, "step": task.parent.stats.get("step"), "kept": list(task.settings.keep)}
 
 
 def _planned_seconds(folder: Path, tokens: int) -> float | None:
