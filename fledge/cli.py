@@ -6,9 +6,9 @@ Nothing heavy is imported before a verb is known: `fledge --help` and a typo in 
 from __future__ import annotations
 
 import functools
-import shlex
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,10 +16,10 @@ import typer
 
 from fledge.core import __version__, config, console, process
 from fledge.core.errors import ConfigError, FledgeError
-from fledge.core.metrics import require_sinks
 from fledge.inference.settings import GenerationSettings
 from fledge.options import (
     Force,
+    Gpus,
     LogLevel,
     MaxTokens,
     Name,
@@ -27,6 +27,7 @@ from fledge.options import (
     OptionalRecipe,
     Overrides,
     Place,
+    Processes,
     RecipeArgument,
     RecipeOrPlace,
     Reference,
@@ -36,12 +37,16 @@ from fledge.options import (
     Temperature,
     TopK,
     TopP,
+    prepare,
     refuse_contradictions,
+    refuse_ranks,
     refuse_with,
+    stretch,
 )
-from fledge.recipe import Recipe, find_recipe, load_recipe, smoke, without_wandb
+from fledge.recipe import Recipe, find_recipe, load_recipe, smoke
 from fledge.stages import STAGES, TRAINING_STAGES, Stage, has_stage, run_stage
-from fledge.stages.run import Run, run_folder, set_aside, smoke_name
+from fledge.stages.run import Run, set_aside
+from fledge.verbs import launching
 
 Split = Literal["train", "validation"]
 ExportTarget = Literal["bin"]
@@ -63,6 +68,8 @@ _STAGE_HELP: dict[Stage, str] = {
 
 def main() -> None:
     """The `fledge` command; exits with the code of the error's class (see core/errors.py)."""
+    if process.is_launched():
+        process.end_with_parent(os.getppid())
     _application()()
 
 
@@ -79,7 +86,7 @@ def _application() -> typer.Typer:
     app.command("run", help="Run the whole road of a recipe, from raw text to an answer.")(_guarded(run))
     own: dict[Stage, Callable[..., None]] = {"corpus": corpus, "tokenizer": tokenizer}
     for stage in STAGES:
-        verb = own.get(stage) or _stage_verb(stage)
+        verb = own.get(stage) or (_training_verb(stage) if stage in TRAINING_STAGES else _stage_verb(stage))
         app.command(stage, help=_STAGE_HELP[stage], rich_help_panel="Stages")(_guarded(verb))
     app.command("generate", help="Continue a text, or answer with --chat.", rich_help_panel="Use")(_guarded(generate))
     app.command("chat", help="Talk with a model.", rich_help_panel="Use")(_guarded(chat))
@@ -113,11 +120,18 @@ def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
         try:
             verb(*arguments, **options)
         except FledgeError as error:
-            console.error(error.problem, error.remedy)
+            if not launching.report(error):
+                console.error(error.problem, error.remedy)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            console.error("stopped before this stage had finished", "run the same command again: what is finished is kept")
+            if not process.is_launched():
+                console.error("stopped before this stage had finished", "run the same command again: what is finished is kept")
             raise typer.Exit(128 + signal.SIGINT) from error
+        except Exception as error:
+            # Our own bug, whatever it is: of many launched processes one tells it, not each.
+            if not launching.report(error):
+                raise
+            raise typer.Exit(FledgeError.exit_code) from error
 
     return guarded
 
@@ -127,6 +141,8 @@ def run(
     overrides: Overrides = None,
     first: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Begin with this stage.")] = None,
     last: Annotated[str | None, typer.Option("--to", metavar="STAGE", help="End after this stage.")] = None,
+    processes: Processes = None,
+    gpus: Gpus = None,
     name: Name = None,
     force: Force = False,
     small: Smoke = False,
@@ -134,22 +150,17 @@ def run(
     log_level: LogLevel = "info",
 ) -> None:
     console.configure(log_level)
-    stages = _stretch(first, last)
-    this = _prepare(recipe, overrides, name, small, no_wandb)
-    _refuse_ranks("run")
-    with process.run_lock(this.folder):
-        if force:
-            set_aside(this, STAGES[STAGES.index(stages[0]) :])
-        for stage in stages:
-            if has_stage(stage, this):
-                run_stage(stage, this)
+    stages = stretch(first, last)
+    this = prepare(recipe, overrides, name, small, no_wandb)
+    refuse_ranks("run")
+    _run_stages(this, stages, force, launching.starter(processes, gpus, _passed_on(no_wandb, log_level)))
     if stages[-1] == STAGES[-1]:
         from fledge.verbs.closing import close
 
         close(this)
 
 
-def _stage_verb(stage: Stage) -> Callable[..., None]:
+def _stage_verb(stage: Stage, start: Callable[[Stage, Run], None] = run_stage) -> Callable[..., None]:
     def verb(
         recipe: RecipeArgument,
         overrides: Overrides = None,
@@ -160,20 +171,50 @@ def _stage_verb(stage: Stage) -> Callable[..., None]:
         log_level: LogLevel = "info",
     ) -> None:
         console.configure(log_level)
-        this = _prepare(recipe, overrides, name, small, no_wandb)
+        this = prepare(recipe, overrides, name, small, no_wandb)
         if stage not in TRAINING_STAGES:
-            _refuse_ranks(stage)
+            refuse_ranks(stage)
         if not has_stage(stage, this):
             raise ConfigError(f"the recipe has no stage {stage!r}", "add its section to the recipe, or run another stage")
         if not process.is_main():
             run_stage(stage, this)
             return
-        with process.run_lock(this.folder):
-            if force:
-                set_aside(this, STAGES[STAGES.index(stage) :])
-            run_stage(stage, this)
+        _run_stages(this, (stage,), force, start)
 
     return verb
+
+
+def _run_stages(this: Run, stages: Sequence[Stage], force: bool, start: Callable[[Stage, Run], None]) -> None:
+    """Run what the recipe has of these stages, under the run's lock."""
+    with process.run_lock(this.folder):
+        if force:
+            set_aside(this, STAGES[STAGES.index(stages[0]) :])
+        for stage in stages:
+            if has_stage(stage, this):
+                start(stage, this)
+
+
+def _training_verb(stage: Stage) -> Callable[..., None]:
+    def verb(
+        recipe: RecipeArgument,
+        overrides: Overrides = None,
+        processes: Processes = None,
+        gpus: Gpus = None,
+        name: Name = None,
+        force: Force = False,
+        small: Smoke = False,
+        no_wandb: NoWandb = False,
+        log_level: LogLevel = "info",
+    ) -> None:
+        start = launching.starter(processes, gpus, _passed_on(no_wandb, log_level))
+        _stage_verb(stage, start)(recipe, overrides, name, force, small, no_wandb, log_level)
+
+    return verb
+
+
+def _passed_on(no_wandb: bool, log_level: LogLevel) -> list[str]:
+    """Options that a launched process gets besides the recipe, its overrides and its name."""
+    return ["--log-level", log_level, *(["--no-wandb"] if no_wandb else [])]
 
 
 def corpus(
@@ -209,8 +250,8 @@ def corpus(
         raise ConfigError("no recipe is given", "name one, or look with: fledge corpus --list")
     if workers is not None and not download_only:
         overrides = [*(overrides or []), f"corpus.workers={workers}"]
-    this = _prepare(recipe, overrides, name, small, no_wandb=False)
-    _refuse_ranks("corpus")
+    this = prepare(recipe, overrides, name, small, no_wandb=False)
+    refuse_ranks("corpus")
     if not has_stage("corpus", this):
         raise ConfigError("the recipe has no stage 'corpus'", "add its section to the recipe, or run another stage")
     from fledge.verbs import corpus as verbs
@@ -354,40 +395,3 @@ def verify(place: Place, small: SmokeRun = False, log_level: LogLevel = "info") 
     from fledge.verbs import inspection
 
     inspection.verify(place, small)
-
-
-def _prepare(recipe: str, overrides: list[str] | None, name: str | None, small: bool, no_wandb: bool) -> Run:
-    path = find_recipe(recipe)
-    parsed, _ = load_recipe(path, overrides or [])
-    if small:
-        parsed = smoke(parsed)
-        console.info("--smoke: everything is shrunk, and Python's own documentation stands in for every source of text")
-    if no_wandb:
-        parsed = without_wandb(parsed)
-    run_name = name or (smoke_name(path.stem) if small else path.stem)
-    command = " ".join(
-        [shlex.quote(recipe), *map(shlex.quote, overrides or []), *(["--name", name] if name else []), *(["--smoke"] if small else [])]
-    )
-    for stage in TRAINING_STAGES:
-        if has_stage(stage, this := Run(parsed, run_folder(run_name), command)):
-            require_sinks(this.recipe.section(stage).metrics, stage)
-    return this
-
-
-def _stretch(first: str | None, last: str | None) -> tuple[Stage, ...]:
-    for given in (first, last):
-        if given is not None and given not in STAGES:
-            raise ConfigError(f"there is no stage {given!r}", f"name one of {', '.join(STAGES)}")
-    begin = STAGES.index(first) if first in STAGES else 0
-    end = STAGES.index(last) if last in STAGES else len(STAGES) - 1
-    if begin > end:
-        raise ConfigError(f"--from {first} comes after --to {last}", f"the order is {', '.join(STAGES)}")
-    return STAGES[begin : end + 1]
-
-
-def _refuse_ranks(verb: str) -> None:
-    if process.world_size() > 1:
-        raise ConfigError(
-            f"`{verb}` works in one process, this is one of {process.world_size()}",
-            f"start only {', '.join(TRAINING_STAGES)} under torchrun or accelerate, the other stages without",
-        )

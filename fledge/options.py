@@ -1,13 +1,18 @@
-"""The arguments and options that several verbs of the command line share, and which of them cannot go together."""
+"""The arguments and options that several verbs of the command line share, which of them cannot go together, and the run they mean."""
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
 
-from fledge.core import console
+from fledge.core import console, process
 from fledge.core.errors import ConfigError
+from fledge.core.metrics import require_sinks
+from fledge.recipe import find_recipe, load_recipe, smoke, without_wandb
+from fledge.stages import STAGES, TRAINING_STAGES, Stage, has_stage
+from fledge.stages.run import Run, run_folder, smoke_name
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file (.yaml or .json), or the name of one that Fledge brings.")
@@ -24,6 +29,11 @@ SmokeRun = Annotated[bool, typer.Option("--smoke", help="Of the run that --smoke
 Smoke = Annotated[bool, typer.Option("--smoke", help="Shrink everything to about a minute on a CPU, keeping every stage.")]
 NoWandb = Annotated[bool, typer.Option("--no-wandb", help="Never send metrics to wandb, whatever the recipe says.")]
 LogLevel = Annotated[console.LogLevel, typer.Option("--log-level", help="From which level on notes and warnings are shown.")]
+Processes = Annotated[
+    int | None,
+    typer.Option("--processes", min=1, help="Train in so many processes of this machine, each on a GPU of its own where there are GPUs."),
+]
+Gpus = Annotated[int | None, typer.Option("--gpus", min=1, help="The same on so many GPUs; an error where there are fewer.")]
 Reference = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder, or RUN, RUN@latest, RUN@best, RUN@final, RUN@500.")
 ]
@@ -58,3 +68,44 @@ def refuse_with(action: str, options: dict[str, bool]) -> None:
     given = [name for name, is_given in options.items() if is_given]
     if given:
         raise ConfigError(f"{' and '.join(given)} cannot be had with {action}", f"leave out {' and '.join(given)}")
+
+
+def stretch(first: str | None, last: str | None) -> tuple[Stage, ...]:
+    """The stages from `first` to `last`; unset: from the beginning, to the end. Raises ConfigError."""
+    for given in (first, last):
+        if given is not None and given not in STAGES:
+            raise ConfigError(f"there is no stage {given!r}", f"name one of {', '.join(STAGES)}")
+    begin = STAGES.index(first) if first in STAGES else 0
+    end = STAGES.index(last) if last in STAGES else len(STAGES) - 1
+    if begin > end:
+        raise ConfigError(f"--from {first} comes after --to {last}", f"the order is {', '.join(STAGES)}")
+    return STAGES[begin : end + 1]
+
+
+def refuse_ranks(verb: str) -> None:
+    """Refuse to work as one of several processes. Raises ConfigError."""
+    if process.world_size() > 1:
+        raise ConfigError(
+            f"`{verb}` works in one process, this is one of {process.world_size()}",
+            f"start only {', '.join(TRAINING_STAGES)} under torchrun or accelerate, the other stages without",
+        )
+
+
+def prepare(recipe: str, overrides: list[str] | None, name: str | None, small: bool, no_wandb: bool) -> Run:
+    """The run that these options mean, its recipe read and checked. Raises ConfigError, MachineError if a sink is not installed."""
+    path = find_recipe(recipe)
+    parsed, _ = load_recipe(path, overrides or [])
+    if small:
+        parsed = smoke(parsed)
+    if small and not process.is_launched():
+        console.info("--smoke: everything is shrunk, and Python's own documentation stands in for every source of text")
+    if no_wandb:
+        parsed = without_wandb(parsed)
+    run_name = name or (smoke_name(path.stem) if small else path.stem)
+    command = " ".join(
+        [shlex.quote(recipe), *map(shlex.quote, overrides or []), *(["--name", name] if name else []), *(["--smoke"] if small else [])]
+    )
+    for stage in TRAINING_STAGES:
+        if has_stage(stage, this := Run(parsed, run_folder(run_name), command)):
+            require_sinks(this.recipe.section(stage).metrics, stage)
+    return this

@@ -134,6 +134,18 @@ def test_the_same_place_asked_for_differently_is_refused_and_force_moves_it_asid
     assert len(list((tmp_path / "runs" / "own-text").glob("corpus~*"))) == 1
 
 
+def test_launched_processes_fail_with_one_voice(tmp_path: Path) -> None:
+    """Two real processes, each without its inputs."""
+    expect_error(
+        fledge("pretrain", "quickstart", "--processes", "2", folder=tmp_path), 4, "no tokens to work with", "fledge pack quickstart"
+    )
+
+
+def test_processes_are_not_launched_by_processes(tmp_path: Path) -> None:
+    ranks = {"RANK": "0", "WORLD_SIZE": "2"}
+    expect_error(fledge("sft", "quickstart", "--processes", "2", folder=tmp_path, environment=ranks), 2, "one of 2 processes already")
+
+
 def test_only_training_runs_in_many_processes(tmp_path: Path) -> None:
     ranks = {"RANK": "0", "WORLD_SIZE": "2"}
     expect_error(fledge("corpus", "quickstart", folder=tmp_path, environment=ranks), 2, "one process")

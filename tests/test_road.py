@@ -297,3 +297,17 @@ def test_training_starts_under_torchrun_and_accelerate(road: Road, launcher: lis
     folder = home / "runs" / "quickstart-smoke" / "pretrain"
     assert json.loads((folder / "machine.json").read_text())["circumstances"]["processes"] == processes
     assert artifact.open_artifact(folder).stats["steps"] == 12
+
+
+def test_fledge_launches_the_processes_of_training_itself(road: Road) -> None:
+    """The road to the answers in one command: two training stages, each in two processes, the second sharing its model."""
+    home = road.home / "launched"
+    home.mkdir()
+    overrides = ("pretrain.precision=fp32", "sft.parallel=fsdp")
+    result = fledge("run", "quickstart", "--smoke", "--processes", "2", "--to", "sft", *overrides, home=home)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("2 x cpu by ddp") == 1
+    assert result.stdout.count("2 x cpu by fsdp") == 1
+    assert result.stderr.count("sample:") == 1, "a shared model writes no samples"
+    for stage in ("pretrain", "sft"):
+        assert artifact.open_artifact(home / "runs" / "quickstart-smoke" / stage).stats["steps"] == 12

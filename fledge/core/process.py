@@ -25,6 +25,8 @@ from fledge.core import disk
 from fledge.core.errors import DistributedError, MachineError
 
 LOCK = ".lock"
+REPORT_FOLDER = "FLEDGE_REPORT_FOLDER"
+"""The environment variable by which a process that Fledge launches knows it; see `verbs.launching`."""
 
 # The names glibc gives these numbers in malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -50,6 +52,11 @@ def local_rank() -> int:
     return _environment_count("LOCAL_RANK", 0)
 
 
+def local_world_size() -> int:
+    """How many processes train together on this machine."""
+    return _environment_count("LOCAL_WORLD_SIZE", world_size())
+
+
 def is_main() -> bool:
     """Whether this is the process that writes and speaks."""
     return rank() == 0
@@ -62,6 +69,17 @@ def _environment_count(name: str, default: int) -> int:
     if not text.isdecimal():
         raise DistributedError(f"the environment variable {name} is {text!r}, not a number", "start with torchrun, or unset it")
     return int(text)
+
+
+def report_folder() -> Path | None:
+    """Where a process that Fledge itself launched says why it failed; None: it was started in another way."""
+    given = os.environ.get(REPORT_FOLDER)
+    return Path(given) if given else None
+
+
+def is_launched() -> bool:
+    """Whether another process of Fledge started this one, and speaks for it."""
+    return report_folder() is not None
 
 
 def keep_freed_memory() -> None:
@@ -106,19 +124,26 @@ def run_lock(folder: Path) -> Iterator[None]:
     """Keep a run folder for this process while the block lasts; the folder is made if it is missing.
 
     The system releases the lock when the process ends, however it ends. Raises MachineError naming the holder. Ranks other
-    than 0 write nothing of their own and take no lock.
+    than 0 write nothing of their own and take no lock; a process whose parent holds it works under the parent's.
     """
     if not is_main():
         yield
         return
     path = folder / LOCK
-    descriptor = disk.try_lock(path, f"process {os.getpid()} on {socket.gethostname()}")
+    descriptor = disk.try_lock(path, _holder_name(os.getpid()))
+    if descriptor is None and _holder(path) == _holder_name(os.getppid()):
+        yield
+        return
     if descriptor is None:
         raise MachineError(f"{folder} is in use by {_holder(path)}", "wait for it to end, stop it, or choose another --name")
     try:
         yield
     finally:
         os.close(descriptor)
+
+
+def _holder_name(process_number: int) -> str:
+    return f"process {process_number} on {socket.gethostname()}"
 
 
 def _holder(path: Path) -> str:

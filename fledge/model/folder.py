@@ -75,12 +75,15 @@ _SHARED_KEYS = (
 _REQUIRED_KEYS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
 
 
-def save_model(model: Llama, folder: Path, dtype: torch.dtype | None = None) -> dict[str, disk.FileDigest]:
+def save_model(
+    model: Llama, folder: Path, dtype: torch.dtype | None = None, weights: Mapping[str, Tensor] | None = None
+) -> dict[str, disk.FileDigest]:
     """Write a model as a Hugging Face folder and return what was written, by file name; weights in `dtype`, None: as they are.
 
+    `weights` stand in for the parameters of a model that holds only parts of them.
     The tokenizer's files join them by `tokens.tokenizer.copy_tokenizer`. Raises MachineError if the disk is full.
     """
-    weights = _stored_weights(model)
+    weights = _stored_weights(model) if weights is None else weights
     dtype = dtype or model.lm_head.weight.dtype
     written = {CONFIG: disk.write_json(folder / CONFIG, to_config_json(model.config, dtype))}
     written[GENERATION_CONFIG] = disk.write_json(folder / GENERATION_CONFIG, _special_tokens(model.config))

@@ -7,7 +7,8 @@
         manifest.json                            last: the SHA-256 of every file; figures of the step
     runs/NAME/STAGE/quarantine/                  checkpoints that were found damaged, kept for a look
 
-The newest checkpoint whose every byte is as the manifest says is the one to continue from. If there are only damaged ones, that
+Whatever the processes share, a checkpoint holds whole tensors: it is continued by one process, by more or fewer, and by another
+layout. The newest checkpoint whose every byte is as the manifest says is the one to continue from. If there are only damaged ones, that
 is an error: starting over silently would bury them.
 """
 
@@ -38,6 +39,7 @@ from fledge.training.checkpoint_folders import (
     list_checkpoints,
     step_folders,
 )
+from fledge.training.layout import parameters_by_name, part_of
 from fledge.training.loss_scale import LossScale
 from fledge.training.optimizer import Optimizer
 from fledge.training.parallel import World
@@ -87,15 +89,20 @@ class CheckpointWriter:
     copy_tokenizer: Callable[[Path], object] | None = None
     """Fills a checkpoint folder with the tokenizer's files."""
 
-    def save(self, model: Llama, optimizer: Optimizer, plan: Plan, progress: Progress) -> Checkpoint:
-        """Write the state of a run. Raises NumericsError if any of it is not finite, MachineError if the disk is full."""
-        state = optimizer.state()
-        _require_finite({**dict(model.named_parameters()), **state}, progress.step)
+    def save(self, model: Llama, optimizer: Optimizer, plan: Plan, progress: Progress, world: World) -> Checkpoint | None:
+        """Write the state of a run, in the main process; None in the others, which hand their parts over.
+
+        Raises NumericsError if any of it is not finite, MachineError if the disk is full.
+        """
+        weights, state = world.gather(parameters_by_name(model)), world.gather(optimizer.state())
+        if not world.main:
+            return None
+        _require_finite({**weights, **state}, progress.step)
         asked = {"stage": self.request.kind, "step": progress.step, "settings": self.request.settings}
         wanted = Request("checkpoint", asked, self.request.inputs)
         path = checkpoint_folder(self.stage_folder, progress.step)
         with artifact.build(path, wanted) as (partial, stats):
-            save_model(model, partial)
+            save_model(model, partial, weights=weights)
             if self.copy_tokenizer is not None:
                 self.copy_tokenizer(partial)
             write_tensors(partial / OPTIMIZER, state)
@@ -266,7 +273,7 @@ def _load_weights(path: Path, model: Llama) -> None:
         )
     with torch.no_grad():
         for name, parameter in expected.items():
-            parameter.copy_(stored[name])
+            parameter.copy_(part_of(stored[name], parameter))
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -132,7 +132,8 @@ class Validate:
         # Objective weight, bytes, then the objective's measures; float64, so the number of micro-batches does not show.
         sums = torch.zeros(2 + len(self._objective.measures), dtype=sum_dtype(self._world.device), device=self._world.device)
         with console.progress("validate", rows_per_rank(len(self.rows), self._world.size), "rows") as progress:
-            for start in range(0, len(own_rows), self._micro_batch_rows):
+            # As many forward passes in every process, empty ones too: where parameters are cut, all put them together.
+            for start in range(0, rows_per_rank(len(self.rows), self._world.size), self._micro_batch_rows):
                 chunk = own_rows[start : start + self._micro_batch_rows]
                 sums += self._sums(self._reader.batch(chunk, self._micro_batch_rows).to(self._world.device))
                 progress.advance(len(chunk))

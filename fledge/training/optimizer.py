@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fledge.core.errors import CheckpointError
+from fledge.training.layout import is_sharded, part_of, whole
 from fledge.training.settings import AdamWSettings, MuonSettings, ScheduleSettings, TrainingSettings
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -25,11 +26,14 @@ _PEAK = "peak_learning_rate"
 
 
 class MuonInFp32(torch.optim.Muon):
-    """torch's Muon, but for the iteration, which is in fp32.
+    """torch's Muon, but for the iteration, which is in fp32, and of matrices that may be cut.
 
     torch's is in bf16. A CPU without instructions for that takes 0.5 s for a matrix of 256 x 256, and ten seconds for a step of 3.4 million
-    parameters that takes half a second in fp32 (AVX2, 2 cores).
+    parameters that takes half a second in fp32 (AVX2, 2 cores). A cut matrix is put together for its iteration, one at a time, and
+    each process orthogonalises all of it, as it does where nothing is cut; torch's would send it several times in every iteration.
     """
+
+    iteration_dtype = torch.float32
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -46,7 +50,14 @@ class MuonInFp32(torch.optim.Muon):
                 rows, columns = parameter.shape
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 scale = math.sqrt(max(1, rows / columns))
-                parameter.add_(orthogonalized(update, group["ns_steps"], group["eps"]), alpha=-group["lr"] * scale)
+                direction = orthogonalized(whole(update).to(self.iteration_dtype), group["ns_steps"], group["eps"])
+                parameter.add_(part_of(direction.to(parameter.dtype), parameter), alpha=-group["lr"] * scale)
+
+
+class MuonOfParts(MuonInFp32):
+    """The same with the iteration in bf16, as in torch's."""
+
+    iteration_dtype = torch.bfloat16
 
 
 def orthogonalized(matrix: Tensor, iterations: int, epsilon: float) -> Tensor:
@@ -65,6 +76,7 @@ _STATE_KEYS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
     torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
     torch.optim.Muon: ("momentum_buffer",),
     MuonInFp32: ("momentum_buffer",),
+    MuonOfParts: ("momentum_buffer",),
 }
 
 
@@ -147,7 +159,9 @@ class Optimizer:
                 "undo the change of optimizer or model, or start a new run from these weights with start_from, without keep: [optimizer]",
             )
         for name, (optimizer, parameter, key) in owners.items():
-            optimizer.state[parameter][key] = state[name].to(parameter.device, copy=True)
+            # A number, such as the count of steps, is never cut.
+            like = parameter if state[name].ndim else torch.empty(0, device=parameter.device)
+            optimizer.state[parameter][key] = part_of(state[name], like)
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for optimizer in self._optimizers for group in optimizer.param_groups]
@@ -162,7 +176,8 @@ def make_optimizer(model: nn.Module, settings: TrainingSettings, has_fast_bf16: 
     everything = {**groups.body_matrices, **groups.other_matrices, **groups.vectors}
     if isinstance(chosen, AdamWSettings):
         return Optimizer([_adamw({**groups.body_matrices, **groups.other_matrices}, groups.vectors, chosen, settings)], everything)
-    muon = (torch.optim.Muon if has_fast_bf16 else MuonInFp32)(
+    in_bf16 = MuonOfParts if any(map(is_sharded, everything.values())) else torch.optim.Muon
+    muon = (in_bf16 if has_fast_bf16 else MuonInFp32)(
         groups.body_matrices.values(),
         lr=chosen.matrix_learning_rate,
         weight_decay=chosen.matrix_weight_decay,

@@ -1,7 +1,8 @@
 """Who trains and on what: the processes of a run, their device, and the arithmetic that was chosen for it.
 
-One process, or as many as `torchrun` or `accelerate launch` started; each holds the whole model (DDP) and a share of the rows.
-The trainer asks `World` and is the same code either way. The rank comes from `core.process`, the collectives from torch.
+One process, or as many as `torchrun` or `accelerate launch` started; each computes a share of the rows and holds the whole model
+(DDP) or a part of every parameter (FSDP2, see `layout`). The trainer asks `World` and is the same code in every case. The rank
+comes from `core.process`, the collectives from torch.
 
 What is chosen by measurement (precision, fp32 kernel, threads) decides the last bits of a result, so it is measured at the first
 start of a stage only, written to `machine.json` and read from there when the stage continues. If the machine or the processes
@@ -13,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,7 +29,9 @@ from fledge.core import console, disk, process
 from fledge.core.config import differences
 from fledge.core.errors import DistributedError, MachineError
 from fledge.model.float8 import has_float8
+from fledge.model.llama import Llama
 from fledge.model.precision import Precision, autocast, choose_precision, set_fp32_products, use_fast_fp32
+from fledge.training.layout import Layout, choose_layout, device_bytes, shard, whole
 from fledge.training.settings import DeviceName, TrainingSettings
 
 MACHINE = "machine.json"
@@ -46,6 +49,13 @@ class World:
     rank: int
     size: int
     device: torch.device
+    sharded: bool = False
+    """Whether each process holds a part of every parameter (FSDP2)."""
+
+    @property
+    def layout(self) -> Layout:
+        """How the processes share the model."""
+        return "single" if self.size == 1 else "fsdp" if self.sharded else "ddp"
 
     @property
     def main(self) -> bool:
@@ -74,19 +84,48 @@ class World:
         """Wait for all processes."""
         self.from_main(0)
 
+    def lay_out(self, wanted: Literal["auto", "ddp", "fsdp"], parameters: int) -> World:
+        """The same processes, sharing a model of so many parameters as wanted; for auto the main one's memory decides."""
+        if self.size == 1:
+            return self
+        main_bytes = self.from_main(device_bytes(self.device))
+        return replace(self, sharded=choose_layout(wanted, self.size, parameters, main_bytes) == "fsdp")
+
+    def place(self, model: Llama) -> Llama:
+        """The model on this process's device, all of it or a part; with other parameters than before, so optimizers are made later."""
+        if not self.sharded:
+            return model.to(self.device)
+        shard(model, self.device)
+        return model
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """The module to call in training: its backward pass averages the gradients over all processes."""
-        if self.size == 1:
+        if self.size == 1 or self.sharded:
             return model
         device_ids = [self.device] if self.device.type == "cuda" else None
         # The buffers are tables that every process has made alike.
         return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False)
 
     def gradient_sync(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of a micro-batch: gradients travel with the last one of a step only."""
+        """Around forward and backward of a micro-batch: whole gradients travel with the last one of a step only.
+
+        Sharded ones travel each time: to wait, each process would have to keep the gradient of the whole model, in fp32.
+        """
         if last or not isinstance(wrapped, DistributedDataParallel):
             return contextlib.nullcontext()
         return wrapped.no_sync()
+
+    def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors by name, for the main process to write; the others get none.
+
+        Those that are cut are put together one at a time and kept on the CPU, so no device ever holds more than one.
+        """
+        gathered = {}
+        for name, tensor in tensors.items():
+            complete = whole(tensor.detach())
+            if self.main:
+                gathered[name] = complete.cpu() if self.sharded else complete
+        return gathered
 
 
 @contextlib.contextmanager
@@ -145,8 +184,8 @@ def settle_machine(
     """
     if world.main:
         before = _read(folder) or {}
-        chosen = before.get("chosen") or ((_read(like) or {}).get("chosen") if like is not None else None)
-        machine = _settle(Machine(**chosen) if chosen else None, settings, world.device, training_flops)
+        known = _known(before if before or like is None else _read(like) or {}, world)
+        machine = _settle(known, settings, world.device, training_flops)
         circumstances = _circumstances(settings, world, machine)
         changes = [f"{name}: {old} -> {new}" for name, old, new in differences(before.get("circumstances", circumstances), circumstances)]
         if changes:
@@ -186,6 +225,15 @@ def kept_measurement(folder: Path, name: str, measure: Callable[[], float]) -> f
     return float(record["measured"][name])
 
 
+def _known(record: dict[str, Any], world: World) -> Machine | None:
+    """What was chosen, but for the threads where these were shared by another number of processes."""
+    if not record:
+        return None
+    chosen = Machine(**record["chosen"])
+    same_processes = record.get("circumstances", {}).get("processes") == world.size
+    return chosen if same_processes else replace(chosen, threads=torch.get_num_threads())
+
+
 def _settle(known: Machine | None, settings: TrainingSettings, device: torch.device, training_flops: float) -> Machine:
     threads = settings.threads or (known.threads if known else torch.get_num_threads())
     torch.set_num_threads(threads)
@@ -222,6 +270,7 @@ def _circumstances(settings: TrainingSettings, world: World, machine: Machine) -
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(world.device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
         "processes": world.size,
+        "parallel": world.layout,
         **asdict(machine),
         "micro_batch_rows": machine.micro_batch_rows or settings.micro_batch_rows,
     }

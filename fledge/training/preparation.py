@@ -31,6 +31,14 @@ SHAPES_TO_COMPILE = 64
 """torch gives up on a function after 8; each phase of a curriculum is one."""
 
 
+def choose_computation(model: Llama, settings: TrainingSettings, machine: Machine, plan: Plan) -> None:
+    """Make a model, wherever it is still whole, keep and compute what the settings and the machine say."""
+    model.model.activation_checkpointing = settings.activation_checkpointing
+    if machine.precision == "fp8":
+        count, share = use_float8(model), shares(model.config, plan.longest_row_tokens)
+        console.say(f"fp8: {count} linear maps, {share.fp8:.0%} of the FLOPs; bf16 {share.bf16:.0%}; optimizer and loss fp32")
+
+
 def prepare(
     folder: Path,
     model: Llama,
@@ -41,14 +49,13 @@ def prepare(
     reader: RowReader,
     plan: Plan,
 ) -> Machine:
-    """Make a model on its device compute as `machine` says, as far as that works here; the machine as it turned out to be.
+    """Compile a model on its device and try a micro-batch, as far as that works here; the machine as it turned out to be.
 
-    What can fail is tried: a CPU that does not compile needs no trial. Raises MachineError if not even one row fits.
+    What can fail is tried: a CPU that does not compile needs no trial. A sharded model is neither compiled nor tried: its layers meet in
+    every pass, and a process that runs out of memory alone would leave the others waiting. Raises MachineError if not even one row fits.
     """
-    model.model.activation_checkpointing = settings.activation_checkpointing
-    if machine.precision == "fp8":
-        count, share = use_float8(model), shares(model.config, plan.longest_row_tokens)
-        console.say(f"fp8: {count} linear maps, {share.fp8:.0%} of the FLOPs; bf16 {share.bf16:.0%}; optimizer and loss fp32")
+    if world.sharded:
+        return keep_trial(folder, machine, compiled=False, micro_batch_rows=machine.micro_batch_rows)
     if machine.compiled:
         compile_in_place(model)
     if not machine.compiled and world.device.type == "cpu":

@@ -235,6 +235,8 @@ class TrainingSettings:
     """Token sets made elsewhere; empty: this run's own."""
     device: DeviceName = operation("auto")
     """auto: cuda where there is one, else mps where there is one."""
+    parallel: Literal["auto", "ddp", "fsdp"] = operation("auto")
+    """How many processes share the model: ddp: each holds all of it; fsdp: each a part; auto: ddp where it fits into half the memory."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "fp8", "fp8_or_bf16"] = operation("auto")
     """Arithmetic of matrix products; auto: chosen at the first start (on a CPU by measurement) and kept in machine.json."""
     compile: Literal["auto", "on", "off"] = operation("auto")

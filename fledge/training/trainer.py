@@ -31,6 +31,7 @@ from fledge.model.llama import Llama
 from fledge.training.batches import Batch, BatchLoader
 from fledge.training.checkpoint import RECENT_LOSSES, CheckpointWriter, Progress
 from fledge.training.early_stopping import EarlyStop, early_stop
+from fledge.training.layout import whole
 from fledge.training.loss_scale import LossScale
 from fledge.training.objectives import Objective
 from fledge.training.optimizer import Optimizer, learning_rate_fraction
@@ -190,7 +191,7 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Write a checkpoint of this moment. Raises NumericsError if the last step was not finite."""
+        """Write a checkpoint of this moment; every process takes part. Raises NumericsError if the last step was not finite."""
         if self._unread is not None:
             self._read(self._unread)
             self._unread = None
@@ -198,8 +199,7 @@ class Trainer:
         self._unread_losses.clear()
         recent_losses = (*self.progress.recent_losses, *losses)[-RECENT_LOSSES:]
         self.progress = replace(self.progress, recent_losses=recent_losses)
-        if self.world.main:
-            self.writer.save(self.model, self.optimizer, self.plan, self.progress)
+        self.writer.save(self.model, self.optimizer, self.plan, self.progress, self.world)
 
     def _accumulate_gradients(self, given: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor]:
         """Gradients of the mean loss over the whole batch; returns the means of what the objective measures, and the stop signals."""
@@ -227,7 +227,7 @@ class Trainer:
         parameters = list(self.model.parameters())
         if self._loss_scale != 1:
             torch._foreach_mul_([parameter.grad for parameter in parameters if parameter.grad is not None], 1 / self._loss_scale)
-        return torch.nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip or float("inf"))
+        return whole(torch.nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip or float("inf")))
 
     @property
     def _loss_scale(self) -> float:

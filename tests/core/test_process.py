@@ -48,8 +48,19 @@ def test_the_environment_of_torchrun_is_read(monkeypatch: pytest.MonkeyPatch) ->
     for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
     assert (process.rank(), process.world_size(), process.local_rank(), process.is_main()) == (5, 8, 1, False)
+    assert process.local_world_size() == 8, "of unknown places, all on this machine"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert process.local_world_size() == 4
     monkeypatch.setenv("RANK", "0")
     assert process.is_main()
+
+
+def test_a_launched_process_knows_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(process.REPORT_FOLDER, raising=False)
+    assert not process.is_launched()
+    monkeypatch.setenv(process.REPORT_FOLDER, str(tmp_path))
+    assert process.is_launched()
+    assert process.report_folder() == tmp_path
 
 
 @pytest.mark.parametrize("text", ["first", "-1", "1.5"])
@@ -165,6 +176,14 @@ def test_a_second_process_is_refused_naming_the_first(tmp_path: Path) -> None:
         assert read_line(holder) == "released"
         with run_lock(tmp_path / "run"):
             pass
+
+
+def test_a_process_works_under_the_lock_of_its_parent(tmp_path: Path) -> None:
+    with run_lock(tmp_path / "run"):
+        with child(_HOLD, tmp_path / "run") as launched:
+            assert read_line(launched) == "held"
+        with pytest.raises(MachineError, match="is in use by"), run_lock(tmp_path / "run"):
+            pytest.fail("a process is not its own parent")
 
 
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:

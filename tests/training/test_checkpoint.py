@@ -22,9 +22,12 @@ from fledge.training.batches import open_rows
 from fledge.training.checkpoint import QUARANTINE, CheckpointWriter, Progress, newest_sound, require_disk_space, restore
 from fledge.training.checkpoint_folders import CHECKPOINTS, best_checkpoint, list_checkpoints
 from fledge.training.optimizer import Optimizer, make_optimizer
+from fledge.training.parallel import World
 from fledge.training.phases import make_plan
 from fledge.training.plan import Plan
 from fledge.training.settings import MuonSettings
+
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def save(folder: Path, plan: Plan, losses: dict[int, float | None], keep: int = 
     model, optimizer = stepped()
     for step, loss in losses.items():
         validations = () if loss is None else ((step, loss),)
-        writer.save(model, optimizer, plan, Progress(step, 5.0, (5.0, 4.5), validations))
+        writer.save(model, optimizer, plan, Progress(step, 5.0, (5.0, 4.5), validations), ALONE)
     return writer
 
 
@@ -62,7 +65,8 @@ def file_in(folder: Path, step: int, name: str) -> Path:
 def test_a_checkpoint_brings_everything_back(tmp_path: Path, plan: Plan) -> None:
     model, optimizer = stepped(seed=1)
     progress = Progress(7, 5.25, (5.25, 0.1 + 0.2), ((3, 5.0), (7, 1 / 3)))
-    saved = CheckpointWriter(tmp_path, REQUEST, 2).save(model, optimizer, plan, progress)
+    saved = CheckpointWriter(tmp_path, REQUEST, 2).save(model, optimizer, plan, progress, ALONE)
+    assert saved is not None
     other, continued = stepped(seed=2)
     assert restore(saved, other, continued, plan) == progress
     assert all(torch.equal(first, second) for first, second in zip(model.parameters(), other.parameters(), strict=True))
@@ -76,7 +80,10 @@ def test_a_checkpoint_is_a_model_folder_and_an_artifact(tmp_path: Path, plan: Pl
         disk.write_text(folder / "tokenizer.json", "{}")
 
     model, optimizer = stepped()
-    saved = CheckpointWriter(tmp_path, REQUEST, 2, copy_tokenizer).save(model, optimizer, plan, Progress(3, 5.0, (4.0,), ((3, 2.5),)))
+    saved = CheckpointWriter(tmp_path, REQUEST, 2, copy_tokenizer).save(
+        model, optimizer, plan, Progress(3, 5.0, (4.0,), ((3, 2.5),)), ALONE
+    )
+    assert saved is not None
     loaded = load_model(saved.path)
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
     assert verify(saved.artifact) == []
@@ -196,7 +203,7 @@ def test_what_is_not_finite_is_not_saved(tmp_path: Path, plan: Plan, part: str) 
         else:
             optimizer.state()["model.norm.weight/exp_avg"][3] = float("inf")
     with pytest.raises(NumericsError, match=r"no checkpoint is written at step 4: model\.norm\.weight"):
-        CheckpointWriter(tmp_path, REQUEST, 2).save(model, optimizer, plan, Progress(4))
+        CheckpointWriter(tmp_path, REQUEST, 2).save(model, optimizer, plan, Progress(4), ALONE)
     assert not (tmp_path / CHECKPOINTS).exists()
 
 

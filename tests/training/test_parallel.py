@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training_assembly import assembled, train_as_asked, training_settings
+from training_assembly import assembled, end, free_port, start, start_all, train_as_asked, training_settings
 
 from fledge.core.errors import MachineError
 from fledge.model.tensors import read_tensors
@@ -24,33 +20,7 @@ from fledge.tokens.shards import TokenSet
 from fledge.training.checkpoint_folders import CHECKPOINTS, list_checkpoints
 from fledge.training.parallel import MACHINE, World, open_world, settle_machine
 
-PROGRAM = Path(__file__).with_name("training_assembly.py")
 ALONE = World(0, 1, torch.device("cpu"))
-
-
-def start(folder: Path, asked: Sequence[Mapping[str, Any]], rank: int = 0, world_size: int = 1) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[2]), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
-    if world_size > 1:
-        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1"}
-        environment |= {name: str(value) for name, value in places.items()}
-    command = [sys.executable, str(PROGRAM), str(folder), json.dumps(asked)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def end(process: subprocess.Popen[str]) -> str:
-    """What a process said on stderr, once it has ended; one that hangs is made to say where."""
-    try:
-        return process.communicate(timeout=60)[1]
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGABRT)
-        return f"hung; {process.communicate()[1]}"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 def wait_for_checkpoint(folder: Path, process: subprocess.Popen[str]) -> None:
@@ -77,9 +47,7 @@ def two_processes(asked_by_content: dict[str, dict[str, Any]], tmp_path_factory:
     """The folder in which two processes have trained on each content."""
     folder = tmp_path_factory.mktemp("two")
     asked = [{"name": content, "port": free_port(), **values} for content, values in asked_by_content.items()]
-    started = [start(folder, asked, rank, 2) for rank in range(2)]
-    errors = [end(process) for process in started]
-    assert [process.returncode for process in started] == [0, 0], "\n".join(errors)
+    start_all(folder, asked, 2)
     return folder
 
 
@@ -104,7 +72,7 @@ def test_another_number_of_processes_may_continue_and_says_so(tmp_path: Path, do
     settings = training_settings(steps=20, batch_rows=7, micro_batch_rows=2)
     with assembled(tmp_path / "run", settings, [documents]) as trainer:
         assert trainer.progress.step == 20
-    assert json.loads((tmp_path / "run" / MACHINE).read_text())["changes"] == ["processes: 2 -> 1"]
+    assert json.loads((tmp_path / "run" / MACHINE).read_text())["changes"] == ["processes: 2 -> 1", "parallel: ddp -> single"]
 
 
 def bits(folder: Path) -> dict[str, torch.Tensor]:
@@ -178,6 +146,17 @@ def test_another_torch_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (tmp_path / MACHINE).write_text(json.dumps(record))
     settle_machine(tmp_path, training_settings(), ALONE)
     assert f"torch: 2.10.0 -> {torch.__version__}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("processes", "threads"), [(1, 2), (4, 1)])
+def test_threads_are_kept_for_the_same_number_of_processes(tmp_path: Path, processes: int, threads: int) -> None:
+    settle_machine(tmp_path, training_settings(threads=2), ALONE)
+    torch.set_num_threads(1)
+    record = json.loads((tmp_path / MACHINE).read_text())
+    record["circumstances"]["processes"] = processes
+    (tmp_path / MACHINE).write_text(json.dumps(record))
+    assert settle_machine(tmp_path, training_settings(threads=None), ALONE).threads == threads
+    torch.set_num_threads(1)
 
 
 def test_a_damaged_record_of_the_machine_is_told(tmp_path: Path) -> None:

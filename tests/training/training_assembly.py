@@ -8,6 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +35,7 @@ from fledge.tokens.shards import TokenSet, open_token_set
 from fledge.training.batches import BatchLoader, Scores, open_rows, rows_at_once
 from fledge.training.checkpoint import CheckpointWriter, kept_start, load_kept_optimizer, resume
 from fledge.training.figures import Gauge
+from fledge.training.layout import whole
 from fledge.training.objectives import make_objective
 from fledge.training.observers import Log, Sample, Validate
 from fledge.training.optimizer import make_optimizer
@@ -123,6 +127,8 @@ def assembled(
     with open_world(settings.device) as world, StopSignals() as stop:
         if world.main:
             artifact.begin(folder, request)
+        model = model or Llama(MODEL, settings.seed)
+        world = world.lay_out(settings.parallel, parameter_count(MODEL))
         machine = settle_machine(folder, settings, world, like=scores_folder)
         train, validation = (
             open_rows(
@@ -134,11 +140,12 @@ def assembled(
             )
             for split in SPLITS
         )
-        model = (model or Llama(MODEL, settings.seed)).to(world.device)
         start = kept_start(parent) if parent is not None and "step" in settings.keep else FROM_THE_BEGINNING
         plan = make_plan(train.sources, settings, parameter_count(model.config), start)
         batches = BatchLoader(plan, train, settings.micro_batch_rows, world.rank, world.size, ahead=world.device.type == "cuda")
-        optimizer, objective = make_optimizer(model, settings), make_objective(settings.objective)
+        world.place(model)
+        optimizer = make_optimizer(model, settings, has_fast_bf16=machine.precision == "bf16")
+        objective = make_objective(settings.objective)
         progress = resume(folder, model, optimizer, plan, world)
         if parent is not None and "optimizer" in settings.keep and progress.step == start.step:
             load_kept_optimizer(parent, optimizer)
@@ -189,6 +196,39 @@ def make_scores(folder: Path, token_set: TokenSet, settings: TrainingSettings, m
     return folder
 
 
+def start(folder: Path, asked: Sequence[Mapping[str, Any]], rank: int = 0, world_size: int = 1) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    if world_size > 1:
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1"}
+        environment |= {name: str(value) for name, value in places.items()}
+    command = [sys.executable, __file__, str(folder), json.dumps(asked)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def end(process: subprocess.Popen[str], seconds: float = 60) -> str:
+    """What a process said on stderr, once it has ended; one that hangs is made to say where."""
+    try:
+        return process.communicate(timeout=seconds)[1]
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        return f"hung; {process.communicate()[1]}"
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def start_all(folder: Path, asked: Sequence[Mapping[str, Any]], world_size: int, seconds: float = 60) -> None:
+    """Let so many processes train what is asked for, and see that each ends well."""
+    with_ports = [{"port": free_port(), **values} for values in asked]
+    started = [start(folder, with_ports, rank, world_size) for rank in range(world_size)]
+    errors = [end(process, seconds) for process in started]
+    assert [process.returncode for process in started] == [0] * world_size, "\n".join(errors)
+
+
 def main() -> None:
     """Train what is asked for, one run after the other."""
     folder = Path(sys.argv[1])
@@ -217,7 +257,7 @@ def train_as_asked(
 def first_gradients(trainer: Trainer) -> list[float]:
     """Every gradient of the first step, flat; the step is not applied."""
     trainer._accumulate_gradients(trainer.batches.micro_batches(0))
-    flat = torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters() if parameter.grad is not None])
+    flat = torch.cat([whole(parameter.grad).flatten() for parameter in trainer.model.parameters() if parameter.grad is not None])
     trainer.optimizer.clear_gradients()
     values: list[float] = flat.tolist()
     return values

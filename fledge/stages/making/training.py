@@ -38,7 +38,7 @@ from fledge.training.optimizer import make_optimizer
 from fledge.training.parallel import Machine, World, chosen_machine, open_world, settle_machine
 from fledge.training.phases import described, make_plan, used
 from fledge.training.plan import FROM_THE_BEGINNING, Plan, Start
-from fledge.training.preparation import open_batches, prepare
+from fledge.training.preparation import choose_computation, open_batches, prepare
 from fledge.training.profiling import Profile
 from fledge.training.resident import ResidentRows
 from fledge.training.score import read_scores
@@ -75,7 +75,8 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     keep_freed_memory()
     settings, folder = task.settings, task.folder
     train, validation = _rows(task, "train"), _rows(task, "validation")
-    model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings.seed).to(world.device)
+    model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings.seed)
+    world = world.lay_out(settings.parallel, parameter_count(model.config))
     _require_context(task, train, model)
     _require_validation(task, validation)
     require_disk_space(folder, model)
@@ -85,6 +86,8 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     if task.scores is not None:
         _require_same_arithmetic(task, task.scores.path, machine)
     objective = make_objective(settings.objective)
+    choose_computation(model, settings, machine, plan)
+    world.place(model)
     machine = prepare(folder, model, objective, machine, world, settings, train, plan)
     has_fast_bf16 = world.device.type != "cpu" or machine.precision == "bf16"
     optimizer = make_optimizer(model, settings, has_fast_bf16)
@@ -92,7 +95,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     progress = resume(folder, model, optimizer, plan, world)
     if task.parent is not None and progress.step == plan.start.step and "optimizer" in settings.keep:
         load_kept_optimizer(task.parent, optimizer)
-    _announce(task, plan, model, progress, _described(machine, world, batches, train.isolate_documents, model))
+    _announce(task, plan, model, progress, world, _described(machine, world, batches, train.isolate_documents, model))
     copy = partial(copy_tokenizer, task.tokenizer, answers=task.answers, maximum_tokens=model.config.settings.max_position_embeddings)
     writer = CheckpointWriter(folder, task.wanted, settings.keep_checkpoints, copy)
     run_name = f"{task.run.folder.name}-{task.stage}"
@@ -103,7 +106,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
         validate = Validate(settings, plan, metrics, model, objective, validation, rows, world, machine, byte_lengths, losses)
         peak = peak_flops_per_second(folder, machine, world.device) * world.size if world.main else None
         log = Log(settings, plan, metrics, Gauge(model.config, plan, progress.step, world.device, peak))
-        sample = Sample(settings, plan, model, world, _sampler(task))
+        samples = [] if world.sharded else [Sample(settings, plan, model, world, _sampler(task))]
         profiles = [Profile(settings.profile, folder, progress.step, plan.steps, world.main)] if settings.profile else []
         yield Trainer(
             settings=settings,
@@ -113,7 +116,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
             batches=batches,
             world=world,
             machine=machine,
-            observers=[log, validate, sample, *profiles],
+            observers=[log, validate, *samples, *profiles],
             writer=writer,
             stop=stop,
             progress=progress,
@@ -158,7 +161,7 @@ def _require_validation(task: Task, rows: RowReader) -> None:
         )
 
 
-def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, machine: str) -> None:
+def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, world: World, machine: str) -> None:
     steps, tokens = plan.steps - plan.start.step, plan.tokens(plan.steps) - plan.start.tokens
     of_tokens = f"of {plan.phases[0].batch_tokens:,} tokens" if len(plan.phases) == 1 else f"in {len(plan.phases)} phases"
     console.say(
@@ -167,18 +170,22 @@ def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, machine:
     )
     for line in described(plan):
         console.say(f"{task.stage}: {line}")
+    if world.sharded:
+        console.info(f"{task.stage}: no samples of text, for which one process would need the whole model; checkpoints have it")
     if progress.step:
         console.say(f"{task.stage}: continues after step {progress.step:,}")
 
 
 def _described(machine: Machine, world: World, batches: BatchLoader, isolate_documents: bool, model: Llama) -> str:
     """How the machine is used, for the line that opens a stage."""
+    processes = f"{world.size} x {world.device.type}" + (f" by {world.layout}" if world.size > 1 else "")
     has_dropout = model.config.settings.attention_dropout > 0
     kernel = attention_kernel(world.device, isolate_documents, machine.compiled, has_dropout)
-    parts = [machine.precision, "compiled" if machine.compiled else "", f"attention {kernel}", f"{machine.threads} threads"]
-    parts += [f"{world.size} x {world.device.type}", f"{batches.micro_batch_rows} rows at once" if machine.micro_batch_rows else ""]
-    parts.append("tokens on the device" if isinstance(batches.reader, ResidentRows) else "")
-    return ", ".join(part for part in parts if part)
+    parts = [machine.precision, f"{machine.threads} threads", processes, f"attention {kernel}"]
+    parts += ["compiled"] if machine.compiled else []
+    parts += [f"{batches.micro_batch_rows} rows at once"] if machine.micro_batch_rows else []
+    parts += ["tokens on the device"] if isinstance(batches.reader, ResidentRows) else []
+    return ", ".join(parts)
 
 
 def _sampler(task: Task) -> Callable[[Llama], str]:
