@@ -27,6 +27,10 @@ from fledge.training.settings import TrainingSettings
 from fledge.training.trainer import StepReport, is_due
 
 
+WORTH_TELLING_WAIT_SHARE = 0.01
+"""Share of the time spent waiting for data from which on the line says so."""
+
+
 class Log:
     """A line for people and a record for `Metrics`; the first step too, whose loss tells whether the start is sane."""
 
@@ -50,10 +54,6 @@ class Log:
         self._metrics.record(report.step, record)
         console.info(progress_line(f"{report.step:,}/{self._plan.steps:,}", record, figures, console.columns()))
         return {}
-
-
-WORTH_TELLING_WAIT_SHARE = 0.01
-"""Of the time spent waiting for data, from which on the line says so."""
 
 
 def progress_line(step: str, record: Mapping[str, float], figures: Figures, columns: int | None) -> str:
