@@ -64,7 +64,7 @@ def find_recipe(given: str) -> Path:
     path = Path(given)
     if path.is_file() or path.suffix:
         return path
-    ours = {file.stem: file for folder in (PACKAGED, Path(__file__).parent.parent / "recipes") for file in folder.glob("*.yaml")}
+    ours = {file.stem: file for folder in _our_folders() for file in folder.glob("*.yaml")}
     if given in ours:
         return ours[given]
     close = difflib.get_close_matches(given, ours, n=1)
@@ -72,9 +72,19 @@ def find_recipe(given: str) -> Path:
     raise ConfigError(f"there is no recipe {given!r}", remedy)
 
 
+def find_parent(folder: Path, name: str) -> Path:
+    """The file that a recipe in a folder extends: beside it, or else among those that Fledge brings, such as models/124m.yaml."""
+    places = [place / name for place in (folder, *_our_folders())]
+    return next((place for place in places if place.is_file()), places[0])
+
+
+def _our_folders() -> tuple[Path, ...]:
+    return (PACKAGED, Path(__file__).parent.parent / "recipes")
+
+
 def load_recipe(path: Path, overrides: list[str]) -> tuple[Recipe, config.Tree]:
     """Read, merge and validate a recipe. Raises ConfigError."""
-    tree = config.read(path, overrides)
+    tree = config.read(path, overrides, find_parent)
     recipe = config.parse(Recipe, tree)
     _check(recipe)
     return recipe, tree

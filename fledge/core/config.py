@@ -16,7 +16,7 @@ import dataclasses
 import difflib
 import json
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -107,9 +107,9 @@ class Tree:
         return found if found is not None else next(below, "default")
 
 
-def read(path: Path, overrides: Sequence[str] = ()) -> Tree:
-    """Read a recipe file with what it extends, and apply dotted overrides. Raises ConfigError."""
-    values, origins = _read_file(path, chain=())
+def read(path: Path, overrides: Sequence[str] = (), find: Callable[[Path, str], Path] = Path.__truediv__) -> Tree:
+    """Read a recipe file with what it extends, `find(folder of the file, name)`, and apply dotted overrides. Raises ConfigError."""
+    values, origins = _read_file(path, find, chain=())
     for override in overrides:
         _apply_override(values, origins, override)
     return Tree(values, origins)
@@ -144,7 +144,7 @@ def _cached_adapter(cls: Hashable) -> Any:
 # ---- files
 
 
-def _read_file(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+def _read_file(path: Path, find: Callable[[Path, str], Path], chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     if path.resolve() in chain:
         raise ConfigError(f"{path} extends itself", "remove the circle of `extends`")
     if len(chain) >= _MAXIMUM_EXTENDS_DEPTH:
@@ -158,7 +158,7 @@ def _read_file(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dic
     values: dict[str, Any] = {}
     origins: dict[KeyPath, str] = {}
     for parent in parents:
-        _merge(values, origins, *_read_file(path.parent / parent, (*chain, path.resolve())))
+        _merge(values, origins, *_read_file(find(path.parent, parent), find, (*chain, path.resolve())))
     own_origins = {leaf: f"{path}:{lines[leaf]}" if leaf in lines else str(path) for leaf, _ in _walk(own, ())}
     _merge(values, origins, own, own_origins)
     return values, origins

@@ -91,6 +91,16 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     _write(sys.stdout, draw(_visible(title), columns, cells, numeric))
 
 
+def columns() -> int | None:
+    """How long a line of the terminal is that notes are shown on; None where they go elsewhere, to lines of any length."""
+    if not _is_terminal(sys.stderr):
+        return None
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or None
+    except OSError:
+        return None
+
+
 def has_colour() -> bool:
     """Whether `say_styled` shows colours: on a terminal, unless NO_COLOR is set."""
     return _is_terminal(sys.stdout) and not os.environ.get("NO_COLOR")

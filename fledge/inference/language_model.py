@@ -101,7 +101,7 @@ def load(checkpoint: str | Path) -> LanguageModel:
     vocabulary_size = open_tokenizer(folder).vocabulary_size if (folder / META_FILE).is_file() else None
     model = LanguageModel(loaded.config, seed=None, vocabulary_size=vocabulary_size)
     model.model, model.lm_head = loaded.model, loaded.lm_head
-    return model
+    return model.eval()
 
 
 def create_model(config: Mapping[str, Any] | ModelSettings, *, vocabulary_size: int | None = None, seed: int = 0) -> LanguageModel:

@@ -29,14 +29,21 @@ Mask = Tensor | DocumentBlocks | BlockMask | None
 """What a query may look at: booleans (B, 1, T, S), the forms that the kernels for documents want, or None: causal, T = S."""
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Mask, dropout: float = 0.0) -> Tensor:
     """query (B, H, T, E), key and value (B, K, S, E) -> (B, H, T, E).
 
     softmax(query key^T / sqrt(E)) value over the keys that the mask shows, softmax in fp32; each key head serves H / K query heads
-    (arXiv:2305.13245).
+    (arXiv:2305.13245). `dropout` sets that share of the probabilities to zero and divides the others by what is left of one; it goes
+    with masks of booleans only.
     """
+    grouped = query.shape[1] != key.shape[1]
+    if dropout:
+        assert mask is None or isinstance(mask, Tensor), "the kernels for documents have no dropout, see `documents_mask`"
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=grouped
+        )
     if isinstance(mask, BlockMask):
-        mixed = flex_attention(query, key, value, block_mask=mask, enable_gqa=query.shape[1] != key.shape[1])
+        mixed = flex_attention(query, key, value, block_mask=mask, enable_gqa=grouped)
         assert isinstance(mixed, Tensor), "without return_lse there is one result"
         return mixed
     on_cpu = query.device.type == "cpu"
@@ -44,7 +51,6 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
         return block_attention(query, key, value, mask)
     if mask is not None and on_cpu and key.shape[2] <= PRODUCTS_UP_TO_SLOTS:
         return _attention_by_products(query, key, value, mask)
-    grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
 
 
@@ -58,8 +64,10 @@ def _attention_by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tens
     return probabilities.to(value.dtype) @ value
 
 
-def attention_kernel(device: torch.device | str, isolate_documents: bool, compiled: bool) -> str:
+def attention_kernel(device: torch.device | str, isolate_documents: bool, compiled: bool, has_dropout: bool = False) -> str:
     """What attends in training, for people; see `documents_mask` and `attention`."""
+    if has_dropout:
+        return "with dropout"
     if torch.device(device).type == "cpu":
         return "products by blocks"
     if not isolate_documents:
@@ -67,12 +75,14 @@ def attention_kernel(device: torch.device | str, isolate_documents: bool, compil
     return "flex" if compiled else "fused with a mask"
 
 
-def documents_mask(documents: Tensor, dtype: torch.dtype) -> Mask:
+def documents_mask(documents: Tensor, dtype: torch.dtype, has_dropout: bool = False) -> Mask:
     """documents (B, T) -> what their tokens may look at, in the form that is fastest where they are; `dtype` is that of the products.
 
     Built once per forward and shared by all layers and heads. FlexAttention needs a compiler; a dense mask keeps torch's fused kernel,
-    but not its fastest form.
+    but not its fastest form; it is all that dropout can be had with.
     """
+    if has_dropout:
+        return document_mask(documents)
     if documents.device.type == "cpu":
         return document_blocks(documents, dtype)
     if torch.compiler.is_compiling():

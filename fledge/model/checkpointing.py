@@ -19,11 +19,11 @@ _COSTLY = ("aten.mm.", "aten.bmm.", "aten._scaled_mm.", "aten._scaled_dot_produc
 """How the names of operators begin whose results are kept."""
 
 
-def recomputed(layer: Callable[[Tensor], Tensor], hidden: Tensor, how: ActivationCheckpointing) -> Tensor:
-    """`layer(hidden)`, with as much kept for the backward pass as `how` says."""
+def recomputed(layer: Callable[[Tensor], Tensor], hidden: Tensor, how: ActivationCheckpointing, draws: bool = False) -> Tensor:
+    """`layer(hidden)`, with as much kept for the backward pass as `how` says; `draws`: the layer draws random numbers, the same again."""
     if how == "none":
         return layer(hidden)
-    again = partial(checkpoint, layer, hidden, use_reentrant=False, preserve_rng_state=False)
+    again = partial(checkpoint, layer, hidden, use_reentrant=False, preserve_rng_state=draws)
     # Apart, because torch.compile takes a context_fn that does nothing for one it does not know.
     output: Tensor = again(context_fn=partial(create_selective_checkpoint_contexts, _policy)) if how == "selective" else again()
     return output

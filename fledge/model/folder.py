@@ -70,6 +70,7 @@ _SHARED_KEYS = (
     "max_position_embeddings",
     "tie_word_embeddings",
     "initializer_range",
+    "attention_dropout",
 )
 _REQUIRED_KEYS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
 

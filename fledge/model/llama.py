@@ -67,9 +67,11 @@ class Llama(nn.Module):
         A target of IGNORE counts nothing. See `head` for the formulas and for why the logits are never held.
         """
         index = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        positions, mask = (
-            (index, None) if documents is None else (index - documents, documents_mask(documents, gemm_dtype(self.lm_head.weight)))
-        )
+        if documents is None:
+            positions, mask = index, None
+        else:
+            has_dropout = self.training and self.config.settings.attention_dropout > 0
+            positions, mask = index - documents, documents_mask(documents, gemm_dtype(self.lm_head.weight), has_dropout)
         hidden: Tensor = self.model(tokens, positions, mask)
         if targets is None:
             logits: Tensor = self.lm_head(hidden)
@@ -98,8 +100,9 @@ class Llama(nn.Module):
     def initialize(self, seed: int) -> None:
         """Draw all weights anew: normal(0, initializer_range), norms one, biases zero.
 
-        The two projections into the residual stream are smaller by sqrt(2 L), so that the stream's variance does not grow with
-        depth (GPT-2). Drawn on the CPU from a generator of its own, in the order of the modules: alike on every rank and device.
+        The two projections into the residual stream are smaller by sqrt(2 L), unless the settings say otherwise, so that the stream's
+        variance does not grow with depth (GPT-2). Drawn on the CPU from a generator of its own, in the order of the modules: alike on
+        every rank and device.
         """
         settings, generator = self.config.settings, torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
@@ -107,7 +110,7 @@ class Llama(nn.Module):
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)
                 continue
             deviation = settings.initializer_range
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
+            if settings.scale_residual_initialization and name.endswith(("o_proj.weight", "down_proj.weight")):
                 deviation /= (2 * settings.num_hidden_layers) ** 0.5
             parameter.copy_(torch.empty(parameter.shape).normal_(0.0, deviation, generator=generator))
 
@@ -135,7 +138,10 @@ class Decoder(nn.Module):
         hidden: Tensor = self.embed_tokens(tokens)
         for index, layer in enumerate(self.layers):
             through = partial(layer, rotation=rotation, mask=mask, cache=None if cache is None else cache.layer(index, positions))
-            hidden = recomputed(through, hidden, self.activation_checkpointing) if torch.is_grad_enabled() else through(hidden)
+            if torch.is_grad_enabled():
+                hidden = recomputed(through, hidden, self.activation_checkpointing, self.settings.attention_dropout > 0)
+            else:
+                hidden = through(hidden)
         normalized: Tensor = self.norm(hidden)
         return normalized
 
@@ -162,7 +168,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
-        width, self.head_size = settings.hidden_size, settings.head_size
+        width, self.head_size, self.dropout = settings.hidden_size, settings.head_size, settings.attention_dropout
         self.q_proj = linear(width, settings.num_attention_heads * self.head_size)
         self.k_proj = linear(width, settings.key_value_heads * self.head_size)
         self.v_proj = linear(width, settings.key_value_heads * self.head_size)
@@ -177,7 +183,7 @@ class SelfAttention(nn.Module):
         value = self.heads(self.v_proj(hidden))
         if cache is not None:
             key, value = cache.store(key, value)
-        mixed = attention(query, key, value, mask)
+        mixed = attention(query, key, value, mask, self.dropout if self.training else 0.0)
         output: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))  # (B, H, T, E) -> (B, T, H E)
         return output
 

@@ -164,6 +164,11 @@ def measure_product(dtype: torch.dtype) -> ProductTiming:
     return ProductTiming(seconds, float(error.norm() / exact.norm()))
 
 
+def product_flops() -> int:
+    """FLOPs of the product that `measure_product` takes the time of."""
+    return 2 * _ROWS * _INNER * _COLUMNS
+
+
 def _fastest_seconds(run: Callable[[], Tensor]) -> float:
     """Of several runs, because what else the machine does only ever adds time."""
     seconds = []

@@ -48,6 +48,10 @@ class ModelSettings:
     """RMSNorm on every query and key head before the rotary embedding (Qwen3); keeps attention scores bounded."""
     initializer_range: float = 0.02
     """Standard deviation of the initial weights."""
+    scale_residual_initialization: bool = True
+    """Divide that of the two projections into the residual stream by sqrt(2 x num_hidden_layers), as GPT-2 does."""
+    attention_dropout: float = 0.0
+    """Share of attention probabilities that training sets to zero; above 0 the fast attention kernels, which have none, are not used."""
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings"):
@@ -63,6 +67,8 @@ class ModelSettings:
             raise ValueError(f"the head size is {self.head_size}; the rotary embedding needs an even one of at least 2")
         if self.rope_theta <= 1 or self.rms_norm_eps <= 0 or self.initializer_range < 0:
             raise ValueError("rope_theta must be above 1, rms_norm_eps above 0 and initializer_range not negative")
+        if not 0 <= self.attention_dropout < 1:
+            raise ValueError(f"attention_dropout is {self.attention_dropout}; it must lie in [0, 1)")
         if self.normalization == "layer" and self.query_key_norm:
             raise ValueError("normalization layer and query_key_norm exclude each other: no class of transformers has both")
         if self.normalization == "layer" and self.head_size * self.num_attention_heads != self.hidden_size:

@@ -6,7 +6,7 @@ Every process asks every observer at the same steps: validation is shared out ov
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from fledge.model.head import IGNORE
 from fledge.model.llama import Llama
 from fledge.model.precision import sum_dtype
 from fledge.training.batches import Batch, RowReader
+from fledge.training.figures import Figures, Gauge
 from fledge.training.objectives import NextToken, Objective
 from fledge.training.parallel import Machine, World
 from fledge.training.plan import Plan, Row, rows_per_rank, slice_for_rank
@@ -26,41 +27,55 @@ from fledge.training.settings import TrainingSettings
 from fledge.training.trainer import StepReport, is_due
 
 
+WORTH_TELLING_WAIT_SHARE = 0.01
+"""Share of the time spent waiting for data from which on the line says so."""
+
+
 class Log:
     """A line for people and a record for `Metrics`; the first step too, whose loss tells whether the start is sane."""
 
-    def __init__(self, settings: TrainingSettings, plan: Plan, metrics: Metrics, start_step: int) -> None:
-        """`start_step`: steps done before this process began, whose seconds it does not count."""
-        self._settings, self._plan, self._metrics = settings, plan, metrics
-        self._before_tokens, self._before_seconds = plan.tokens(start_step), 0.0
+    def __init__(self, settings: TrainingSettings, plan: Plan, metrics: Metrics, gauge: Gauge) -> None:
+        self._settings, self._plan, self._metrics, self._gauge = settings, plan, metrics, gauge
 
     def due(self, step: int) -> bool:
         return step == self._plan.start.step + 1 or is_due(step, self._settings.log_every_steps, self._plan.steps)
 
     def observe(self, report: StepReport) -> dict[str, float]:
         values = {f"train/{name}" if name == "loss" else name: float(value) for name, value in report.measures.items()}
-        tokens_per_second = self._pace(report)
+        figures = self._gauge.read(report)
         record = {
             **values,
             "train/learning_rate": report.learning_rate,
             "train/gradient_norm": float(report.gradient_norm),
             "train/tokens": report.tokens,
-            "train/tokens_per_second": tokens_per_second,
             "train/epoch": report.epochs,
+            **figures.record(),
         }
         self._metrics.record(report.step, record)
-        left = console.format_seconds((self._plan.tokens(self._plan.steps) - report.tokens) / tokens_per_second)
-        console.info(
-            f"step {report.step:,}/{self._plan.steps:,}  loss {values['train/loss']:.4f}  lr {report.learning_rate:.2e}  "
-            f"gradient norm {record['train/gradient_norm']:.3f}  {tokens_per_second:,.0f} tokens/s  {left} left"
-        )
+        console.info(progress_line(f"{report.step:,}/{self._plan.steps:,}", record, figures, console.columns()))
         return {}
 
-    def _pace(self, report: StepReport) -> float:
-        """Tokens per second since the last line; of a first line since the process started."""
-        tokens, seconds = report.tokens - self._before_tokens, report.seconds - self._before_seconds
-        self._before_tokens, self._before_seconds = report.tokens, report.seconds
-        return tokens / max(seconds, 1e-9)
+
+def progress_line(step: str, record: Mapping[str, float], figures: Figures, columns: int | None) -> str:
+    """The figures that a person wants to see, smoothed, in at most so many columns: what does not fit is left to the records."""
+    pace = figures.smoothed
+    # In the order in which they are shown, each with its rank among those that give way to others.
+    parts = [
+        (0, f"step {step}"),
+        (0, f"loss {record['train/loss']:.4f}"),
+        (4, f"lr {record['train/learning_rate']:.2e}"),
+        (3, f"gradient norm {record['train/gradient_norm']:.3f}"),
+        (0, f"{pace.tokens_per_second:,.0f} tokens/s"),
+        (2, "" if pace.mfu is None else f"MFU {pace.mfu:.0%}"),
+        (1, f"data wait {pace.data_wait_share:.0%}" if pace.data_wait_share >= WORTH_TELLING_WAIT_SHARE else ""),
+        (5, console.format_bytes(figures.peak_memory_bytes)),
+        (0, f"{console.format_seconds(pace.seconds_left)} left" if pace.seconds_left > 0 else ""),
+    ]
+    for least_rank in range(6, 0, -1):
+        line = "  ".join(part for rank, part in parts if part and rank < least_rank)
+        if columns is None or len(line) <= columns:
+            break
+    return line
 
 
 class Validate:

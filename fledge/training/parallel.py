@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -190,7 +190,9 @@ def settle_machine(
         changes = [f"{name}: {old} -> {new}" for name, old, new in differences(before.get("circumstances", circumstances), circumstances)]
         if changes:
             console.warn(f"from here on no longer bitwise what an undisturbed run would give: {'; '.join(changes)}")
-        record = {"chosen": asdict(machine), "circumstances": circumstances, "changes": [*before.get("changes", []), *changes]}
+        # What was measured on another machine does not hold here.
+        kept = {} if changes else before
+        record = {**kept, "chosen": asdict(machine), "circumstances": circumstances, "changes": [*before.get("changes", []), *changes]}
         if record != before:
             disk.write_json(folder / MACHINE, record)
     world.barrier()
@@ -212,6 +214,15 @@ def keep_trial(folder: Path, machine: Machine, compiled: bool, micro_batch_rows:
     if tried != machine and record is not None and process.is_main():
         disk.write_json(folder / MACHINE, {**record, "chosen": asdict(tried)})
     return tried
+
+
+def kept_measurement(folder: Path, name: str, measure: Callable[[], float]) -> float:
+    """What was measured at the first start of a stage on this machine, by name; measured now if it was not. The main process calls this."""
+    record = _read(folder) or {}
+    if name not in record.get("measured", {}):
+        record["measured"] = {**record.get("measured", {}), name: measure()}
+        disk.write_json(folder / MACHINE, record)
+    return float(record["measured"][name])
 
 
 def _known(record: dict[str, Any], world: World) -> Machine | None:

@@ -153,18 +153,18 @@ class Plan:
 
     def tokens(self, step: int) -> int:
         """Positions trained on in the first `step` steps, padding and those before the start included."""
-        return self.start.tokens + sum(done * phase.batch_tokens for phase, done in self._done(step))
+        return self.start.tokens + sum(done * phase.batch_tokens for phase, done in self.done(step))
 
     def epochs(self, step: int) -> float:
         """How many times the data has been read after `step` steps; with a mixture, counted over all sources together."""
         return sum(
-            done * phase.batch_rows / sum(source.rows(phase.row_tokens) for source in self.sources) for phase, done in self._done(step)
+            done * phase.batch_rows / sum(source.rows(phase.row_tokens) for source in self.sources) for phase, done in self.done(step)
         )
 
     def use(self, step: int) -> dict[str, SourceUse]:
         """What every source, by name, has given after `step` steps; exact, of this plan alone."""
         tokens, epochs = [0] * len(self.sources), [0.0] * len(self.sources)
-        for number, (phase, done) in enumerate(self._done(step)):
+        for number, (phase, done) in enumerate(self.done(step)):
             for place, rows in enumerate(_rows_by_source(self, number, done * phase.batch_rows)):
                 tokens[place] += rows * phase.row_tokens
                 epochs[place] += rows / self.sources[place].rows(phase.row_tokens)
@@ -194,7 +194,7 @@ class Plan:
         """SHA-256 of the identity."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
-    def _done(self, step: int) -> Iterator[tuple[Phase, int]]:
+    def done(self, step: int) -> Iterator[tuple[Phase, int]]:
         """Every phase, and how many of its steps are among the first `step` of the run."""
         left = max(0, step - self.start.step)
         for phase in self.phases:

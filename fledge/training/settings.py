@@ -164,6 +164,34 @@ class PhaseSettings:
 
 
 @settings
+class EarlyStoppingSettings:
+    """When to end a run before its last step."""
+
+    patience: int
+    """Validations in a row without an improvement after which the run stops; `validate_every_steps` says how far apart they are."""
+    minimum_improvement: float = 0.0
+    """By how much a validation loss must be below the best so far to be an improvement (nats)."""
+
+    def __post_init__(self) -> None:
+        _require(self.patience >= 1, f"patience must be at least 1, not {self.patience}")
+        _require(self.minimum_improvement >= 0, f"minimum_improvement must not be negative, not {self.minimum_improvement}")
+
+
+@settings
+class ProfileSettings:
+    """Which steps a profiler looks at."""
+
+    first_step: int = operation(10)
+    """The first of them, counted from where a start of the stage begins, so that a run which continues can be profiled too."""
+    steps: int = operation(3)
+    """How many; one of 28 layers adds 0.6 MB to the trace for each micro-batch."""
+
+    def __post_init__(self) -> None:
+        _require(self.first_step >= 2, f"first_step must be at least 2, not {self.first_step}: the first step is like no other")
+        _require(self.steps >= 1, f"steps must be at least 1, not {self.steps}")
+
+
+@settings
 class TrainingSettings:
     """One training stage: what is learned, from which rows in which order, with which optimizer, watched how."""
 
@@ -195,7 +223,8 @@ class TrainingSettings:
     """Decoupled weight decay of matrices, per unit of learning rate; vectors are never decayed."""
     gradient_clip: float | None = 1.0
     """Largest norm of the whole gradient; unset: no clipping."""
-
+    early_stopping: EarlyStoppingSettings | None = None
+    """End when validation no longer improves; unset: all steps. It needs a validation, and a checkpoint at each."""
     keep: tuple[Literal["optimizer", "step"], ...] = ()
     """What is taken over besides weights from the checkpoint that the run starts from: the optimizer's state; the step, from which the
     schedule, the tokens and the steps of the run then count on."""
@@ -232,6 +261,8 @@ class TrainingSettings:
     """Optimizer steps between checkpoints; unset: at the end only."""
     keep_checkpoints: int = operation(2)
     """Newest checkpoints that are kept; the best by validation loss is kept besides."""
+    profile: ProfileSettings | None = operation(None)
+    """Write a trace of some steps, which shows where their time goes; unset: none."""
     metrics: MetricsSettings = operation(default_factory=MetricsSettings)
     """Where measurements go."""
 
@@ -248,6 +279,7 @@ class TrainingSettings:
         _require(self.weight_decay >= 0, f"weight_decay must not be negative, not {self.weight_decay}")
         _require(self.gradient_clip is None or self.gradient_clip > 0, f"gradient_clip must be above 0 or unset, not {self.gradient_clip}")
         _require_mixture(self.mixture)
+        self._require_saved_validations()
 
     @property
     def has_sequence_length(self) -> bool:
@@ -271,3 +303,10 @@ class TrainingSettings:
         if self.steps is not None:
             warmup_steps = self.schedule.warmup_steps
             _require(warmup_steps <= self.steps, f"schedule.warmup_steps ({warmup_steps}) is more than steps ({self.steps})")
+
+    def _require_saved_validations(self) -> None:
+        if self.early_stopping is not None:
+            every_steps = self.validate_every_steps
+            _require(every_steps is not None, "early_stopping needs validate_every_steps")
+            is_saved = self.save_every_steps is not None and (every_steps or 0) % self.save_every_steps == 0
+            _require(is_saved, f"early_stopping needs a checkpoint at every validation: set save_every_steps to {every_steps}")

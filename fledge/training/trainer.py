@@ -30,6 +30,7 @@ from fledge.core.errors import NumericsError, Stopped
 from fledge.model.llama import Llama
 from fledge.training.batches import Batch, BatchLoader
 from fledge.training.checkpoint import RECENT_LOSSES, CheckpointWriter, Progress
+from fledge.training.early_stopping import EarlyStop, early_stop
 from fledge.training.layout import whole
 from fledge.training.loss_scale import LossScale
 from fledge.training.objectives import Objective
@@ -133,11 +134,11 @@ class Trainer:
             self.progress = replace(progress, loss_scale=LossScale())
 
     def run(self) -> Progress:
-        """Train from where the run stands to its last step; saves at its cadence and at the end.
+        """Train from where the run stands to its last step, or to its early stop; saves at its cadence and at the end.
 
         Raises NumericsError if the loss leaves the finite numbers, Stopped, with everything saved, if a signal came.
         """
-        while self.progress.step < self.plan.steps:
+        while self.progress.step < self.plan.steps and self.early_stop is None:
             report = self.step()
             self._observe(report)
             if is_due(report.step, self.settings.save_every_steps, self.plan.steps) or report.stop_signal is not None:
@@ -147,6 +148,11 @@ class Trainer:
                 problem = f"stopped by {name} after step {report.step:,} of {self.plan.steps:,}; everything is saved"
                 raise Stopped(report.stop_signal, problem, "run the same command again to continue")
         return self.progress
+
+    @property
+    def early_stop(self) -> EarlyStop | None:
+        """The stop that the validations so far lead to; their steps are saved, so the run may end there."""
+        return early_stop(self.progress.validation_losses, self.settings.early_stopping)
 
     def step(self) -> StepReport:
         """One optimizer step on the next batch.
@@ -259,6 +265,7 @@ class Trainer:
         due = [observer for observer in self.observers if observer.due(report.step)]
         if not due:
             return
+        report = self._awaited(report)
         self.model.eval()
         # Compiling once more for a pass without gradients costs more than it saves.
         with torch.no_grad(), torch.compiler.set_stance("force_eager") if self.machine.compiled else nullcontext():
@@ -268,6 +275,14 @@ class Trainer:
                     point = (report.step, measured["validation/loss"])
                     self.progress = replace(self.progress, validation_losses=(*self.progress.validation_losses, point))
         self.model.train()
+
+    def _awaited(self, report: StepReport) -> StepReport:
+        """The report of a step once the device has done it: observers wait for its numbers, but the time belongs to the steps."""
+        if self.world.device.type == "cuda":
+            started = time.monotonic()
+            torch.cuda.synchronize(self.world.device)
+            self.seconds += time.monotonic() - started
+        return replace(report, seconds=self.seconds)
 
 
 def is_due(step: int, every_steps: int | None, steps: int) -> bool:

@@ -59,6 +59,17 @@ def in_terminal(code: str, **environment: str) -> str:
 # ---- lines
 
 
+@pytest.mark.parametrize(("columns", "environment", "told"), [(117, {}, "117"), (0, {}, "None"), (117, {"TERM": "dumb"}, "None")])
+def test_the_width_is_that_of_the_terminal_of_notes(columns: int, environment: dict[str, str], told: str) -> None:
+    resize = f"import fcntl, struct, termios; fcntl.ioctl(2, termios.TIOCSWINSZ, struct.pack('HHHH', 24, {columns}, 0, 0))"
+    assert in_terminal(f"{resize}\nprint(console.columns())", **environment).strip() == told
+
+
+def test_a_pipe_has_no_width() -> None:
+    with python("print(console.columns())") as child:
+        assert child.communicate()[0].strip() == "None"
+
+
 def test_each_line_leaves_a_pipe_at_once() -> None:
     """The child waits for an answer to each line: it would hang if the line stayed in a buffer."""
     with python("for n in range(3):\n    console.say(f'line {n}')\n    input()") as child:

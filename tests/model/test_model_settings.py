@@ -27,6 +27,8 @@ def test_defaults_are_filled_in() -> None:
         ({"hidden_size": 12}, ("head size is 3",)),
         ({"num_hidden_layers": 0}, ("num_hidden_layers is 0",)),
         ({"rope_theta": 1.0}, ("rope_theta",)),
+        ({"attention_dropout": 1.0}, ("attention_dropout is 1.0",)),
+        ({"attention_dropout": -0.1}, ("attention_dropout is -0.1",)),
         ({"normalization": "layer", "query_key_norm": True}, ("query_key_norm",)),
         ({"normalization": "layer", "head_dim": 32}, ("head_dim 32", "hidden_size 256")),
     ],

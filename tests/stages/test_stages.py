@@ -116,6 +116,37 @@ def test_observers_and_saving_change_no_weight(make_run: MakeRun, walk: Walk) ->
     assert same(weights(quiet.folder / "pretrain"), weights(busy.folder / "pretrain"))
 
 
+def test_a_stage_that_stops_early_is_finished_and_names_its_best(make_run: MakeRun, walk: Walk, capsys: pytest.CaptureFixture[str]) -> None:
+    """No improvement is large enough, so the second validation is the last."""
+    stopping = "pretrain.early_stopping={patience: 1, minimum_improvement: 9.0}"
+    run = make_run("pretrain.validate_every_steps=2", stopping, "sft=null", "dpo=null")
+    walk(run)
+    stats = artifact.open_artifact(run.folder / "pretrain", "training").stats
+    assert (stats["steps"], stats["final"], stats["best"]) == (4, "checkpoints/step-000004", "checkpoints/step-000004")
+    assert stats["stopped_early"].startswith("no improvement in 1 validations on the loss ")
+    assert "pretrain: stopped early, after step 4 of 6: no improvement" in capsys.readouterr().out
+    run_stage("pretrain", run)
+    assert "pretrain: already done" in capsys.readouterr().err
+    whole = make_run("pretrain.validate_every_steps=2", "pretrain.early_stopping={patience: 3}", "sft=null", "dpo=null", name="whole")
+    walk(whole, "pretrain")
+    stats = artifact.open_artifact(whole.folder / "pretrain", "training").stats
+    assert stats["steps"] == 6 and "stopped_early" not in stats
+
+
+def test_early_stopping_without_validation_text_is_refused(make_run: MakeRun, walk: Walk) -> None:
+    everything = ("corpus.validation_fraction=0.0", "pretrain.validate_every_steps=2")
+    with pytest.raises(ConfigError, match=r"pretrain\.early_stopping needs validation rows"):
+        walk(make_run(*everything, "pretrain.early_stopping={patience: 1}"), "pretrain")
+
+
+def test_a_profiled_stage_is_the_same_stage(make_run: MakeRun, walk: Walk) -> None:
+    run = make_run("pretrain.profile={first_step: 2, steps: 2}")
+    walk(run, "pretrain")
+    assert (run.folder / "pretrain" / "profile" / "steps-2-3" / "trace.json.gz").is_file()
+    run_stage("pretrain", make_run())
+    assert artifact.verify(artifact.open_artifact(run.folder / "pretrain")) == []
+
+
 def test_killed_in_the_middle_and_run_again_is_bitwise_the_same(make_run: MakeRun, walk: Walk) -> None:
     longer = ("pretrain.steps=400", "pretrain.save_every_steps=20")
     undisturbed, killed = make_run(*longer, name="undisturbed"), make_run(*longer, name="killed")

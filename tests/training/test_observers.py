@@ -69,9 +69,10 @@ def test_the_record_of_a_run(tmp_path: Path, documents: TokenSet, capsys: pytest
     records = read_metrics(tmp_path / "run")
     training = [record for record in records if "train/loss" in record]
     assert [record["step"] for record in training] == [1, 3, 6, 7]
-    assert training[0].keys() - {"step", "time"} == {
-        f"train/{name}" for name in ("loss", "learning_rate", "gradient_norm", "tokens", "tokens_per_second", "epoch")
-    }
+    paces = ("tokens_per_second", "mfu", "data_wait_share", "seconds_left")
+    others = ("loss", "learning_rate", "gradient_norm", "tokens", "epoch", "peak_memory_bytes")
+    names = {*others, *paces, *(f"{name}_smoothed" for name in paces)}
+    assert training[0].keys() - {"step", "time"} == {f"train/{name}" for name in names}
     assert [record["train/tokens"] for record in training] == [128 * step for step in (1, 3, 6, 7)]
     assert all(record["train/tokens_per_second"] > 0 for record in training)
     validations = {record["step"]: record["validation/loss"] for record in records if "validation/loss" in record}

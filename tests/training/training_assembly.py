@@ -34,6 +34,7 @@ from fledge.tokens.shard_writer import Segment, ShardWriter
 from fledge.tokens.shards import TokenSet, open_token_set
 from fledge.training.batches import BatchLoader, Scores, open_rows, rows_at_once
 from fledge.training.checkpoint import CheckpointWriter, kept_start, load_kept_optimizer, resume
+from fledge.training.figures import Gauge
 from fledge.training.layout import whole
 from fledge.training.objectives import make_objective
 from fledge.training.observers import Log, Sample, Validate
@@ -151,7 +152,7 @@ def assembled(
         with open_metrics(folder, settings.metrics, folder.name, progress.step) as metrics:
             byte_lengths = np.ones(VOCABULARY, dtype=np.int64)
             observers = [
-                Log(settings, plan, metrics, progress.step),
+                Log(settings, plan, metrics, Gauge(model.config, plan, progress.step, world.device, peak_flops_per_second=1e12)),
                 Validate(
                     settings,
                     plan,

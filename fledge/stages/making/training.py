@@ -19,7 +19,7 @@ from fledge.corpus.document import Message, Split
 from fledge.inference.engine import Engine
 from fledge.inference.settings import GenerationSettings
 from fledge.model.attention import attention_kernel
-from fledge.model.cost import flops_per_token, parameter_count
+from fledge.model.cost import parameter_count
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.model.settings import ModelConfig, padded_vocabulary_size
@@ -29,7 +29,9 @@ from fledge.tokens.chat import render
 from fledge.tokens.tokenizer import Tokenizer, copy_tokenizer
 from fledge.training.batches import BatchLoader, RowReader, open_rows
 from fledge.training.checkpoint import CheckpointWriter, Progress, kept_start, load_kept_optimizer, require_disk_space, resume
-from fledge.training.checkpoint_folders import list_checkpoints
+from fledge.training.checkpoint_folders import best_checkpoint, list_checkpoints
+from fledge.training.devices import peak_flops_per_second
+from fledge.training.figures import Gauge, training_flops
 from fledge.training.objectives import make_objective
 from fledge.training.observers import Log, Sample, Validate
 from fledge.training.optimizer import make_optimizer
@@ -37,6 +39,7 @@ from fledge.training.parallel import Machine, World, chosen_machine, open_world,
 from fledge.training.phases import described, make_plan, used
 from fledge.training.plan import FROM_THE_BEGINNING, Plan, Start
 from fledge.training.preparation import choose_computation, open_batches, prepare
+from fledge.training.profiling import Profile
 from fledge.training.resident import ResidentRows
 from fledge.training.score import read_scores
 from fledge.training.trainer import Trainer
@@ -75,9 +78,11 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings.seed)
     world = world.lay_out(settings.parallel, parameter_count(model.config))
     _require_context(task, train, model)
+    _require_validation(task, validation)
     require_disk_space(folder, model)
     plan = make_plan(train.sources, settings, parameter_count(model.config), _start(task))
-    machine = settle_machine(folder, settings, world, task.scores.path if task.scores else None, _flops(plan, model) / world.size)
+    flops = training_flops(model.config, plan, plan.steps) / world.size
+    machine = settle_machine(folder, settings, world, task.scores.path if task.scores else None, flops)
     if task.scores is not None:
         _require_same_arithmetic(task, task.scores.path, machine)
     objective = make_objective(settings.objective)
@@ -90,7 +95,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     progress = resume(folder, model, optimizer, plan, world)
     if task.parent is not None and progress.step == plan.start.step and "optimizer" in settings.keep:
         load_kept_optimizer(task.parent, optimizer)
-    _announce(task, plan, model, progress, world, _described(machine, world, batches, train.isolate_documents))
+    _announce(task, plan, model, progress, world, _described(machine, world, batches, train.isolate_documents, model))
     copy = partial(copy_tokenizer, task.tokenizer, answers=task.answers, maximum_tokens=model.config.settings.max_position_embeddings)
     writer = CheckpointWriter(folder, task.wanted, settings.keep_checkpoints, copy)
     run_name = f"{task.run.folder.name}-{task.stage}"
@@ -99,7 +104,10 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
         byte_lengths = task.tokenizer.document_byte_lengths
         losses = progress.validation_losses
         validate = Validate(settings, plan, metrics, model, objective, validation, rows, world, machine, byte_lengths, losses)
+        peak = peak_flops_per_second(folder, machine, world.device) * world.size if world.main else None
+        log = Log(settings, plan, metrics, Gauge(model.config, plan, progress.step, world.device, peak))
         samples = [] if world.sharded else [Sample(settings, plan, model, world, _sampler(task))]
+        profiles = [Profile(settings.profile, folder, progress.step, plan.steps, world.main)] if settings.profile else []
         yield Trainer(
             settings=settings,
             model=model,
@@ -108,7 +116,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
             batches=batches,
             world=world,
             machine=machine,
-            observers=[Log(settings, plan, metrics, progress.step), validate, *samples],
+            observers=[log, validate, *samples, *profiles],
             writer=writer,
             stop=stop,
             progress=progress,
@@ -145,6 +153,14 @@ def _start(task: Task) -> Start:
     return kept_start(task.parent) if task.parent is not None and "step" in task.settings.keep else FROM_THE_BEGINNING
 
 
+def _require_validation(task: Task, rows: RowReader) -> None:
+    if task.settings.early_stopping is not None and not rows.all_rows():
+        raise ConfigError(
+            f"{task.stage}.early_stopping needs validation rows, and the token sets have none",
+            "keep some text apart with corpus.validation_fraction, or leave early_stopping out",
+        )
+
+
 def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, world: World, machine: str) -> None:
     steps, tokens = plan.steps - plan.start.step, plan.tokens(plan.steps) - plan.start.tokens
     of_tokens = f"of {plan.phases[0].batch_tokens:,} tokens" if len(plan.phases) == 1 else f"in {len(plan.phases)} phases"
@@ -160,10 +176,11 @@ def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, world: W
         console.say(f"{task.stage}: continues after step {progress.step:,}")
 
 
-def _described(machine: Machine, world: World, batches: BatchLoader, isolate_documents: bool) -> str:
+def _described(machine: Machine, world: World, batches: BatchLoader, isolate_documents: bool, model: Llama) -> str:
     """How the machine is used, for the line that opens a stage."""
     processes = f"{world.size} x {world.device.type}" + (f" by {world.layout}" if world.size > 1 else "")
-    kernel = attention_kernel(world.device, isolate_documents, machine.compiled)
+    has_dropout = model.config.settings.attention_dropout > 0
+    kernel = attention_kernel(world.device, isolate_documents, machine.compiled, has_dropout)
     parts = [machine.precision, f"{machine.threads} threads", processes, f"attention {kernel}"]
     parts += ["compiled"] if machine.compiled else []
     parts += [f"{batches.micro_batch_rows} rows at once"] if machine.micro_batch_rows else []
@@ -195,31 +212,35 @@ def _finish(task: Task, trainer: Trainer, seconds: float) -> None:
     final = list_checkpoints(task.folder)[-1]
     place = final.path.relative_to(task.folder).as_posix()
     files = {f"{place}/{name}": digest for name, digest in final.artifact.manifest.files.items()}
-    plan, progress = trainer.batches.plan, trainer.progress
+    plan, progress, stop = trainer.batches.plan, trainer.progress, trainer.early_stop
+    best = best_checkpoint(task.folder)
     stats = {
         "parameters": parameter_count(trainer.model.config),
         "steps": progress.step,
         "tokens": plan.tokens(progress.step),
         "planned_tokens": plan.tokens(plan.steps),
-        "flops": _flops(plan, trainer.model),
+        "flops": training_flops(trainer.model.config, plan, progress.step),
         "epochs": plan.epochs(progress.step),
         "sources": {name: asdict(use) for name, use in plan.use(progress.step).items()},
         "started_from": _origin(task),
         "initial_loss": progress.initial_loss,
         "loss": progress.recent_losses[-1],
         "validation_loss": progress.validation_loss,
+        "stopped_early": stop.reason if stop is not None and stop.step < plan.steps else None,
         "final": place,
+        "best": best.path.relative_to(task.folder).as_posix() if best is not None else None,
         "planned_seconds": _planned_seconds(task.folder, plan.tokens(progress.step) - plan.start.tokens),
         "seconds": round(seconds, 3),
     }
     artifact.finish(task.folder, task.wanted, files, {name: value for name, value in stats.items() if value is not None})
     for line in used(plan, progress.step):
         console.say(f"{task.stage}: {line}")
+    if stats["stopped_early"]:
+        console.say(
+            f"{task.stage}: stopped early, after step {progress.step:,} of {plan.steps:,}: {stats['stopped_early']}; "
+            f"the best checkpoint is {stats['best']}, in other recipes start_from: {task.folder}@best"
+        )
     console.say(f"{task.stage}: loss {progress.initial_loss:.3f} -> {progress.recent_losses[-1]:.3f}; {console.format_seconds(seconds)}")
-
-
-def _flops(plan: Plan, model: Llama) -> int:
-    return sum(phase.steps * phase.batch_tokens * flops_per_token(model.config, phase.row_tokens) for phase in plan.phases)
 
 
 def _origin(task: Task) -> dict[str, Any] | None:
