@@ -26,7 +26,6 @@ from fledge.training.plan import Plan, Row, rows_per_rank, slice_for_rank
 from fledge.training.settings import TrainingSettings
 from fledge.training.trainer import StepReport, is_due
 
-
 WORTH_TELLING_WAIT_SHARE = 0.01
 """Share of the time spent waiting for data from which on the line says so."""
 
