@@ -1,6 +1,6 @@
 """`fledge <verb> <recipe> [a.b=c ...]`: parses the line, loads the recipe, calls the stage, and turns errors into two lines.
 
-Nothing heavy is imported before a verb is known: `fledge --help` and a typo in a recipe never wait for torch.
+Nothing heavy is imported before a verb is known: `fledge --help` waits for no recipe's settings, and a typo in a recipe never for torch.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ from fledge.options import (
     refuse_with,
     stretch,
 )
-from fledge.recipe import Recipe, find_recipe, load_recipe, smoke
 from fledge.stages import STAGES, TRAINING_STAGES, Stage, has_stage, run_stage
 from fledge.stages.run import Run, set_aside
 from fledge.verbs import launching
@@ -360,6 +359,8 @@ def show_config(
     log_level: LogLevel = "info",
 ) -> None:
     console.configure(log_level)
+    from fledge.recipe import Recipe, find_recipe, load_recipe, smoke
+
     parsed, tree = load_recipe(find_recipe(recipe), overrides or [])
     written = {dotted: value for dotted, value, _ in config.leaves(Recipe, parsed, tree)}
     rows = [

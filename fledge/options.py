@@ -10,7 +10,6 @@ import typer
 from fledge.core import console, process
 from fledge.core.errors import ConfigError
 from fledge.core.metrics import require_sinks
-from fledge.recipe import find_recipe, load_recipe, smoke, without_wandb
 from fledge.stages import STAGES, TRAINING_STAGES, Stage, has_stage
 from fledge.stages.run import Run, run_folder, smoke_name
 
@@ -93,6 +92,8 @@ def refuse_ranks(verb: str) -> None:
 
 def prepare(recipe: str, overrides: list[str] | None, name: str | None, small: bool, no_wandb: bool) -> Run:
     """The run that these options mean, its recipe read and checked. Raises ConfigError, MachineError if a sink is not installed."""
+    from fledge.recipe import find_recipe, load_recipe, smoke, without_wandb
+
     path = find_recipe(recipe)
     parsed, _ = load_recipe(path, overrides or [])
     if small:

@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fledge.core import artifact, console, disk
 from fledge.core.artifact import Artifact, Request
 from fledge.core.errors import ArtifactError
-from fledge.recipe import Recipe
+
+if TYPE_CHECKING:
+    from fledge.recipe import Recipe
 
 RUNS = Path("runs")
 
