@@ -44,7 +44,7 @@ def make_trainer(given: SimpleNamespace, vocabulary: int, learning_rate: float) 
         batch_rows=given.rows,
         sequence_length=given.tokens,
         learning_rate=learning_rate,
-        schedule=ScheduleSettings("constant"),
+        schedule=ScheduleSettings(kind="constant"),
         isolate_documents=given.documents,
     )
     model = Llama(ModelConfig(shape, vocabulary), 0).to(device)

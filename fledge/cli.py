@@ -37,7 +37,9 @@ from fledge.options import (
     TopK,
     TopP,
     refuse_contradictions,
+    refuse_ranks,
     refuse_with,
+    stretch,
 )
 from fledge.recipe import Recipe, find_recipe, load_recipe, smoke, without_wandb
 from fledge.stages import STAGES, TRAINING_STAGES, Stage, has_stage, run_stage
@@ -84,6 +86,9 @@ def _application() -> typer.Typer:
     app.command("generate", help="Continue a text, or answer with --chat.", rich_help_panel="Use")(_guarded(generate))
     app.command("chat", help="Talk with a model.", rich_help_panel="Use")(_guarded(chat))
     app.command("export", help="Write a result in the form of other programs.", rich_help_panel="Use")(_guarded(export))
+    app.command("plan", help="Say what a run will take: time, memory, disk, on this machine and on others.", rich_help_panel="Look")(
+        _guarded(plan)
+    )
     app.command("config", help="Print every value of a recipe and where it comes from.", rich_help_panel="Look")(_guarded(show_config))
     app.command("show", help="Print what a result is, its figures, and what it was made from.", rich_help_panel="Look")(_guarded(show))
     app.command("inspect", help="Print packed tokens with their borders and loss mask.", rich_help_panel="Look")(_guarded(inspect))
@@ -134,9 +139,9 @@ def run(
     log_level: LogLevel = "info",
 ) -> None:
     console.configure(log_level)
-    stages = _stretch(first, last)
+    stages = stretch(first, last)
     this = _prepare(recipe, overrides, name, small, no_wandb)
-    _refuse_ranks("run")
+    refuse_ranks("run")
     with process.run_lock(this.folder):
         if force:
             set_aside(this, STAGES[STAGES.index(stages[0]) :])
@@ -162,7 +167,7 @@ def _stage_verb(stage: Stage) -> Callable[..., None]:
         console.configure(log_level)
         this = _prepare(recipe, overrides, name, small, no_wandb)
         if stage not in TRAINING_STAGES:
-            _refuse_ranks(stage)
+            refuse_ranks(stage)
         if not has_stage(stage, this):
             raise ConfigError(f"the recipe has no stage {stage!r}", "add its section to the recipe, or run another stage")
         if not process.is_main():
@@ -210,7 +215,7 @@ def corpus(
     if workers is not None and not download_only:
         overrides = [*(overrides or []), f"corpus.workers={workers}"]
     this = _prepare(recipe, overrides, name, small, no_wandb=False)
-    _refuse_ranks("corpus")
+    refuse_ranks("corpus")
     if not has_stage("corpus", this):
         raise ConfigError("the recipe has no stage 'corpus'", "add its section to the recipe, or run another stage")
     from fledge.verbs import corpus as verbs
@@ -312,6 +317,24 @@ def export(
     EXPORTS[target](place, folder, small)
 
 
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    device: Annotated[str | None, typer.Option("--device", help='Only this one of the other devices, such as "RTX 4090".')] = None,
+    rate: Annotated[float | None, typer.Option("--rate", help="Price of an hour, in your currency.", min=0.0)] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+    name: Name = None,
+    small: Smoke = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    this = _prepare(recipe, overrides, name, small, no_wandb=True)
+    refuse_ranks("plan")
+    from fledge.verbs import plan as verbs
+
+    verbs.plan(this, device, rate, json)
+
+
 def show_config(
     recipe: RecipeArgument,
     overrides: Overrides = None,
@@ -372,22 +395,3 @@ def _prepare(recipe: str, overrides: list[str] | None, name: str | None, small: 
         if has_stage(stage, this := Run(parsed, run_folder(run_name), command)):
             require_sinks(this.recipe.section(stage).metrics, stage)
     return this
-
-
-def _stretch(first: str | None, last: str | None) -> tuple[Stage, ...]:
-    for given in (first, last):
-        if given is not None and given not in STAGES:
-            raise ConfigError(f"there is no stage {given!r}", f"name one of {', '.join(STAGES)}")
-    begin = STAGES.index(first) if first in STAGES else 0
-    end = STAGES.index(last) if last in STAGES else len(STAGES) - 1
-    if begin > end:
-        raise ConfigError(f"--from {first} comes after --to {last}", f"the order is {', '.join(STAGES)}")
-    return STAGES[begin : end + 1]
-
-
-def _refuse_ranks(verb: str) -> None:
-    if process.world_size() > 1:
-        raise ConfigError(
-            f"`{verb}` works in one process, this is one of {process.world_size()}",
-            f"start only {', '.join(TRAINING_STAGES)} under torchrun or accelerate, the other stages without",
-        )

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from fledge.core import console
+from fledge.core import console, process
 from fledge.core.errors import ConfigError
+from fledge.stages import STAGES, TRAINING_STAGES, Stage
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file (.yaml or .json), or the name of one that Fledge brings.")
@@ -58,3 +59,24 @@ def refuse_with(action: str, options: dict[str, bool]) -> None:
     given = [name for name, is_given in options.items() if is_given]
     if given:
         raise ConfigError(f"{' and '.join(given)} cannot be had with {action}", f"leave out {' and '.join(given)}")
+
+
+def stretch(first: str | None, last: str | None) -> tuple[Stage, ...]:
+    """The stages from one to another, all of them if none is given. Raises ConfigError."""
+    for given in (first, last):
+        if given is not None and given not in STAGES:
+            raise ConfigError(f"there is no stage {given!r}", f"name one of {', '.join(STAGES)}")
+    begin = STAGES.index(first) if first in STAGES else 0
+    end = STAGES.index(last) if last in STAGES else len(STAGES) - 1
+    if begin > end:
+        raise ConfigError(f"--from {first} comes after --to {last}", f"the order is {', '.join(STAGES)}")
+    return STAGES[begin : end + 1]
+
+
+def refuse_ranks(verb: str) -> None:
+    """Refuse to be one of several processes. Raises ConfigError."""
+    if process.world_size() > 1:
+        raise ConfigError(
+            f"`{verb}` works in one process, this is one of {process.world_size()}",
+            f"start only {', '.join(TRAINING_STAGES)} under torchrun or accelerate, the other stages without",
+        )

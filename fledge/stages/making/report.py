@@ -86,6 +86,8 @@ def _use(run: Run, place: str, found: Artifact) -> StageUse:
         place,
         seconds=stats.get("seconds"),
         planned_seconds=stats.get("planned_seconds"),
+        peak_bytes=stats.get("peak_bytes"),
+        planned_peak_bytes=stats.get("planned_peak_bytes"),
         planned_tokens=settings.steps * stats["tokens"] // stats["steps"],
         used_tokens=stats["tokens"],
         note=f"{stats['steps']:,} steps, {stats['epochs']:.2f} epochs",

@@ -12,8 +12,8 @@ from pathlib import Path
 from fledge.core import artifact, console
 from fledge.core.artifact import Artifact
 from fledge.core.errors import ConfigError
-from fledge.core.metrics import open_metrics, read_metrics
-from fledge.core.process import StopSignals, keep_freed_memory
+from fledge.core.metrics import open_metrics
+from fledge.core.process import StopSignals, keep_freed_memory, resident_bytes
 from fledge.corpus.document import Message, Split
 from fledge.inference.engine import Engine
 from fledge.inference.settings import GenerationSettings
@@ -22,6 +22,7 @@ from fledge.model.cost import flops_per_token, parameter_count
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.model.settings import ModelConfig, padded_vocabulary_size
+from fledge.stages.making.prediction import forget_seconds, peak_bytes, predict, predicted
 from fledge.stages.run import Run
 from fledge.stages.task import Task
 from fledge.tokens.chat import render
@@ -68,6 +69,7 @@ def open_model(parent: Artifact | None, run: Run, tokenizer: Tokenizer, answers:
 def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     """Build the parts and put them together; nothing runs yet."""
     keep_freed_memory()
+    process_bytes = resident_bytes()
     settings, folder = task.settings, task.folder
     train, validation = _rows(task, "train"), _rows(task, "validation")
     model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings.seed).to(world.device)
@@ -85,6 +87,10 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     batches = open_batches(plan, train, machine.micro_batch_rows or settings.micro_batch_rows, world, settings.tokens_on_device)
     progress = resume(folder, model, optimizer, plan, world)
     _announce(task, plan, model, progress, _described(machine, world, batches, train.isolate_documents))
+    if progress.step:
+        forget_seconds(folder, world)
+    else:
+        predict(folder, model, objective, machine, world, settings, batches, len(validation.all_rows()), process_bytes)
     copy = partial(copy_tokenizer, task.tokenizer, answers=task.answers, maximum_tokens=model.config.settings.max_position_embeddings)
     writer = CheckpointWriter(folder, task.wanted, settings.keep_checkpoints, copy)
     run_name = f"{task.run.folder.name}-{task.stage}"
@@ -175,7 +181,7 @@ def _finish(task: Task, trainer: Trainer, seconds: float) -> None:
     final = list_checkpoints(task.folder)[-1]
     place = final.path.relative_to(task.folder).as_posix()
     files = {f"{place}/{name}": digest for name, digest in final.artifact.manifest.files.items()}
-    plan, progress = trainer.batches.plan, trainer.progress
+    plan, progress, expected = trainer.batches.plan, trainer.progress, predicted(task.folder)
     stats = {
         "parameters": parameter_count(trainer.model.config),
         "steps": progress.step,
@@ -186,14 +192,10 @@ def _finish(task: Task, trainer: Trainer, seconds: float) -> None:
         "loss": progress.recent_losses[-1],
         "validation_loss": progress.validation_loss,
         "final": place,
-        "planned_seconds": _planned_seconds(task.folder, progress.step * plan.batch_tokens),
+        "planned_seconds": expected.seconds if expected else None,
         "seconds": round(seconds, 3),
+        "planned_peak_bytes": expected.peak_bytes if expected else None,
+        "peak_bytes": peak_bytes(trainer.world.device),
     }
     artifact.finish(task.folder, task.wanted, files, {name: value for name, value in stats.items() if value is not None})
     console.say(f"{task.stage}: loss {progress.initial_loss:.3f} -> {progress.recent_losses[-1]:.3f}; {console.format_seconds(seconds)}")
-
-
-def _planned_seconds(folder: Path, tokens: int) -> float | None:
-    """What the whole stage would take at the pace of its second line of progress, the first being that of warming up."""
-    paces = [record["train/tokens_per_second"] for record in read_metrics(folder) if "train/tokens_per_second" in record]
-    return round(tokens / paces[1], 1) if len(paces) > 1 else None

@@ -1,0 +1,92 @@
+"""What GPUs can do, from their makers' data sheets: plan -> [devices] -> what a run would take there, and cost.
+
+Peaks are dense (without structured sparsity), of the tensor cores where a card has them, summed in fp32. A run reaches a share of the peak,
+the MFU, which is measured where we could and assumed elsewhere; it depends on the width of the model far more than on the card:
+
+    width   256    768    1,024     of 989 TFLOP/s in bf16, compiled, causal half of attention counted: Fledge on an H200,
+    MFU     0.19   0.40   0.42      23M, 96M/110M, 197M at 32 rows of 1,024 tokens (benchmarks/results/train_gpu-H200.json)
+
+Other cards are assumed to do alike, which published figures bear out: 37 % for GPT-2 124M on H100s (modded-nanogpt), 41 % for 12 layers
+of 768 (nanochat), and 25 % on an A100 by nanoGPT, which is older. fp32 without tensor cores is easier to feed: 0.6 is assumed there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+GB = 1_000_000_000
+TERA = 1e12
+MFU_BY_WIDTH = ((256, 0.19), (768, 0.40), (1024, 0.42))
+FP32_MFU = 0.6
+USABLE_SHARE = 0.92
+"""Of a card's memory: the CUDA context takes half a gigabyte, and torch's allocator cannot use every gap."""
+
+DevicePrecision = Literal["bf16", "fp16", "fp32"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU as its data sheet has it."""
+
+    name: str
+    memory_bytes: int
+    bandwidth_bytes: float
+    """Per second, of its memory."""
+    precision: DevicePrecision
+    """What Fledge chooses there: bf16 from compute capability 8.0 on, fp16 from 7.0 on, fp32 below (`model.precision.fastest_of`)."""
+    peak_flops: dict[DevicePrecision, float]
+    """Per second."""
+    compute_capability: tuple[int, int]
+
+    @property
+    def usable_bytes(self) -> float:
+        return USABLE_SHARE * self.memory_bytes
+
+    def tokens_per_second(self, flops_per_token: int, width: int) -> float:
+        """Assumed for training a model of this width in the card's precision."""
+        mfu = FP32_MFU if self.precision == "fp32" else assumed_mfu(width)
+        return self.peak_flops[self.precision] * mfu / flops_per_token
+
+
+DEVICES = (
+    # NVIDIA Tesla P100 data sheet (PCIe, 16 GB): 9.3 TFLOP/s fp32, 18.7 fp16 without tensor cores, 732 GB/s.
+    Device("P100", 16 * GB, 732e9, "fp32", {"fp16": 18.7 * TERA, "fp32": 9.3 * TERA}, (6, 0)),
+    # NVIDIA T4 data sheet: 65 TFLOP/s fp16 (tensor cores), 8.1 fp32, 320 GB/s ("300+").
+    Device("T4", 16 * GB, 320e9, "fp16", {"fp16": 65 * TERA, "fp32": 8.1 * TERA}, (7, 5)),
+    # NVIDIA V100 data sheet (SXM2): 125 TFLOP/s fp16 (tensor cores), 15.7 fp32, 900 GB/s.
+    Device("V100 16 GB", 16 * GB, 900e9, "fp16", {"fp16": 125 * TERA, "fp32": 15.7 * TERA}, (7, 0)),
+    Device("V100 32 GB", 32 * GB, 900e9, "fp16", {"fp16": 125 * TERA, "fp32": 15.7 * TERA}, (7, 0)),
+    # NVIDIA A100 data sheet (SXM4): 312 TFLOP/s bf16 and fp16, 19.5 fp32, 1,555 GB/s (40 GB) and 2,039 GB/s (80 GB).
+    Device("A100 40 GB", 40 * GB, 1555e9, "bf16", {"bf16": 312 * TERA, "fp16": 312 * TERA, "fp32": 19.5 * TERA}, (8, 0)),
+    Device("A100 80 GB", 80 * GB, 2039e9, "bf16", {"bf16": 312 * TERA, "fp16": 312 * TERA, "fp32": 19.5 * TERA}, (8, 0)),
+    # NVIDIA Ada GPU architecture white paper, RTX 4090: 165.2 TFLOP/s bf16 and fp16 with sums in fp32, 82.6 fp32, 1,008 GB/s.
+    Device("RTX 4090", 24 * GB, 1008e9, "bf16", {"bf16": 165.2 * TERA, "fp16": 165.2 * TERA, "fp32": 82.6 * TERA}, (8, 9)),
+    # NVIDIA H100 data sheet (SXM5): 989 TFLOP/s bf16 and fp16, 67 fp32, 3,350 GB/s.
+    Device("H100", 80 * GB, 3350e9, "bf16", {"bf16": 989 * TERA, "fp16": 989 * TERA, "fp32": 67 * TERA}, (9, 0)),
+    # NVIDIA H200 data sheet (SXM): as H100, with 141 GB and 4,800 GB/s.
+    Device("H200", 141 * GB, 4800e9, "bf16", {"bf16": 989 * TERA, "fp16": 989 * TERA, "fp32": 67 * TERA}, (9, 0)),
+)
+
+
+def find_devices(name: str) -> tuple[Device, ...]:
+    """The cards whose name begins like this, whatever its case and spaces."""
+    wanted = _plain(name)
+    return tuple(device for device in DEVICES if wanted and _plain(device.name).startswith(wanted))
+
+
+def assumed_mfu(width: int) -> float:
+    """Of the peak of tensor cores, for a model of this width: between the measured widths along the logarithm, beyond them constant."""
+    (low, first), *_ = MFU_BY_WIDTH
+    if width <= low:
+        return first * width / low
+    for (low, first), (high, second) in itertools.pairwise(MFU_BY_WIDTH):
+        if width <= high:
+            return first + (second - first) * math.log(width / low) / math.log(high / low)
+    return MFU_BY_WIDTH[-1][1]
+
+
+def _plain(name: str) -> str:
+    return "".join(name.lower().split())
