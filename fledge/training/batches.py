@@ -162,7 +162,6 @@ class Rows(Protocol):
     """Makes batches of rows: a `RowReader`, or tokens that are on the device already."""
 
     row_tokens: int
-    isolate_documents: bool
 
     def batch(self, rows: Sequence[Row], batch_rows: int) -> Batch:
         """The given rows, then rows without targets up to `batch_rows`."""

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fledge.core.console import format_seconds
 from fledge.model.cost import parameter_count
+from fledge.model.memory import MicroBatch
 from fledge.model.settings import ModelConfig
 from fledge.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from fledge.model.precision import Precision
 
 CHECKPOINT_BYTES_PER_PARAMETER = {"adamw": 12, "muon": 8}
 """fp32 weights with two moments or one; with Muon the embedding, which has two, is counted as the body."""
@@ -46,6 +51,19 @@ def stage_length(settings: TrainingSettings, packed_row_tokens: int) -> StageLen
     """What the settings say; rows that were packed bring their own length. The one place here that reads how long a run is."""
     row_tokens = settings.sequence_length or packed_row_tokens
     return StageLength(settings.steps, settings.batch_rows, row_tokens, settings.steps * settings.batch_rows * row_tokens)
+
+
+def micro_batch(settings: TrainingSettings, length: StageLength, device: str, precision: Precision, compiled: bool) -> MicroBatch:
+    """As much as the settings let a stage compute at once, on a device of torch's name."""
+    return MicroBatch(
+        min(settings.micro_batch_rows or length.batch_rows, length.batch_rows),
+        length.row_tokens,
+        "cuda" if device == "cuda" else "mps" if device == "mps" else "cpu",
+        precision,
+        compiled,
+        settings.isolate_documents or settings.objective.kind == "preference",
+        settings.activation_checkpointing,
+    )
 
 
 def times(steps: int, every_steps: int | None) -> int:

@@ -44,7 +44,7 @@ class ResidentRows:
     def __init__(self, reader: RowReader, device: torch.device) -> None:
         self.row_tokens = reader.row_tokens
         self.size_bytes = resident_bytes(reader)
-        self.isolate_documents, self._device = reader.isolate_documents, device
+        self._isolate_documents, self._device = reader.isolate_documents, device
         self._sizes = [len(shard.tokens) for shard in reader.shards]
         self._offsets = np.cumsum([0, *self._sizes]).tolist()
         self._tokens = self._load([shard.tokens for shard in reader.shards])
@@ -68,7 +68,7 @@ class ResidentRows:
             inside = torch.arange(self.row_tokens, device=self._device) < self.row_tokens - 1
             is_target = is_there & inside & (self._supervised[torch.where(is_there, after, 0)] == 1)
         targets = torch.where(is_target, self._ids(torch.where(is_target, after, 0)), IGNORE)
-        documents = self._documents(here, offset + first, is_there) if self.isolate_documents else None
+        documents = self._documents(here, offset + first, is_there) if self._isolate_documents else None
         return Batch(tokens, targets, is_target.float(), documents)
 
     def _documents(self, here: Tensor, row_start: Tensor, is_there: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from fledge.model.cost import flops_per_token, parameter_count
 from fledge.model.folder import read_config
 from fledge.model.llama import Llama
 from fledge.model.memory import MemoryBytes, MicroBatch, micro_batch_that_fits, training_memory
-from fledge.model.precision import Precision
 from fledge.model.settings import ModelConfig, padded_vocabulary_size
 from fledge.stages import TRAINING_STAGES, Stage, has_stage
 from fledge.stages.checkpoint_names import find_checkpoint
@@ -34,6 +33,7 @@ from fledge.training.forecast import (
     COMPILED_SPEEDUP,
     StageLength,
     largest_checkpoint_bytes,
+    micro_batch,
     stage_length,
     stage_seconds,
     stage_warnings,
@@ -237,14 +237,6 @@ def _plan_stage(run: Run, stage: Stage, length: StageLength, prober: _Prober) ->
         is_measured,
         stage_seconds(settings, length, step.step(length.batch_rows), step.row, parameters, validation_rows),
     )
-
-
-def micro_batch(settings: TrainingSettings, length: StageLength, device: str, precision: Precision, compiled: bool) -> MicroBatch:
-    """The whole of what a stage may compute at once."""
-    rows = min(settings.micro_batch_rows or length.batch_rows, length.batch_rows)
-    isolates = settings.isolate_documents or settings.objective.kind == "preference"
-    kind = "cuda" if device == "cuda" else "mps" if device == "mps" else "cpu"
-    return MicroBatch(rows, length.row_tokens, kind, precision, compiled, isolates, settings.activation_checkpointing)  # type: ignore[arg-type]
 
 
 def available_bytes(device: torch.device) -> float:

@@ -15,10 +15,10 @@ import torch
 from fledge.model.block_attention import BLOCK_QUERIES
 from fledge.model.head import CHUNK_TOKENS, MAXIMUM_CHUNKS
 from fledge.model.llama import Llama
-from fledge.model.memory import MicroBatch, kept_bytes, lora_memory, micro_batch_that_fits, training_memory
 from fledge.model.memory import BLOCK_QUERIES as PLANNED_BLOCK
 from fledge.model.memory import CHUNK_TOKENS as PLANNED_CHUNK
 from fledge.model.memory import MAXIMUM_CHUNKS as PLANNED_CHUNKS
+from fledge.model.memory import MicroBatch, kept_bytes, lora_memory, micro_batch_that_fits, training_memory
 from fledge.model.settings import ModelConfig, ModelSettings
 
 SHAPES: list[dict[str, Any]] = [

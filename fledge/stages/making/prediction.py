@@ -16,9 +16,9 @@ import torch
 from fledge.core import console, disk, process
 from fledge.model.cost import parameter_count
 from fledge.model.llama import Llama
-from fledge.model.memory import MicroBatch, training_memory
+from fledge.model.memory import training_memory
 from fledge.training.batches import BatchLoader
-from fledge.training.forecast import StageLength, stage_seconds
+from fledge.training.forecast import StageLength, micro_batch, stage_seconds
 from fledge.training.objectives import Objective
 from fledge.training.optimizer import make_optimizer
 from fledge.training.parallel import Machine, World
@@ -53,23 +53,16 @@ def predict(
 ) -> Prediction:
     """Expect and note it, say it, and count peaks from here on. `process_bytes`: what the process held before the model was made."""
     plan = batches.plan
-    batch = MicroBatch(
-        batches.micro_batch_rows,
-        plan.row_tokens,
-        "cuda" if world.device.type == "cuda" else "mps" if world.device.type == "mps" else "cpu",
-        machine.precision,
-        machine.compiled,
-        batches.reader.isolate_documents,
-        settings.activation_checkpointing,
-    )
+    length = StageLength(settings.steps, plan.batch_rows, plan.row_tokens, settings.steps * plan.batch_tokens)
+    whole = micro_batch(settings, length, world.device.type, machine.precision, machine.compiled)
+    batch = replace(whole, rows=batches.micro_batch_rows)
     resident_bytes = batches.reader.size_bytes if isinstance(batches.reader, ResidentRows) else 0
     memory = training_memory(model.config, batch, settings.optimizer.kind, resident_bytes, process_bytes)
     seconds = None
     if world.size == 1:
-        first = batches.reader.batch(plan.rows(0)[: batch.rows], batch.rows).to(world.device)
+        first = batches.micro_batches(0)[0].to(world.device)
         optimizer = make_optimizer(model, settings, world.device.type != "cpu" or machine.precision == "bf16")
         took = measure(model, objective, optimizer, machine, first, PROBE_RUNS.get(world.device.type, 3))
-        length = StageLength(settings.steps, plan.batch_rows, plan.row_tokens, settings.steps * plan.batch_tokens)
         step_seconds = took.step(batches.rank_rows)
         seconds = stage_seconds(settings, length, step_seconds, took.row, parameter_count(model.config), validation_rows)
         del first, optimizer
