@@ -90,6 +90,9 @@ def _application() -> typer.Typer:
     app.command("generate", help="Continue a text, or answer with --chat.", rich_help_panel="Use")(_guarded(generate))
     app.command("chat", help="Talk with a model.", rich_help_panel="Use")(_guarded(chat))
     app.command("export", help="Write a result in the form of other programs.", rich_help_panel="Use")(_guarded(export))
+    app.command("plan", help="Say what a run will take: time, memory, disk, on this machine and on others.", rich_help_panel="Look")(
+        _guarded(plan)
+    )
     app.command("config", help="Print every value of a recipe and where it comes from.", rich_help_panel="Look")(_guarded(show_config))
     app.command("show", help="Print what a result is, its figures, and what it was made from.", rich_help_panel="Look")(_guarded(show))
     app.command("inspect", help="Print packed tokens with their borders and loss mask.", rich_help_panel="Look")(_guarded(inspect))
@@ -350,6 +353,24 @@ def export(
     from fledge.verbs.export import EXPORTS
 
     EXPORTS[target](place, folder, small)
+
+
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    device: Annotated[str | None, typer.Option("--device", help='Only this one of the other devices, such as "RTX 4090".')] = None,
+    rate: Annotated[float | None, typer.Option("--rate", help="Price of an hour, in your currency.", min=0.0)] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+    name: Name = None,
+    small: Smoke = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    this = prepare(recipe, overrides, name, small, no_wandb=True)
+    refuse_ranks("plan")
+    from fledge.verbs import plan as verbs
+
+    verbs.plan(this, device, rate, json)
 
 
 def show_config(

@@ -100,6 +100,52 @@ def keep_freed_memory() -> None:
     libc.mallopt(_M_TOP_PAD, 64 << 20)
 
 
+def resident_bytes() -> int:
+    """Memory of this process that lies in RAM now; its peak where the system tells no more."""
+    return _status_bytes("VmRSS") or _lifetime_peak_bytes()
+
+
+def peak_resident_bytes() -> int:
+    """The most memory of this process that lay in RAM at once, since `restart_peak` where the system can do that, else since it began."""
+    return _status_bytes("VmHWM") or _lifetime_peak_bytes()
+
+
+def restart_peak() -> None:
+    """Let `peak_resident_bytes` count from now on, on Linux."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open("/proc/self/clear_refs", os.O_WRONLY)
+        try:
+            os.write(descriptor, b"5")  # resets VmHWM, says proc(5)
+        finally:
+            os.close(descriptor)
+
+
+def available_memory_bytes() -> int | None:
+    """Memory that this machine can give without swapping; None if it does not say."""
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
+    with contextlib.suppress(OSError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
+
+
+def _status_bytes(name: str) -> int | None:
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))
+    return None
+
+
+def _lifetime_peak_bytes() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
 def end_with_parent(parent: int) -> None:
     """Make this process end within a second of `parent`, the process that started it, however that one ended.
 

@@ -46,7 +46,12 @@ TRAINING = (
     "During training it may be measured on part of the held-out text only.",
 )
 
-USE = ("What the recipe asked for, and what was used. Tokens count every position that went through the model, padding included.",)
+USE = (
+    "What the recipe asked for, and what was used. Tokens count every position that went through the model, padding included. What a "
+    "training stage would take was expected before its first step: the time from two steps on trial, the memory from the shape of the "
+    "model. Memory is that of the whole process or, on a GPU, what the training allocated there. A stage that was stopped and went on "
+    "has no expected time.",
+)
 
 LINEAGE = (
     "What was made from what. Each id is a hash over what was asked for and every byte that came out, so an equal id is an equal "

@@ -6,11 +6,11 @@ Every figure stands beside what it must be compared with: compressors, guessing,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fledge.core import page
-from fledge.core.console import format_count, format_seconds
+from fledge.core.console import format_bytes, format_count, format_seconds
 from fledge.core.page import Markup, Section
 from fledge.corpus.sources.settings import Content
 from fledge.evaluation import explanations
@@ -35,7 +35,11 @@ class StageUse:
     name: str
     seconds: float | None = None
     planned_seconds: float | None = None
-    """Expected at the stage's pace after warming up."""
+    """Expected before the first step."""
+    peak_bytes: int | None = None
+    """The most memory at once, of the process or of the GPU."""
+    planned_peak_bytes: int | None = None
+    """Expected before the first step."""
     planned_tokens: int | None = None
     used_tokens: int | None = None
     note: str = ""
@@ -277,15 +281,23 @@ def _use(stages: Sequence[StageUse]) -> Section | None:
             stage.name,
             _count(stage.planned_tokens),
             _count(stage.used_tokens),
-            *("" if seconds is None else format_seconds(seconds) for seconds in (stage.planned_seconds, stage.seconds)),
+            *_compared(stage.planned_seconds, stage.seconds, format_seconds),
+            *_compared(stage.planned_peak_bytes, stage.peak_bytes, format_bytes),
             stage.note,
         ]
         for stage in stages
     ]
     total_seconds = sum(stage.seconds or 0.0 for stage in stages)
-    rows.append(["all", "", "", "", format_seconds(total_seconds), ""])
-    columns = ["stage", "tokens planned", "tokens used", "time expected", "time used", "result"]
-    return page.section("Plan and use", *explanations.USE, page.table(columns, rows, frozenset(range(1, 5))))
+    rows.append(["all", "", "", "", format_seconds(total_seconds), *[""] * 5])
+    columns = ["stage", "tokens planned", "tokens used", "time expected", "time used", "off by"]
+    columns += ["memory expected", "memory used", "off by", "result"]
+    return page.section("Plan and use", *explanations.USE, page.table(columns, rows, frozenset(range(1, 9))))
+
+
+def _compared(planned: float | None, used: float | None, shown: Callable[[float], str]) -> list[str]:
+    """What was expected, what it was, and by how much of what it was the expectation was off."""
+    off = "" if planned is None or not used else f"{planned / used - 1:+.0%}"
+    return ["" if planned is None else shown(planned), "" if used is None else shown(used), off]
 
 
 def _count(value: int | None) -> str:

@@ -1,84 +1,107 @@
-"""What a device can do at most, and how much memory a process has taken: device -> [peak, memory] -> figures of a run.
+"""What GPUs can do, from their makers' data sheets: plan -> [devices] -> what a run would take there, and cost.
 
-A card that is listed has the peak of its data sheet: dense products whose sums are in fp32, without sparsity. What is not listed, a CPU
-above all, is measured at the first start of a stage on a product of the kind models are made of, and kept in machine.json.
+Peaks are dense (without structured sparsity), of the tensor cores where a card has them, summed in fp32. A run reaches a share of the peak,
+the MFU, which is measured where we could and assumed elsewhere; it depends on the width of the model far more than on the card:
+
+    width   256    768    1,024     of 989 TFLOP/s in bf16, compiled, causal half of attention counted: Fledge on an H200,
+    MFU     0.19   0.40   0.42      23M, 96M/110M, 197M at 32 rows of 1,024 tokens (benchmarks/results/train_gpu-H200.json)
+
+Other cards are assumed to do alike, which published figures bear out: 37 % for GPT-2 124M on H100s (modded-nanogpt), 41 % for 12 layers
+of 768 (nanochat), and 25 % on an A100 by nanoGPT, which is older. fp32 without tensor cores is easier to feed: 0.6 is assumed there.
 """
 
 from __future__ import annotations
 
-import re
-import resource
-import sys
-import time
+import itertools
+import math
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    from fledge.model.precision import Precision
 
-from fledge.model.precision import Precision, measure_product, product_flops
-from fledge.training.parallel import Machine, kept_measurement
+GB = 1_000_000_000
+TERA = 1e12
+MFU_BY_WIDTH = ((256, 0.19), (768, 0.40), (1024, 0.42))
+FP32_MFU = 0.6
+USABLE_SHARE = 0.92
+"""Of a card's memory: the CUDA context takes half a gigabyte, and torch's allocator cannot use every gap."""
 
-TERA = 10**12
 _HOPPER: Mapping[Precision, float] = {"fp16": 989 * TERA, "bf16": 989 * TERA, "fp8": 989 * TERA, "tf32": 494 * TERA, "fp32": 67 * TERA}
-
 PEAK_FLOPS_PER_SECOND: Mapping[tuple[str, ...], Mapping[Precision, float]] = {
     ("H200",): _HOPPER,
     ("H100", "PCIe"): {"fp16": 756 * TERA, "bf16": 756 * TERA, "fp8": 756 * TERA, "tf32": 378 * TERA, "fp32": 51 * TERA},
     ("H100", "HBM3"): _HOPPER,
     ("A100",): {"fp16": 312 * TERA, "bf16": 312 * TERA, "tf32": 156 * TERA, "fp32": 19.5 * TERA},
-    ("RTX", "4090"): {"fp16": 165 * TERA, "bf16": 165 * TERA, "fp8": 165 * TERA, "tf32": 82.6 * TERA, "fp32": 82.6 * TERA},
+    ("RTX", "4090"): {"fp16": 165.2 * TERA, "bf16": 165.2 * TERA, "fp8": 165.2 * TERA, "tf32": 82.6 * TERA, "fp32": 82.6 * TERA},
     ("V100",): {"fp16": 125 * TERA, "fp32": 15.7 * TERA},
     ("T4",): {"fp16": 65 * TERA, "fp32": 8.1 * TERA},
-    ("P100",): {"fp16": 21.2 * TERA, "fp32": 10.6 * TERA},
+    ("P100",): {"fp16": 18.7 * TERA, "fp32": 9.3 * TERA},
 }
 """By words that occur in the name that CUDA gives a card. fp8 counts against bf16, in which much of such a step is computed."""
 
-_DEVICE_PRODUCT_SIZE = 4_096
-_DEVICE_REPEATS = 10
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU as its data sheet has it."""
+
+    name: str
+    memory_bytes: int
+    bandwidth_bytes: float
+    """Per second, of its memory."""
+    precision: Precision
+    """What Fledge chooses there: bf16 from compute capability 8.0 on, fp16 from 7.0 on, fp32 below (`model.precision.fastest_of`)."""
+    peak_flops: Mapping[Precision, float]
+    """Per second."""
+    compute_capability: tuple[int, int]
+
+    @property
+    def usable_bytes(self) -> float:
+        return USABLE_SHARE * self.memory_bytes
+
+    def tokens_per_second(self, flops_per_token: int, width: int) -> float:
+        """Assumed for training a model of this width in the card's precision."""
+        mfu = FP32_MFU if self.precision == "fp32" else assumed_mfu(width)
+        return self.peak_flops[self.precision] * mfu / flops_per_token
 
 
-def peak_flops_per_second(folder: Path, machine: Machine, device: torch.device) -> float:
-    """What this process's device can compute at most in the precision of a run; the main process calls this.
-
-    A CPU's is that of one thread times the threads: where two share a core, no run comes near it.
-    """
-    known = known_peak(torch.cuda.get_device_name(device), machine.precision) if device.type == "cuda" else None
-    if known is not None:
-        return known
-    kept = kept_measurement(folder, f"{machine.precision}_flops_per_second", lambda: measured_peak(device, machine.precision))
-    return kept * (machine.threads if device.type == "cpu" else 1)
-
-
-def known_peak(card: str, precision: Precision) -> float | None:
-    """FLOP/s of a card by its name, such as "NVIDIA H100 80GB HBM3"; None if it is not listed."""
-    words = set(re.split(r"[^A-Za-z0-9]+", card))
-    if "Laptop" in words:
-        return None  # the same name on a slower chip
-    return next((peaks.get(precision) for wanted, peaks in PEAK_FLOPS_PER_SECOND.items() if words.issuperset(wanted)), None)
-
-
-def measured_peak(device: torch.device, precision: Precision, size: int = _DEVICE_PRODUCT_SIZE) -> float:
-    """FLOP/s of a plain product, the best of several; on a CPU by one thread. `size`: of the square factors on other devices."""
-    dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
-    dtype = dtypes.get(precision, torch.float32)
-    if device.type == "cpu":
-        return product_flops() / measure_product(dtype).seconds
-    return 2 * size**3 / _seconds_of_product(device, dtype, size)
+DEVICES = (
+    # NVIDIA Tesla P100 data sheet (PCIe, 16 GB): 9.3 TFLOP/s fp32, 18.7 fp16 without tensor cores, 732 GB/s.
+    Device("P100", 16 * GB, 732e9, "fp32", PEAK_FLOPS_PER_SECOND[("P100",)], (6, 0)),
+    # NVIDIA T4 data sheet: 65 TFLOP/s fp16 (tensor cores), 8.1 fp32, 320 GB/s ("300+").
+    Device("T4", 16 * GB, 320e9, "fp16", PEAK_FLOPS_PER_SECOND[("T4",)], (7, 5)),
+    # NVIDIA V100 data sheet (SXM2): 125 TFLOP/s fp16 (tensor cores), 15.7 fp32, 900 GB/s.
+    Device("V100 16 GB", 16 * GB, 900e9, "fp16", PEAK_FLOPS_PER_SECOND[("V100",)], (7, 0)),
+    Device("V100 32 GB", 32 * GB, 900e9, "fp16", PEAK_FLOPS_PER_SECOND[("V100",)], (7, 0)),
+    # NVIDIA A100 data sheet (SXM4): 312 TFLOP/s bf16 and fp16, 19.5 fp32, 1,555 GB/s (40 GB) and 2,039 GB/s (80 GB).
+    Device("A100 40 GB", 40 * GB, 1555e9, "bf16", PEAK_FLOPS_PER_SECOND[("A100",)], (8, 0)),
+    Device("A100 80 GB", 80 * GB, 2039e9, "bf16", PEAK_FLOPS_PER_SECOND[("A100",)], (8, 0)),
+    # NVIDIA Ada GPU architecture white paper, RTX 4090: 165.2 TFLOP/s bf16 and fp16 with sums in fp32, 82.6 fp32, 1,008 GB/s.
+    Device("RTX 4090", 24 * GB, 1008e9, "bf16", PEAK_FLOPS_PER_SECOND[("RTX", "4090")], (8, 9)),
+    # NVIDIA H100 data sheet (SXM5): 989 TFLOP/s bf16 and fp16, 67 fp32, 3,350 GB/s.
+    Device("H100", 80 * GB, 3350e9, "bf16", PEAK_FLOPS_PER_SECOND[("H100", "HBM3")], (9, 0)),
+    # NVIDIA H200 data sheet (SXM): as H100, with 141 GB and 4,800 GB/s.
+    Device("H200", 141 * GB, 4800e9, "bf16", PEAK_FLOPS_PER_SECOND[("H200",)], (9, 0)),
+)
 
 
-def _seconds_of_product(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    seconds = []
-    for _ in range(_DEVICE_REPEATS):
-        started = time.perf_counter()
-        (left @ right)[0, 0].item()  # reading a number waits for the product
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+def find_devices(name: str) -> tuple[Device, ...]:
+    """The cards whose name begins like this, whatever its case and spaces."""
+    wanted = _plain(name)
+    return tuple(device for device in DEVICES if wanted and _plain(device.name).startswith(wanted))
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most that this process has had so far: allocated on a GPU of CUDA, else resident in the machine's memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit_bytes = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
+def assumed_mfu(width: int) -> float:
+    """Of the peak of tensor cores, for a model of this width: between the measured widths along the logarithm, beyond them constant."""
+    (low, first), *_ = MFU_BY_WIDTH
+    if width <= low:
+        return first * width / low
+    for (low, first), (high, second) in itertools.pairwise(MFU_BY_WIDTH):
+        if width <= high:
+            return first + (second - first) * math.log(width / low) / math.log(high / low)
+    return MFU_BY_WIDTH[-1][1]
+
+
+def _plain(name: str) -> str:
+    return "".join(name.lower().split())

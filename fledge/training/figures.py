@@ -18,7 +18,7 @@ import torch
 
 from fledge.model.cost import flops_per_token
 from fledge.model.settings import ModelConfig
-from fledge.training.devices import peak_memory_bytes
+from fledge.training.peaks import peak_memory_bytes
 from fledge.training.plan import Plan
 from fledge.training.trainer import StepReport
 

@@ -201,6 +201,11 @@ def settle_machine(
     return machine
 
 
+def choose_machine(settings: TrainingSettings, device: torch.device, training_flops: float) -> Machine:
+    """What `settle_machine` would choose at a first start, noted nowhere; made so in this process."""
+    return _settle(None, settings, device, training_flops)
+
+
 def chosen_machine(folder: Path) -> Machine | None:
     """What a stage computed with; None if it has not started."""
     record = _read(folder)

@@ -44,6 +44,7 @@ class ResidentRows:
 
     def __init__(self, reader: RowReader, device: torch.device) -> None:
         self.row_tokens = reader.row_tokens
+        self.size_bytes = resident_bytes(reader)
         self._isolate_documents, self._device = reader.isolate_documents, device
         self._sizes = [len(shard.tokens) for shard in reader.shards]
         self._offsets = np.cumsum([0, *self._sizes]).tolist()

@@ -273,3 +273,16 @@ def test_another_thread_is_left_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [None]
+
+
+def test_memory_is_told_and_its_peak_starts_anew() -> None:
+    assert process.peak_resident_bytes() >= process.resident_bytes() > 1_000_000
+    assert (process.available_memory_bytes() or 0) > 10_000_000
+    size_bytes = 100_000_000
+    held = b"x" * size_bytes
+    assert process.peak_resident_bytes() >= len(held)
+    del held
+    if sys.platform == "linux":
+        after = process.resident_bytes()
+        process.restart_peak()
+        assert process.peak_resident_bytes() < after + size_bytes // 2

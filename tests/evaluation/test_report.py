@@ -77,6 +77,16 @@ def test_every_figure_is_there(data: ReportData) -> None:
         assert f"Thing {index}." in text
 
 
+def test_what_was_expected_stands_beside_what_was_used(data: ReportData) -> None:
+    use = StageUse("pretrain", 100.0, planned_seconds=90.0, peak_bytes=2_000_000_000, planned_peak_bytes=2_100_000_000)
+    text = text_of(report(replace(data, stages=[use])))
+    for figures in ("1 min 30 s 1 min 40 s -10%", "2.1 GB 2.0 GB +5%"):
+        assert figures in text
+    unknown = text_of(report(replace(data, stages=[replace(use, planned_seconds=None, planned_peak_bytes=None)])))
+    assert "-10%" not in unknown
+    assert "2.0 GB" in unknown
+
+
 def test_wins_and_losses_are_told_apart(data: ReportData) -> None:
     text = text_of(report(data))
     assert "it needs fewer bits than zlib (2.65), more bits than xz primed with the training text (1.60)" in text

@@ -1,81 +1,39 @@
-"""A card has the peak of its data sheet, everything else is measured once."""
+"""The arithmetic of the device table, and that its entries fit what the code does elsewhere."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
-import torch
-from training_assembly import training_settings
 
-from fledge.model import precision
-from fledge.model.precision import ProductTiming
-from fledge.training import devices
-from fledge.training.devices import known_peak, measured_peak, peak_flops_per_second, peak_memory_bytes
-from fledge.training.parallel import MACHINE, Machine, open_world, settle_machine
-
-CPU = torch.device("cpu")
+from fledge.model.precision import fastest_of
+from fledge.training.devices import DEVICES, MFU_BY_WIDTH, assumed_mfu, find_devices
 
 
-@pytest.mark.parametrize(
-    ("card", "kind", "teraflops"),
-    [
-        ("NVIDIA H100 80GB HBM3", "bf16", 989),
-        ("NVIDIA H100 PCIe", "bf16", 756),
-        ("NVIDIA H200", "fp8", 989),
-        ("NVIDIA A100-SXM4-80GB", "tf32", 156),
-        ("NVIDIA GeForce RTX 4090", "bf16", 165),
-        ("Tesla V100-SXM2-16GB", "fp16", 125),
-        ("Tesla T4", "fp16", 65),
-        ("Tesla P100-PCIE-16GB", "fp32", 10.6),
-        ("Tesla T4", "bf16", None),
-        ("NVIDIA H100 NVL", "bf16", None),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16", None),
-        ("NVIDIA T400", "fp32", None),
-    ],
-)
-def test_cards_are_known_by_the_words_of_their_names(card: str, kind: precision.Precision, teraflops: float | None) -> None:
-    assert known_peak(card, kind) == (None if teraflops is None else pytest.approx(teraflops * 1e12))
+def test_the_precision_is_the_one_that_would_be_chosen() -> None:
+    for device in DEVICES:
+        assert device.precision == fastest_of(device.compute_capability), device.name
+        assert device.peak_flops[device.precision] == max(
+            peak for precision, peak in device.peak_flops.items() if device.name != "P100" or precision == "fp32"
+        )
 
 
-@pytest.fixture
-def measurements(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
-    """The products that are measured, each of which takes a millisecond."""
-    asked: list[torch.dtype] = []
-
-    def measure(dtype: torch.dtype) -> ProductTiming:
-        asked.append(dtype)
-        return ProductTiming(1e-3, 0.0)
-
-    monkeypatch.setattr(devices, "measure_product", measure)
-    return asked
+def test_the_share_of_the_peak_grows_with_the_width() -> None:
+    for width, mfu in MFU_BY_WIDTH:
+        assert assumed_mfu(width) == pytest.approx(mfu)
+    shares = [assumed_mfu(width) for width in (64, 128, 256, 400, 768, 900, 1024)]
+    assert shares == sorted(shares)
+    assert assumed_mfu(4096) == MFU_BY_WIDTH[-1][1]
 
 
-def settled(folder: Path, threads: int) -> Machine:
-    with open_world("cpu") as world:
-        return settle_machine(folder, training_settings(threads=threads), world)
+def test_tokens_per_second_are_peak_times_share_over_flops() -> None:
+    """110M parameters at 1,024 tokens: 717 MFLOP a token; an H200 did 552,000 tokens a second."""
+    [h200] = find_devices("H200")
+    assert h200.tokens_per_second(717_000_000, 768) == pytest.approx(552_000, rel=0.01)
+    [p100] = find_devices("p100")
+    assert p100.tokens_per_second(1_000_000_000, 256) == pytest.approx(9.3e12 * 0.6 / 1e9)
 
 
-def test_a_cpu_is_measured_once_for_each_machine(tmp_path: Path, measurements: list[torch.dtype]) -> None:
-    one_thread = 2 * 512 * 256 * 768 / 1e-3
-    for _ in range(2):
-        assert peak_flops_per_second(tmp_path, settled(tmp_path, 1), CPU) == pytest.approx(one_thread)
-    assert measurements == [torch.float32]
-    assert json.loads((tmp_path / MACHINE).read_text())["measured"] == {"fp32_flops_per_second": pytest.approx(one_thread)}
-    assert peak_flops_per_second(tmp_path, settled(tmp_path, 3), CPU) == pytest.approx(3 * one_thread)
-    assert len(measurements) == 2, "with other threads it is another machine"
-    torch.set_num_threads(1)
-
-
-def test_a_measured_peak_is_no_less_than_what_a_product_reaches() -> None:
-    assert measured_peak(CPU, "fp32") > 1e9
-    assert 2 * 64**3 / devices._seconds_of_product(CPU, torch.float32, 64) > 1e6
-
-
-def test_memory_is_the_most_that_this_process_had() -> None:
-    before = peak_memory_bytes(CPU)
-    held = torch.ones(60_000_000)  # 240 MB
-    assert peak_memory_bytes(CPU) >= max(before, 240_000_000)
-    del held
-    assert peak_memory_bytes(CPU) >= 240_000_000
+def test_devices_are_found_by_the_beginning_of_their_name() -> None:
+    assert [device.name for device in find_devices("rtx4090")] == ["RTX 4090"]
+    assert [device.name for device in find_devices("A100")] == ["A100 40 GB", "A100 80 GB"]
+    assert find_devices("a100 80 gb") == find_devices("A10080GB")
+    assert find_devices("TPU") == find_devices(" ") == ()

@@ -86,6 +86,8 @@ def _use(place: str, found: Artifact) -> StageUse:
         place,
         seconds=stats.get("seconds"),
         planned_seconds=stats.get("planned_seconds"),
+        peak_bytes=stats.get("peak_bytes"),
+        planned_peak_bytes=stats.get("planned_peak_bytes"),
         planned_tokens=stats["planned_tokens"],
         used_tokens=stats["tokens"],
         note="; ".join([f"{stats['steps']:,} steps, {stats['epochs']:.2f} epochs", *(by_source if len(by_source) > 1 else [])]),

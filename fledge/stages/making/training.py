@@ -13,8 +13,8 @@ from typing import Any
 from fledge.core import artifact, console
 from fledge.core.artifact import Artifact
 from fledge.core.errors import ConfigError
-from fledge.core.metrics import open_metrics, read_metrics
-from fledge.core.process import StopSignals, keep_freed_memory
+from fledge.core.metrics import open_metrics
+from fledge.core.process import StopSignals, keep_freed_memory, resident_bytes
 from fledge.corpus.document import Message, Split
 from fledge.inference.engine import Engine
 from fledge.inference.settings import GenerationSettings
@@ -23,6 +23,7 @@ from fledge.model.cost import parameter_count
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.model.settings import ModelConfig, padded_vocabulary_size
+from fledge.stages.making.prediction import forget_seconds, predict, predicted
 from fledge.stages.run import Run
 from fledge.stages.task import Task
 from fledge.tokens.chat import render
@@ -30,12 +31,12 @@ from fledge.tokens.tokenizer import Tokenizer, copy_tokenizer
 from fledge.training.batches import BatchLoader, RowReader, open_rows
 from fledge.training.checkpoint import CheckpointWriter, Progress, kept_start, load_kept_optimizer, require_disk_space, resume
 from fledge.training.checkpoint_folders import best_checkpoint, list_checkpoints
-from fledge.training.devices import peak_flops_per_second
 from fledge.training.figures import Gauge, training_flops
 from fledge.training.objectives import make_objective
 from fledge.training.observers import Log, Sample, Validate
 from fledge.training.optimizer import make_optimizer
 from fledge.training.parallel import Machine, World, chosen_machine, open_world, settle_machine
+from fledge.training.peaks import peak_flops_per_second, peak_memory_bytes
 from fledge.training.phases import described, make_plan, used
 from fledge.training.plan import FROM_THE_BEGINNING, Plan, Start
 from fledge.training.preparation import choose_computation, open_batches, prepare
@@ -73,6 +74,7 @@ def open_model(parent: Artifact | None, run: Run, tokenizer: Tokenizer, answers:
 def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     """Build the parts and put them together; nothing runs yet."""
     keep_freed_memory()
+    process_bytes = resident_bytes()
     settings, folder = task.settings, task.folder
     train, validation = _rows(task, "train"), _rows(task, "validation")
     model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings.seed)
@@ -96,6 +98,10 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     if task.parent is not None and progress.step == plan.start.step and "optimizer" in settings.keep:
         load_kept_optimizer(task.parent, optimizer)
     _announce(task, plan, model, progress, world, _described(machine, world, batches, train.isolate_documents, model))
+    if progress.step > plan.start.step:
+        forget_seconds(folder, world)
+    else:
+        predict(folder, model, objective, machine, world, settings, batches, len(validation.all_rows()), process_bytes)
     copy = partial(copy_tokenizer, task.tokenizer, answers=task.answers, maximum_tokens=model.config.settings.max_position_embeddings)
     writer = CheckpointWriter(folder, task.wanted, settings.keep_checkpoints, copy)
     run_name = f"{task.run.folder.name}-{task.stage}"
@@ -212,8 +218,9 @@ def _finish(task: Task, trainer: Trainer, seconds: float) -> None:
     final = list_checkpoints(task.folder)[-1]
     place = final.path.relative_to(task.folder).as_posix()
     files = {f"{place}/{name}": digest for name, digest in final.artifact.manifest.files.items()}
-    plan, progress, stop = trainer.batches.plan, trainer.progress, trainer.early_stop
+    plan, progress, stop = trainer.plan, trainer.progress, trainer.early_stop
     best = best_checkpoint(task.folder)
+    expected = predicted(task.folder)
     stats = {
         "parameters": parameter_count(trainer.model.config),
         "steps": progress.step,
@@ -229,8 +236,10 @@ def _finish(task: Task, trainer: Trainer, seconds: float) -> None:
         "stopped_early": stop.reason if stop is not None and stop.step < plan.steps else None,
         "final": place,
         "best": best.path.relative_to(task.folder).as_posix() if best is not None else None,
-        "planned_seconds": _planned_seconds(task.folder, plan.tokens(progress.step) - plan.start.tokens),
+        "planned_seconds": expected.seconds if expected else None,
         "seconds": round(seconds, 3),
+        "planned_peak_bytes": expected.peak_bytes if expected else None,
+        "peak_bytes": peak_memory_bytes(trainer.world.device),
     }
     artifact.finish(task.folder, task.wanted, files, {name: value for name, value in stats.items() if value is not None})
     for line in used(plan, progress.step):
@@ -248,9 +257,3 @@ def _origin(task: Task) -> dict[str, Any] | None:
     if task.parent is None:
         return None
     return {"checkpoint": task.parent.id, "step": task.parent.stats.get("step"), "kept": list(task.settings.keep)}
-
-
-def _planned_seconds(folder: Path, tokens: int) -> float | None:
-    """What the whole stage would take at the pace of its second line of progress, the first being that of warming up."""
-    paces = [record["train/tokens_per_second"] for record in read_metrics(folder) if "train/tokens_per_second" in record]
-    return round(tokens / paces[1], 1) if len(paces) > 1 else None

@@ -1,0 +1,143 @@
+"""What a stage will take, and what about it deserves a warning: settings and seconds of a step -> [forecast] -> plan, report.
+
+Pure functions over plain numbers. Where the seconds of a step come from is `probe`'s business, where bytes come from `model.memory`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from fledge.core.console import format_seconds
+from fledge.model.cost import parameter_count
+from fledge.model.memory import MicroBatch
+from fledge.model.settings import ModelConfig
+from fledge.training.phases import make_plan
+from fledge.training.plan import Plan, Source
+from fledge.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from fledge.model.precision import Precision
+
+CHECKPOINT_BYTES_PER_PARAMETER = {"adamw": 12, "muon": 8}
+"""fp32 weights with two moments or one; with Muon the embedding, which has two, is counted as the body."""
+WRITTEN_BYTES_PER_SECOND = 300e6
+"""Of a checkpoint, hashed while it is written to a solid-state disk."""
+FORWARD_SHARE = 1 / 3
+"""Of a pass forward and backward (PaLM's counting, see `model.cost`)."""
+
+COMPILED_SPEEDUP = {"cpu": 1.15, "cuda": 1.65}
+"""Of the whole step: 1.1 to 1.3 on a CPU; on an H200 with 110M parameters (benchmarks/results/train_gpu-H200.json)."""
+
+_MANY_TOKENS = 1 << 40
+"""How long a stage is does not depend on how much text there is."""
+
+SHORT_WARMUP_SHARE = 0.1
+RARE_SAVING_SECONDS = 1800
+MANY_EPOCHS = 4
+"""Repeating text up to four times is about as good as new text, further times are worth less and less (arXiv:2305.16264)."""
+LARGE_VOCABULARY_SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class StageLength:
+    """How much a stage trains."""
+
+    steps: int
+    batch_rows: int
+    row_tokens: int
+    """Of the longest rows."""
+    tokens: int
+    """Of the whole stage, padding included."""
+
+
+def stage_length(settings: TrainingSettings, packed_row_tokens: int, parameters: int) -> StageLength:
+    """What the settings say; rows that were packed bring their own length. Raises ConfigError."""
+    packed = packed_row_tokens if settings.longest_sequence_length is None else None
+    one_source = replace(settings, mixture=None, phases=tuple(replace(phase, mixture=None) for phase in settings.phases))
+    return planned_length(make_plan([Source("all", _MANY_TOKENS, "", packed)], one_source, parameters))
+
+
+def planned_length(plan: Plan) -> StageLength:
+    """How much a plan trains, in batches of its longest rows."""
+    rows = max(phase.batch_rows for phase in plan.phases if phase.row_tokens == plan.longest_row_tokens)
+    return StageLength(plan.steps - plan.start.step, rows, plan.longest_row_tokens, plan.tokens(plan.steps) - plan.start.tokens)
+
+
+def micro_batch(settings: TrainingSettings, length: StageLength, device: str, precision: Precision, compiled: bool) -> MicroBatch:
+    """As much as the settings let a stage compute at once, on a device of torch's name."""
+    return MicroBatch(
+        min(settings.micro_batch_rows or length.batch_rows, length.batch_rows),
+        length.row_tokens,
+        "cuda" if device == "cuda" else "mps" if device == "mps" else "cpu",
+        precision,
+        compiled,
+        settings.isolate_documents or settings.objective.kind == "preference",
+        settings.activation_checkpointing,
+    )
+
+
+def times(steps: int, every_steps: int | None) -> int:
+    """How often something happens that is due every so many steps and at the end."""
+    return 1 if every_steps is None else -(-steps // every_steps)
+
+
+def stage_seconds(
+    settings: TrainingSettings, length: StageLength, step_seconds: float, row_seconds: float, parameters: int, validation_rows: int
+) -> float:
+    """The whole stage: steps, validation (`row_seconds` being those of a row forward and backward), and checkpoints.
+
+    `step_seconds` are those of a batch of the longest rows; other batches take as long as their tokens.
+    """
+    validated = min(validation_rows, settings.validation_rows or validation_rows) * times(length.steps, settings.validate_every_steps)
+    saved_bytes = checkpoint_bytes(settings, parameters) * times(length.steps, settings.save_every_steps)
+    batches = length.tokens / (length.batch_rows * length.row_tokens)
+    return batches * step_seconds + validated * FORWARD_SHARE * row_seconds + saved_bytes / WRITTEN_BYTES_PER_SECOND
+
+
+def checkpoint_bytes(settings: TrainingSettings, parameters: int) -> int:
+    """Of one checkpoint."""
+    return CHECKPOINT_BYTES_PER_PARAMETER[settings.optimizer.kind] * parameters
+
+
+def largest_checkpoint_bytes(settings: TrainingSettings, length: StageLength, parameters: int) -> int:
+    """Of all that lie there at the largest moment: the kept ones, the best, and the next one while it is written beside them."""
+    count = min(settings.keep_checkpoints + 2, times(length.steps, settings.save_every_steps))
+    return count * checkpoint_bytes(settings, parameters)
+
+
+def stage_warnings(
+    stage: str, settings: TrainingSettings, length: StageLength, seconds: float | None, epochs: float | None
+) -> Iterator[str]:
+    """What is allowed and probably not meant; `seconds` are predicted, `epochs` known once there are tokens."""
+    warmup_steps, steps = settings.schedule.warmup_of(length.steps), length.steps
+    if warmup_steps < SHORT_WARMUP_SHARE * steps:
+        yield (
+            f"{stage}: the warm-up takes {warmup_steps:,} of {steps:,} steps ({warmup_steps / steps:.1%}), less than "
+            f"{SHORT_WARMUP_SHARE:.0%}; {stage}.schedule.warmup_steps={-(-steps // 10)} would be a tenth"
+        )
+    if seconds is not None and (between := seconds / times(steps, settings.save_every_steps)) > RARE_SAVING_SECONDS:
+        every_steps = max(1, int(RARE_SAVING_SECONDS * steps / seconds))
+        yield (
+            f"{stage}: {format_seconds(between)} pass between checkpoints, which is what a crash can cost; "
+            f"{stage}.save_every_steps={every_steps} saves every half hour"
+        )
+    if settings.micro_batch_rows is not None and length.batch_rows % settings.micro_batch_rows:
+        yield (
+            f"{stage}: a batch of {length.batch_rows} rows does not divide into micro-batches of {settings.micro_batch_rows}; "
+            "the last one of each step is filled up with empty rows"
+        )
+    if epochs is not None and epochs > MANY_EPOCHS:
+        yield f"{stage}: reads its tokens {epochs:.1f} times; from the {MANY_EPOCHS}th epoch on repeated text teaches less and less"
+
+
+def vocabulary_warnings(config: ModelConfig) -> Iterator[str]:
+    """Of a model most of whose parameters are the embedding and the head."""
+    tables = (1 if config.settings.tie_word_embeddings else 2) * config.vocabulary_size * config.settings.hidden_size
+    share = tables / parameter_count(config)
+    if share > LARGE_VOCABULARY_SHARE:
+        yield (
+            f"model: {share:.0%} of the parameters are the vocabulary's ({config.vocabulary_size:,} entries), more than "
+            f"{LARGE_VOCABULARY_SHARE:.0%}; a smaller tokenizer.vocabulary_size or a wider model puts them to better use"
+        )

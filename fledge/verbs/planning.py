@@ -1,0 +1,312 @@
+"""What a run will take, gathered before anything is made: recipe -> [planning] -> `RunPlan` -> the tables of `fledge plan`.
+
+Everything is computed but the seconds of a step, which a short probe measures with random tokens on a model of the recipe's shape. What a
+run has made already (a tokenizer, token sets) is used where it is there, and is never needed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from fledge.core import artifact, process
+from fledge.core.errors import ArtifactError, ConfigError
+from fledge.model.cost import flops_per_token, parameter_count
+from fledge.model.folder import read_config
+from fledge.model.llama import Llama
+from fledge.model.memory import MemoryBytes, MicroBatch, micro_batch_that_fits, training_memory
+from fledge.model.settings import ModelConfig, padded_vocabulary_size
+from fledge.stages import TRAINING_STAGES, Stage, has_stage
+from fledge.stages.checkpoint_names import find_checkpoint
+from fledge.stages.making.report import CONTENT_OF
+from fledge.stages.run import Run
+from fledge.tokens.importing import PRESETS
+from fledge.tokens.shards import open_token_set
+from fledge.training.batches import Batch
+from fledge.training.devices import DEVICES, USABLE_SHARE, Device
+from fledge.training.forecast import (
+    COMPILED_SPEEDUP,
+    StageLength,
+    largest_checkpoint_bytes,
+    micro_batch,
+    stage_length,
+    stage_seconds,
+    stage_warnings,
+    vocabulary_warnings,
+)
+from fledge.training.objectives import make_objective
+from fledge.training.optimizer import make_optimizer
+from fledge.training.parallel import ASSUMED_CPU_FLOPS, Machine, World, choose_machine, open_world
+from fledge.training.probe import StepSeconds, measure, measure_pass, random_batch
+from fledge.training.resident import SHARE_OF_MEMORY
+from fledge.training.settings import TrainingSettings
+
+PROBE_SECONDS = 20.0
+"""For all stages together; a single row may take longer."""
+BYTES_PER_TOKEN = 4
+"""Of text; English is at 4 to 4.5 with a vocabulary of 32,768."""
+CPU_SHARE = 0.9
+"""Of the memory that is free, that may be planned with."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One training stage on this machine."""
+
+    stage: Stage
+    length: StageLength
+    epochs: float | None
+    """None before there are tokens."""
+    flops_per_token: int
+    batch: MicroBatch
+    """The one that fits; of one row where not even that fits."""
+    fits: bool
+    memory: MemoryBytes
+    available_bytes: float
+    step: StepSeconds
+    is_measured: bool
+    """Whether by the probe; else from an assumed speed."""
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.length.batch_rows * self.length.row_tokens / self.step.step(self.length.batch_rows)
+
+
+@dataclass(frozen=True)
+class DiskUse:
+    """What lies on disk when it is most."""
+
+    what: str
+    size_bytes: int | None
+    how: str
+
+
+@dataclass(frozen=True)
+class DeviceForecast:
+    """All training stages on another device."""
+
+    device: Device
+    batch_rows: int | None
+    """At once, in the first stage; None if one row of any stage does not fit."""
+    tokens_per_second: float
+    """Of the first stage."""
+    seconds: float
+    price: float | None
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything `fledge plan` says but the levers."""
+
+    config: ModelConfig
+    machine: Machine
+    device: torch.device
+    stages: tuple[StagePlan, ...]
+    disk: tuple[DiskUse, ...]
+    devices: tuple[DeviceForecast, ...]
+    warnings: tuple[str, ...]
+
+
+def plan_run(run: Run, devices: tuple[Device, ...] = DEVICES, rate: float | None = None) -> RunPlan:
+    """Plan every training stage of a run; `rate` is the price of an hour. Raises ConfigError if it trains nothing."""
+    stages = [stage for stage in TRAINING_STAGES if has_stage(stage, run)]
+    if not stages:
+        raise ConfigError("the recipe has no training stage to plan", "add a section pretrain, sft or dpo to it")
+    config = model_config(run, stages[0])
+    with open_world(run.recipe.section(stages[0]).device) as world:
+        parameters = parameter_count(config)
+        lengths = {stage: stage_length(run.recipe.section(stage), _packed_row_tokens(run, stage), parameters) for stage in stages}
+        flops = sum(length.tokens * flops_per_token(config, length.row_tokens) for length in lengths.values())
+        machine = choose_machine(run.recipe.section(stages[0]), world.device, flops)
+        process.keep_freed_memory()
+        prober = _Prober(config, world, machine, PROBE_SECONDS / len(stages))
+        planned = tuple(_plan_stage(run, stage, lengths[stage], prober) for stage in stages)
+        device = world.device
+    said = [*vocabulary_warnings(config)]
+    for one in planned:
+        said += stage_warnings(one.stage, run.recipe.section(one.stage), one.length, one.seconds, one.epochs)
+    elsewhere = tuple(_on_device(run, config, planned, other, rate) for other in devices)
+    return RunPlan(config, machine, device, planned, tuple(_disk(run, config, lengths)), elsewhere, tuple(said))
+
+
+def model_config(run: Run, first: Stage) -> ModelConfig:
+    """The shape that the run trains: the recipe's with the tokenizer's vocabulary, or that of the checkpoint it starts from."""
+    given = run.recipe.section(first).start_from
+    if given is not None:
+        return read_config(find_checkpoint(given))
+    return ModelConfig(run.recipe.model, padded_vocabulary_size(_vocabulary_size(run)))
+
+
+def _vocabulary_size(run: Run) -> int:
+    """Of the tokenizer that is there, or of the one that will be trained."""
+    with suppress(ArtifactError):
+        found = run.tokenizer()
+        if "vocabulary_size" in found.stats:
+            return int(found.stats["vocabulary_size"])
+    settings, training = run.recipe.tokenizer, run.recipe.pretrain
+    if training is not None and training.tokens:
+        return open_token_set(Path(training.tokens[0])).vocabulary_size
+    if settings is not None and settings.kind != "import":
+        return settings.vocabulary_size
+    if settings is not None and settings.preset is not None:
+        return PRESETS[settings.preset].vocabulary_size
+    raise ConfigError("the size of the vocabulary is not known yet", f"make the tokenizer first: fledge tokenizer {run.command}")
+
+
+def _packed_row_tokens(run: Run, stage: Stage) -> int:
+    settings: TrainingSettings = run.recipe.section(stage)
+    if settings.tokens and settings.sequence_length is None:
+        return open_token_set(Path(settings.tokens[0])).row_tokens or run.recipe.model.max_position_embeddings
+    return run.recipe.pack.sequence_length if run.recipe.pack is not None else run.recipe.model.max_position_embeddings
+
+
+def _token_counts(run: Run, stage: Stage) -> tuple[int, int] | None:
+    """Tokens to train and to validate on, if they are packed."""
+    settings: TrainingSettings = run.recipe.section(stage)
+    paths = [Path(path) for path in settings.tokens] or [run.folder / "pack" / CONTENT_OF[stage]]
+    with suppress(ArtifactError, KeyError):
+        stats = [artifact.open_artifact(path, "tokens").stats for path in paths]
+        return sum(one["train"]["tokens"] for one in stats), sum(one["validation"]["tokens"] for one in stats)
+    return None
+
+
+class _Prober:
+    """Does some steps of the recipe's model, which it makes when it is first needed."""
+
+    def __init__(self, config: ModelConfig, world: World, machine: Machine, budget_seconds: float) -> None:
+        self.config, self.world, self.machine, self._budget_seconds = config, world, machine, budget_seconds
+        self._model: Llama | None = None
+
+    @property
+    def model(self) -> Llama:
+        if self._model is None:
+            self._model = Llama(self.config, 0).to(self.world.device)
+        return self._model
+
+    def step_seconds(self, settings: TrainingSettings, batch: MicroBatch, fits: bool) -> tuple[StepSeconds, bool]:
+        """Of this stage, and whether that was measured: not where a row does not fit or would take too long."""
+        flops = batch.row_tokens * flops_per_token(self.config, batch.row_tokens)
+        device = self.world.device.type
+        assumed = StepSeconds(flops / (ASSUMED_CPU_FLOPS * self.machine.threads), 0.0)
+        if not fits or (device == "cpu" and assumed.row > self._budget_seconds):
+            return assumed, False
+        started, model = time.monotonic(), self.model
+        model.model.activation_checkpointing = settings.activation_checkpointing
+        objective, optimizer = make_objective(settings.objective), make_optimizer(model, settings, device != "cpu")
+        as_pairs = settings.objective.kind == "preference"
+
+        def rows(count: int) -> Batch:
+            isolates = batch.isolate_documents
+            return random_batch(count, batch.row_tokens, self.config.vocabulary_size, isolates, as_pairs, self.world.device)
+
+        took = measure(model, objective, optimizer, self.machine, rows(1), runs=1)
+        left = self._budget_seconds - (time.monotonic() - started)
+        count = min(batch.rows, int(left / 2 / took.row))
+        if count > 1:
+            took = replace(took, row=measure_pass(model, objective, self.machine, rows(count)) / count)
+        speedup = COMPILED_SPEEDUP.get(device, 1.0) if self.machine.compiled else 1.0
+        return replace(took, row=took.row / speedup), True
+
+
+def _plan_stage(run: Run, stage: Stage, length: StageLength, prober: _Prober) -> StagePlan:
+    settings, config, device = run.recipe.section(stage), prober.config, prober.world.device
+    counts = _token_counts(run, stage)
+    whole = micro_batch(settings, length, device.type, prober.machine.precision, prober.machine.compiled)
+    available = available_bytes(device)
+    resident = _resident_bytes(settings, length, config, counts, available) if device.type == "cuda" else 0
+    rows = micro_batch_that_fits(config, whole, settings.optimizer.kind, available, resident)
+    batch = replace(whole, rows=rows or 1)
+    step, is_measured = prober.step_seconds(settings, batch, rows is not None)
+    validation_rows = counts[1] // length.row_tokens if counts else settings.validation_rows or 0
+    parameters = parameter_count(config)
+    return StagePlan(
+        stage,
+        length,
+        length.tokens / counts[0] if counts and counts[0] else None,
+        flops_per_token(config, length.row_tokens),
+        batch,
+        rows is not None,
+        training_memory(config, batch, settings.optimizer.kind, resident),
+        available,
+        step,
+        is_measured,
+        stage_seconds(settings, length, step.step(length.batch_rows), step.row, parameters, validation_rows),
+    )
+
+
+def available_bytes(device: torch.device) -> float:
+    """Memory that may be planned with."""
+    if device.type == "cuda":
+        return USABLE_SHARE * torch.cuda.get_device_properties(device).total_memory
+    return CPU_SHARE * (process.available_memory_bytes() or float("inf"))
+
+
+def _resident_bytes(
+    settings: TrainingSettings, length: StageLength, config: ModelConfig, counts: tuple[int, int] | None, memory_bytes: float
+) -> int:
+    """Training tokens on the device; before they are packed, as many as the stage trains on."""
+    size = (counts[0] if counts else length.tokens) * _token_bytes(config)
+    is_wanted = settings.tokens_on_device == "on" or (settings.tokens_on_device == "auto" and size <= SHARE_OF_MEMORY * memory_bytes)
+    return size if is_wanted and settings.objective.kind != "preference" else 0
+
+
+def _token_bytes(config: ModelConfig) -> int:
+    return 2 if config.vocabulary_size <= 1 << 16 else 4
+
+
+def _on_device(run: Run, config: ModelConfig, stages: tuple[StagePlan, ...], device: Device, rate: float | None) -> DeviceForecast:
+    """All stages on another device; torch compiles from compute capability 7.0 on."""
+    rows: list[int | None] = []
+    for one in stages:
+        settings = run.recipe.section(one.stage)
+        batch = micro_batch(settings, one.length, "cuda", device.precision, compiled=device.compute_capability >= (7, 0))
+        resident = _resident_bytes(settings, one.length, config, _token_counts(run, one.stage), device.memory_bytes)
+        rows.append(micro_batch_that_fits(config, batch, settings.optimizer.kind, device.usable_bytes, resident))
+    speeds = [device.tokens_per_second(one.flops_per_token, config.settings.hidden_size) for one in stages]
+    seconds = sum(one.length.tokens / speed for one, speed in zip(stages, speeds, strict=True))
+    price = None if rate is None else rate * seconds / 3600
+    return DeviceForecast(device, None if None in rows else rows[0], speeds[0], seconds, price)
+
+
+def _disk(run: Run, config: ModelConfig, lengths: dict[Stage, StageLength]) -> Iterator[DiskUse]:
+    """Corpus, tokens and checkpoints at the largest moment."""
+    text_bytes, how = _text_bytes(run)
+    if run.recipe.corpus is not None:
+        yield DiskUse("corpus", text_bytes, how)
+    if run.recipe.pack is not None:
+        made = _folder_bytes(run.folder / "pack")
+        tokens = text_bytes and text_bytes // BYTES_PER_TOKEN * _token_bytes(config)
+        yield DiskUse("token shards", made or tokens, "there" if made else f"estimated, {BYTES_PER_TOKEN} bytes of text a token")
+    for stage, length in lengths.items():
+        settings = run.recipe.section(stage)
+        size = largest_checkpoint_bytes(settings, length, parameter_count(config))
+        yield DiskUse(f"checkpoints of {stage}", size, f"{settings.keep_checkpoints} kept, the best, one being written")
+
+
+def _text_bytes(run: Run) -> tuple[int | None, str]:
+    """Of the corpus, and how that is known."""
+    made = _folder_bytes(run.folder / "corpus")
+    if made or run.recipe.corpus is None:
+        return made or None, "there"
+    sizes = []
+    for source in run.recipe.corpus.sources:
+        limit = source.maximum_bytes or (source.maximum_tokens_estimate or 0) * BYTES_PER_TOKEN
+        place = Path(getattr(source, "path", None) or "")
+        there = _folder_bytes(place) if getattr(source, "path", None) else 4_000_000 if source.kind == "python_docs" else 0
+        sizes.append(min(limit, there) if limit and there else limit or there)
+    if not all(sizes):
+        return None, "not known before the corpus is built: a source has no limit"
+    return sum(sizes), "at most, from the sources and their limits"
+
+
+def _folder_bytes(place: Path) -> int:
+    """Of a file, or of all files in a folder; 0 if there is none."""
+    if place.is_file():
+        return place.stat().st_size
+    return sum(path.stat().st_size for path in place.rglob("*") if path.is_file()) if place.is_dir() else 0

@@ -1,0 +1,107 @@
+"""`fledge plan` on a recipe of nothing: every table, as text and as JSON, before and after there are tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fledge.core.errors import ConfigError
+from fledge.recipe import load_recipe
+from fledge.stages.run import Run
+from fledge.verbs import planning
+from fledge.verbs.plan import plan
+
+RECIPE = """
+tokenizer: {vocabulary_size: 300}
+pack: {sequence_length: 64}
+corpus: {sources: [{kind: text, name: text, path: "PATH"}]}
+model: {hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 48, max_position_embeddings: 64}
+pretrain: {steps: 20, batch_rows: 8, sequence_length: 32, precision: fp32, threads: 1, schedule: {warmup_steps: 2}}
+sft: {steps: 10, batch_rows: 4, precision: fp32, threads: 1}
+dpo: {steps: 10, batch_rows: 4, precision: fp32, threads: 1, objective: {kind: preference}}
+"""
+
+
+def make_run(folder: Path, *overrides: str) -> Run:
+    (folder / "text.txt").write_text("A line of text.\n" * 64)
+    (folder / "tiny.yaml").write_text(RECIPE.replace("PATH", str(folder / "text.txt")))
+    return Run(load_recipe(folder / "tiny.yaml", list(overrides))[0], folder / "run", "tiny.yaml")
+
+
+def planned(run: Run, capsys: pytest.CaptureFixture[str], device: str | None = None, rate: float | None = None) -> dict[str, Any]:
+    plan(run, device, rate, as_json=True)
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_everything_is_said_before_anything_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path)
+    plan(run, None, 2.0, as_json=False)
+    printed = capsys.readouterr()
+    for title in ("Stages on this machine", "Peak memory", "Disk", "What else pretrain could do", "The same training on one of these"):
+        assert title in printed.out
+    for words in ("21,088 parameters", "5,120", "8 x 32", "4 x 64", "measured here", "RTX 4090", "price", "LoRA", "not on this cpu"):
+        assert words in printed.out, words
+    assert "sft: the warm-up takes 0 of 10 steps" in printed.err
+    assert "model: " not in printed.err
+    assert not run.folder.exists()
+
+
+def test_the_figures_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(make_run(tmp_path), capsys, device="T4", rate=3.6)
+    assert [stage["stage"] for stage in found["stages"]] == ["pretrain", "sft", "dpo"]
+    pretrain = found["stages"][0]
+    assert pretrain["length"] == {"steps": 20, "batch_rows": 8, "row_tokens": 32, "tokens": 5120}
+    assert pretrain["peak_bytes"] == sum(pretrain["memory"].values())
+    assert pretrain["epochs"] is None
+    assert pretrain["seconds"] > 0
+    assert {use["what"]: use["size_bytes"] for use in found["disk"]} == {
+        "corpus": 1024,
+        "token shards": 512,
+        **{f"checkpoints of {stage}": 12 * found["parameters"] for stage in ("pretrain", "sft", "dpo")},
+    }
+    [t4] = found["devices"]
+    assert (t4["device"], t4["precision"], t4["fits"], t4["batch_rows"]) == ("T4", "fp16", True, 8)
+    assert t4["price"] == pytest.approx(t4["seconds"] / 1000)
+    names = [lever["name"] for lever in found["levers"]]
+    assert names[0] == "as planned"
+    assert {"bf16", "fp8", "LoRA, rank 16", "activation checkpointing full"} <= set(names)
+
+
+def test_a_micro_batch_is_made_to_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path, "sft=null", "dpo=null", "model.intermediate_size=4096", "pretrain.batch_rows=64")
+    whole = planned(run, capsys)["stages"][0]
+    assert (whole["batch"]["rows"], whole["fits"]) == (64, True)
+    monkeypatch.setattr(planning, "available_bytes", lambda device: whole["peak_bytes"] - 1)
+    half = planned(run, capsys)["stages"][0]
+    assert (half["batch"]["rows"], half["fits"], half["length"]) == (32, True, whole["length"])
+    monkeypatch.setattr(planning, "available_bytes", lambda device: 1_000)
+    none = planned(run, capsys)["stages"][0]
+    assert (none["batch"]["rows"], none["fits"], none["is_measured"]) == (1, False, False)
+
+
+def test_epochs_are_known_once_there_are_tokens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "_token_counts", lambda run, stage: (1_024, 64))
+    found = planned(make_run(tmp_path, "sft=null", "dpo=null"), capsys)
+    assert found["stages"][0]["epochs"] == 5.0
+    assert any("5.0 times" in warning for warning in found["warnings"])
+
+
+def test_what_cannot_be_planned_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no device 'abacus'"):
+        plan(make_run(tmp_path), "abacus", None, as_json=True)
+    with pytest.raises(ConfigError, match="no training stage"):
+        plan(make_run(tmp_path, "pretrain=null", "sft=null", "dpo=null"), None, None, as_json=True)
+    with pytest.raises(ConfigError, match="vocabulary is not known"):
+        plan(make_run(tmp_path, "tokenizer=null"), None, None, as_json=True)
+
+
+def test_a_large_vocabulary_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(make_run(tmp_path, "tokenizer.vocabulary_size=2000", "sft=null", "dpo=null"), capsys)
+    assert found["warnings"][0].startswith("model: ")
+    assert found["vocabulary_size"] == 2_048
