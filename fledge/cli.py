@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from fledge.core import __version__, config, console, process
+from fledge.core import __version__, console, process
 from fledge.core.errors import ConfigError, FledgeError
 from fledge.inference.settings import GenerationSettings
 from fledge.options import (
+    STAGE_HELP,
     Force,
     Gpus,
     LogLevel,
@@ -52,17 +53,6 @@ ExportTarget = Literal["bin"]
 """What `fledge export --to` knows; each has its function in verbs/export.py."""
 
 GENERATION = GenerationSettings()
-_STAGE_HELP: dict[Stage, str] = {
-    "corpus": "Gather the documents, conversations and preference pairs.",
-    "tokenizer": "Train the tokenizer on the documents; or compare, encode and decode.",
-    "pack": "Turn documents, conversations and pairs into token ids.",
-    "pretrain": "Learn from the documents.",
-    "sft": "Learn to answer, from the conversations.",
-    "score": "Rate the preference pairs with the model that dpo starts from.",
-    "dpo": "Learn what is preferred, from the pairs.",
-    "evaluate": "Measure the checkpoints on held-out text and questions.",
-    "report": "Write the HTML report of the run.",
-}
 
 
 def main() -> None:
@@ -86,7 +76,7 @@ def _application() -> typer.Typer:
     own: dict[Stage, Callable[..., None]] = {"corpus": corpus, "tokenizer": tokenizer}
     for stage in STAGES:
         verb = own.get(stage) or (_training_verb(stage) if stage in TRAINING_STAGES else _stage_verb(stage))
-        app.command(stage, help=_STAGE_HELP[stage], rich_help_panel="Stages")(_guarded(verb))
+        app.command(stage, help=STAGE_HELP[stage], rich_help_panel="Stages")(_guarded(verb))
     app.command("generate", help="Continue a text, or answer with --chat.", rich_help_panel="Use")(_guarded(generate))
     app.command("chat", help="Talk with a model.", rich_help_panel="Use")(_guarded(chat))
     app.command("export", help="Write a result in the form of other programs.", rich_help_panel="Use")(_guarded(export))
@@ -155,7 +145,7 @@ def run(
     stages = stretch(first, last)
     this = prepare(recipe, overrides, name, small, no_wandb)
     refuse_ranks("run")
-    _run_stages(this, stages, force, launching.starter(processes, gpus, _passed_on(no_wandb, log_level)))
+    _run_stages(this, stages, force, launching.starter(processes, gpus, launching.passed_on(no_wandb, log_level)))
     if stages[-1] == STAGES[-1]:
         from fledge.verbs.closing import close
 
@@ -208,15 +198,10 @@ def _training_verb(stage: Stage) -> Callable[..., None]:
         no_wandb: NoWandb = False,
         log_level: LogLevel = "info",
     ) -> None:
-        start = launching.starter(processes, gpus, _passed_on(no_wandb, log_level))
+        start = launching.starter(processes, gpus, launching.passed_on(no_wandb, log_level))
         _stage_verb(stage, start)(recipe, overrides, name, force, small, no_wandb, log_level)
 
     return verb
-
-
-def _passed_on(no_wandb: bool, log_level: LogLevel) -> list[str]:
-    """Options that a launched process gets besides the recipe, its overrides and its name."""
-    return ["--log-level", log_level, *(["--no-wandb"] if no_wandb else [])]
 
 
 def corpus(
@@ -380,15 +365,9 @@ def show_config(
     log_level: LogLevel = "info",
 ) -> None:
     console.configure(log_level)
-    from fledge.recipe import Recipe, find_recipe, load_recipe, smoke
+    from fledge.verbs import inspection
 
-    parsed, tree = load_recipe(find_recipe(recipe), overrides or [])
-    written = {dotted: value for dotted, value, _ in config.leaves(Recipe, parsed, tree)}
-    rows = [
-        (dotted, repr(value), origin if written.get(dotted) == value else "--smoke")
-        for dotted, value, origin in config.leaves(Recipe, smoke(parsed) if small else parsed, tree)
-    ]
-    console.table(recipe, ["value", "is", "from"], rows)
+    inspection.show_config(recipe, overrides or [], small)
 
 
 def show(place: Place, small: SmokeRun = False, log_level: LogLevel = "info") -> None:

@@ -49,6 +49,19 @@ RecipeOrPlace = Annotated[
 ]
 
 
+STAGE_HELP: dict[Stage, str] = {
+    "corpus": "Gather the documents, conversations and preference pairs.",
+    "tokenizer": "Train the tokenizer on the documents; or compare, encode and decode.",
+    "pack": "Turn documents, conversations and pairs into token ids.",
+    "pretrain": "Learn from the documents.",
+    "sft": "Learn to answer, from the conversations.",
+    "score": "Rate the preference pairs with the model that dpo starts from.",
+    "dpo": "Learn what is preferred, from the pairs.",
+    "evaluate": "Measure the checkpoints on held-out text and questions.",
+    "report": "Write the HTML report of the run.",
+}
+
+
 def refuse_contradictions(modes: dict[str, bool], test: bool, rank: int, world: int) -> None:
     """Of the options of `corpus`, refuse those that another one would leave without effect. Raises ConfigError."""
     given = [name for name, is_given in modes.items() if is_given]

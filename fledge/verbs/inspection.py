@@ -1,14 +1,15 @@
-"""`fledge show` and `fledge verify`: what a result is, what it was made from, and whether every byte is still as it was."""
+"""`fledge show`, `verify` and `config`: what a result is and was made from, whether every byte is still as it was, what a recipe says."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from fledge.core import artifact, console
+from fledge.core import artifact, config, console
 from fledge.core.artifact import Artifact
 from fledge.core.errors import ArtifactError
 from fledge.core.wording import counted
+from fledge.recipe import Recipe, find_recipe, load_recipe, smoke
 from fledge.stages import STAGES
 from fledge.stages.checkpoint_names import find_checkpoint
 from fledge.stages.run import RUNS, smoke_name
@@ -84,3 +85,14 @@ def _manifests(stage: Path) -> list[Path]:
 
 def _plain(value: str | float) -> str:
     return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def show_config(recipe: str, overrides: list[str], small: bool) -> None:
+    """Print every value of a recipe and where it comes from. Raises ConfigError."""
+    parsed, tree = load_recipe(find_recipe(recipe), overrides)
+    written = {dotted: value for dotted, value, _ in config.leaves(Recipe, parsed, tree)}
+    rows = [
+        (dotted, repr(value), origin if written.get(dotted) == value else "--smoke")
+        for dotted, value, origin in config.leaves(Recipe, smoke(parsed) if small else parsed, tree)
+    ]
+    console.table(recipe, ["value", "is", "from"], rows)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fledge.core import artifact, disk, process
+from fledge.core import artifact, console, disk, process
 from fledge.core.errors import ConfigError, DistributedError, FledgeError, MachineError, Stopped
 from fledge.stages import TRAINING_STAGES, Stage, run_stage
 from fledge.stages.run import Run
@@ -43,6 +43,11 @@ class Report:
     problem: str
     remedy: str
     exit_code: int
+
+
+def passed_on(no_wandb: bool, log_level: console.LogLevel) -> list[str]:
+    """Options that a launched process gets besides the recipe, its overrides and its name."""
+    return ["--log-level", log_level, *(["--no-wandb"] if no_wandb else [])]
 
 
 def starter(processes: int | None, gpus: int | None, options: Sequence[str]) -> Callable[[Stage, Run], None]:
