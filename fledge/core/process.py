@@ -89,7 +89,8 @@ def resident_bytes() -> int:
 
 def peak_resident_bytes() -> int:
     """The most memory of this process that lay in RAM at once, since `restart_peak` where the system can do that, else since it began."""
-    return _status_bytes("VmHWM") or _lifetime_peak_bytes()
+    # The kernel notes the peak now and then only, so what is there now may be more.
+    return max(_status_bytes("VmHWM") or _lifetime_peak_bytes(), _status_bytes("VmRSS") or 0)
 
 
 def restart_peak() -> None:
