@@ -76,6 +76,7 @@ def keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
         return
+    libc.malloc_trim(0)  # what came before, such as another stage, leaves nothing behind
     # M_MMAP_THRESHOLD would say it more plainly, but glibc refuses values above 32 MiB.
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
