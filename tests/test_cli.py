@@ -94,6 +94,12 @@ def test_a_stage_without_its_inputs_names_the_command_that_makes_them(tmp_path: 
     expect_error(fledge(verb, "quickstart", folder=tmp_path), 4, *words)
 
 
+def test_a_plan_needs_nothing_but_a_recipe_and_a_device_that_is_known(tmp_path: Path) -> None:
+    expect_error(fledge("plan", "quickstart", "--device", "abacus", folder=tmp_path), 2, "no device 'abacus'", "RTX 4090")
+    expect_error(fledge("plan", "quickstart", "pretrain.stesp=3", folder=tmp_path), 2, "did you mean pretrain.steps?")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_packing_without_a_tokenizer_names_the_command_that_trains_one(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("A line of text.\n" * 20)

@@ -94,6 +94,7 @@ def keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
         return
+    libc.malloc_trim(0)  # what came before, such as another stage, leaves nothing behind
     # M_MMAP_THRESHOLD would say it more plainly, but glibc refuses values above 32 MiB.
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
@@ -107,7 +108,8 @@ def resident_bytes() -> int:
 
 def peak_resident_bytes() -> int:
     """The most memory of this process that lay in RAM at once, since `restart_peak` where the system can do that, else since it began."""
-    return _status_bytes("VmHWM") or _lifetime_peak_bytes()
+    # The kernel notes the peak now and then only, so what is there now may be more.
+    return max(_status_bytes("VmHWM") or _lifetime_peak_bytes(), _status_bytes("VmRSS") or 0)
 
 
 def restart_peak() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from fledge.model.float8 import has_float8
 from fledge.model.llama import Llama
-from fledge.model.memory import LORA_RANK, MemoryBytes, MicroBatch, lora_memory, training_memory
+from fledge.model.memory import LORA_RANK, MemoryBytes, MicroBatch, OptimizerKind, lora_memory, training_memory
 from fledge.model.precision import fit_precisions, measure_product
 from fledge.training.devices import DEVICES
 from fledge.training.forecast import COMPILED_SPEEDUP
@@ -48,13 +48,13 @@ MakeLever = Callable[[str, MicroBatch, float | None, str], Lever]
 """(name, what is computed at once, speed, how that is known) -> a lever with its memory."""
 
 
-def levers(plan: RunPlan, stage: StagePlan, optimizer: str) -> Iterator[Lever]:
+def levers(plan: RunPlan, stage: StagePlan, optimizer: OptimizerKind) -> Iterator[Lever]:
     """The plan itself and one change at a time."""
-    batch, config, kind = stage.batch, plan.config, "muon" if optimizer == "muon" else "adamw"
+    batch, config = stage.batch, plan.config
     model = _model_to_measure(plan, stage)
 
     def of(name: str, changed: MicroBatch, speed: float | None, how: str) -> Lever:
-        return Lever(name, training_memory(config, changed, kind, stage.memory.tokens), speed, how)  # type: ignore[arg-type]
+        return Lever(name, training_memory(config, changed, optimizer, stage.memory.tokens), speed, how)
 
     yield of("as planned", batch, 1.0, "")
     factor = COMPILED_SPEEDUP.get(batch.device, 1.0)
