@@ -248,9 +248,9 @@ def _settle(known: Machine | None, settings: TrainingSettings, device: torch.dev
     else:
         precision = choose_precision(settings.precision, device, has_float8())
     set_fp32_products(precision, fast_fp32)
-    compiled = (
-        known.compiled if known and settings.compile == "auto" else wants_compiling(settings.compile, device, training_flops, threads)
-    )
+    # The reference's scores are computed without a compiler, and the first loss is ln 2 only if the policy is too.
+    asked = "off" if settings.objective.kind == "preference" and settings.compile == "auto" else settings.compile
+    compiled = known.compiled if known and asked == "auto" else wants_compiling(asked, device, training_flops, threads)
     return Machine(precision, fast_fp32, threads, compiled, known.micro_batch_rows if known else None)
 
 

@@ -240,7 +240,7 @@ class TrainingSettings:
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "fp8", "fp8_or_bf16"] = operation("auto")
     """Arithmetic of matrix products; auto: chosen at the first start (on a CPU by measurement) and kept in machine.json."""
     compile: Literal["auto", "on", "off"] = operation("auto")
-    """Compile the model with torch.compile; auto: on a GPU, and on a CPU in runs of more than about ten minutes."""
+    """Compile the model with torch.compile; auto: on a GPU, and on a CPU in runs of more than about ten minutes; preference pairs never."""
     activation_checkpointing: Literal["none", "selective", "full"] = operation("none")
     """Save memory by computing again in the backward pass: selective all but matrix products and attention, full whole layers."""
     tokens_on_device: Literal["auto", "on", "off"] = operation("auto")

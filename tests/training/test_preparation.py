@@ -8,11 +8,12 @@ from training_assembly import MODEL, training_settings, write_token_set
 
 from fledge.core.errors import MachineError
 from fledge.model.llama import Llama
-from fledge.training import preparation
+from fledge.training import parallel, preparation
 from fledge.training.batches import Batch, open_rows
 from fledge.training.objectives import NextToken
 from fledge.training.parallel import Machine, World, keep_trial, settle_machine, wants_compiling
 from fledge.training.preparation import try_out
+from fledge.training.settings import NextTokenSettings, PreferenceSettings
 
 WORLD = World(0, 1, torch.device("cpu"))
 MACHINE = Machine("fp32", False, 1)
@@ -92,6 +93,15 @@ def test_compiling_is_for_long_runs_and_gpus(
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/g++" if has_compiler else None)
     assert wants_compiling(asked, torch.device(device), flops, 2) is compiles  # type: ignore[arg-type]
+
+
+def test_preferences_are_computed_as_their_reference_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "wants_compiling", lambda asked, *_: asked != "off")
+    by_kind = {kind: training_settings(objective=kind, compile="auto") for kind in (NextTokenSettings(), PreferenceSettings())}
+    compiled = [settle_machine(tmp_path / kind.kind, settings, WORLD).compiled for kind, settings in by_kind.items()]
+    assert compiled == [True, False]
+    asked_for = training_settings(objective=PreferenceSettings(), compile="on")
+    assert settle_machine(tmp_path / "asked", asked_for, WORLD).compiled
 
 
 def test_what_was_tried_is_kept_for_the_next_start(tmp_path: Path) -> None:
