@@ -69,6 +69,7 @@ def _application() -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # frames around help cost a quarter of a second in imports, half of `fledge --help`
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)
@@ -76,17 +77,15 @@ def _application() -> typer.Typer:
     own: dict[Stage, Callable[..., None]] = {"corpus": corpus, "tokenizer": tokenizer}
     for stage in STAGES:
         verb = own.get(stage) or (_training_verb(stage) if stage in TRAINING_STAGES else _stage_verb(stage))
-        app.command(stage, help=STAGE_HELP[stage], rich_help_panel="Stages")(_guarded(verb))
-    app.command("generate", help="Continue a text, or answer with --chat.", rich_help_panel="Use")(_guarded(generate))
-    app.command("chat", help="Talk with a model.", rich_help_panel="Use")(_guarded(chat))
-    app.command("export", help="Write a result in the form of other programs.", rich_help_panel="Use")(_guarded(export))
-    app.command("plan", help="Say what a run will take: time, memory, disk, on this machine and on others.", rich_help_panel="Look")(
-        _guarded(plan)
-    )
-    app.command("config", help="Print every value of a recipe and where it comes from.", rich_help_panel="Look")(_guarded(show_config))
-    app.command("show", help="Print what a result is, its figures, and what it was made from.", rich_help_panel="Look")(_guarded(show))
-    app.command("inspect", help="Print packed tokens with their borders and loss mask.", rich_help_panel="Look")(_guarded(inspect))
-    app.command("verify", help="Hash a result and everything it was made from again.", rich_help_panel="Look")(_guarded(verify))
+        app.command(stage, help=STAGE_HELP[stage])(_guarded(verb))
+    app.command("generate", help="Continue a text, or answer with --chat.")(_guarded(generate))
+    app.command("chat", help="Talk with a model.")(_guarded(chat))
+    app.command("export", help="Write a result in the form of other programs.")(_guarded(export))
+    app.command("plan", help="Say what a run will take: time, memory, disk.")(_guarded(plan))
+    app.command("config", help="Print every value of a recipe and where it comes from.")(_guarded(show_config))
+    app.command("show", help="Print what a result is, its figures, and what it was made from.")(_guarded(show))
+    app.command("inspect", help="Print packed tokens with their borders and loss mask.")(_guarded(inspect))
+    app.command("verify", help="Hash a result and everything it was made from again.")(_guarded(verify))
     return app
 
 

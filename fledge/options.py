@@ -51,7 +51,7 @@ RecipeOrPlace = Annotated[
 
 STAGE_HELP: dict[Stage, str] = {
     "corpus": "Gather the documents, conversations and preference pairs.",
-    "tokenizer": "Train the tokenizer on the documents; or compare, encode and decode.",
+    "tokenizer": "Train the tokenizer; or compare, encode and decode.",
     "pack": "Turn documents, conversations and pairs into token ids.",
     "pretrain": "Learn from the documents.",
     "sft": "Learn to answer, from the conversations.",
