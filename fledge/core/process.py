@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -146,6 +147,19 @@ def _lifetime_peak_bytes() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+@contextlib.contextmanager
+def only_new_garbage() -> Iterator[None]:
+    """While the block lasts, collections look only at what is made in it; what is garbage before stays as long.
+
+    Going through all loaded modules again and again took a fifth of the time of a unit of the corpus.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def end_with_parent(parent: int) -> None:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from fledge.core.errors import NumericsError, Stopped
+from fledge.core.process import only_new_garbage
 from fledge.model.llama import Llama
 from fledge.training.batches import Batch, BatchLoader
 from fledge.training.checkpoint import RECENT_LOSSES, CheckpointWriter, Progress
@@ -138,15 +139,17 @@ class Trainer:
 
         Raises NumericsError if the loss leaves the finite numbers, Stopped, with everything saved, if a signal came.
         """
-        while self.progress.step < self.plan.steps and self.early_stop is None:
-            report = self.step()
-            self._observe(report)
-            if is_due(report.step, self.settings.save_every_steps, self.plan.steps) or report.stop_signal is not None:
-                self.save()
-            if report.stop_signal is not None:
-                name = signal.Signals(report.stop_signal).name
-                problem = f"stopped by {name} after step {report.step:,} of {self.plan.steps:,}; everything is saved"
-                raise Stopped(report.stop_signal, problem, "run the same command again to continue")
+        gc.collect()  # of the stage before, whose tensors would stay
+        with only_new_garbage():
+            while self.progress.step < self.plan.steps and self.early_stop is None:
+                report = self.step()
+                self._observe(report)
+                if is_due(report.step, self.settings.save_every_steps, self.plan.steps) or report.stop_signal is not None:
+                    self.save()
+                if report.stop_signal is not None:
+                    name = signal.Signals(report.stop_signal).name
+                    problem = f"stopped by {name} after step {report.step:,} of {self.plan.steps:,}; everything is saved"
+                    raise Stopped(report.stop_signal, problem, "run the same command again to continue")
         return self.progress
 
     @property
@@ -174,8 +177,6 @@ class Trainer:
         self._unread_losses.append(measures["loss"])
         initial_loss = float(measures["loss"]) if step == self.plan.start.step else self.progress.initial_loss
         self.progress = replace(self.progress, step=step + 1, initial_loss=initial_loss)
-        if self.seconds == 0:
-            gc.freeze()  # what has been made by now stays: looking through it again and again took half a second at a time
         self.seconds += time.monotonic() - started
         self.wait_seconds += waited
         return StepReport(

@@ -14,8 +14,6 @@ A result counts only if every byte of it is right; a damaged one is removed, and
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import json
 import os
 import re
@@ -31,6 +29,7 @@ from typing import Any, Protocol
 from fledge.core import disk
 from fledge.core.artifact import hash_json
 from fledge.core.errors import FledgeError, MachineError
+from fledge.core.process import only_new_garbage
 
 UNIT = "unit.json"
 
@@ -126,7 +125,7 @@ class WorkFolder:
         folder = self._folder_of(unit.key)
         with disk.staging(folder, _maker()) as partial:
             try:
-                with _only_new_garbage():
+                with only_new_garbage():
                     counts = unit.run(partial)
             except MemoryError as error:
                 raise MachineError(f"{unit.label}: no memory left", "use fewer workers, or a machine with more memory") from error
@@ -272,16 +271,6 @@ def _stamp(folder: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
-
-
-@contextlib.contextmanager
-def _only_new_garbage() -> Iterator[None]:
-    """Collections look only at what is made from now on: going through all loaded modules again and again took a fifth of the time."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _maker() -> str:
