@@ -76,6 +76,13 @@ def choose_precision(requested: RequestedPrecision, device: torch.device | str, 
     return requested
 
 
+def can_compute(precision: Precision, device: torch.device | str, has_float8: bool = False) -> bool:
+    """Whether a device has a precision."""
+    device = torch.device(device)
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    return precision in fit_precisions(device.type, capability, has_float8)
+
+
 def fastest_of(capability: tuple[int, int]) -> Precision:
     """The fastest sane precision of an NVIDIA GPU."""
     if capability >= BF16_CAPABILITY:

@@ -30,7 +30,7 @@ from fledge.core.config import differences
 from fledge.core.errors import DistributedError, MachineError
 from fledge.model.float8 import has_float8
 from fledge.model.llama import Llama
-from fledge.model.precision import Precision, autocast, choose_precision, set_fp32_products, use_fast_fp32
+from fledge.model.precision import Precision, autocast, can_compute, choose_precision, set_fp32_products, use_fast_fp32
 from fledge.training.layout import Layout, choose_layout, device_bytes, shard, whole
 from fledge.training.settings import DeviceName, TrainingSettings
 
@@ -217,7 +217,11 @@ def keep_trial(folder: Path, machine: Machine, compiled: bool, micro_batch_rows:
     tried = replace(machine, compiled=compiled, micro_batch_rows=micro_batch_rows)
     record = _read(folder)
     if tried != machine and record is not None and process.is_main():
-        disk.write_json(folder / MACHINE, {**record, "chosen": asdict(tried)})
+        # Nothing has been computed otherwise before, so this is how the stage computes and no change of it.
+        circumstances = {**record["circumstances"], "compiled": compiled}
+        if micro_batch_rows is not None:
+            circumstances["micro_batch_rows"] = micro_batch_rows
+        disk.write_json(folder / MACHINE, {**record, "chosen": asdict(tried), "circumstances": circumstances})
     return tried
 
 
@@ -243,7 +247,7 @@ def _settle(known: Machine | None, settings: TrainingSettings, device: torch.dev
     threads = settings.threads or (known.threads if known else torch.get_num_threads())
     torch.set_num_threads(threads)
     fast_fp32 = known.fast_fp32 if known else use_fast_fp32(device)
-    if known is not None and settings.precision in ("auto", "fp8_or_bf16"):
+    if known is not None and settings.precision in ("auto", "fp8_or_bf16") and can_compute(known.precision, device, has_float8()):
         precision = known.precision
     else:
         precision = choose_precision(settings.precision, device, has_float8())

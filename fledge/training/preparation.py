@@ -18,11 +18,11 @@ from fledge.core import console
 from fledge.core.errors import MachineError
 from fledge.model.float8 import shares, use_float8
 from fledge.model.llama import Llama
-from fledge.training.batches import Batch, BatchLoader, RowReader, rows_at_once
+from fledge.training.batches import Batch, BatchLoader, RowReader, Rows, rows_at_once
 from fledge.training.objectives import Objective
 from fledge.training.parallel import Machine, World, keep_trial
 from fledge.training.plan import Plan, Row
-from fledge.training.resident import ResidentRows, can_be_resident
+from fledge.training.resident import ResidentRows, fits_easily
 from fledge.training.settings import TrainingSettings
 
 OPTIMIZER_BYTES_PER_PARAMETER = 8
@@ -46,7 +46,7 @@ def prepare(
     machine: Machine,
     world: World,
     settings: TrainingSettings,
-    reader: RowReader,
+    rows: Rows,
     plan: Plan,
 ) -> Machine:
     """Compile a model on its device and try a micro-batch, as far as that works here; the machine as it turned out to be.
@@ -62,21 +62,25 @@ def prepare(
         return machine
     longest = max(phase.batch_rows for phase in plan.phases if phase.row_tokens == plan.longest_row_tokens)
     wanted = rows_at_once(longest, machine.micro_batch_rows or settings.micro_batch_rows, world.size)
-    there = reader.sources[0].rows(reader.row_tokens)
-    rows = [Row(0, index % there, 0) for index in range(wanted)]
-    compiled, fitting = try_out(model, objective, machine, world, wanted, lambda count: reader.batch(rows[:count], count))
+    there = plan.sources[0].rows(rows.row_tokens)
+    tried = [Row(0, index % there, 0) for index in range(wanted)]
+    compiled, fitting = try_out(model, objective, machine, world, wanted, lambda count: rows.batch(tried[:count], count))
     if fitting < wanted:
         console.say(f"micro-batches of {fitting} rows: {wanted} do not fit the memory of {world.device}; the batch stays the same")
     return keep_trial(folder, machine, compiled, fitting if fitting < wanted else machine.micro_batch_rows)
 
 
-def open_batches(
-    plan: Plan, reader: RowReader, micro_batch_rows: int | None, world: World, resident: Literal["auto", "on", "off"]
-) -> BatchLoader:
-    """A process's batches: from the device's own memory, or read ahead for a GPU, or read when asked for."""
-    if resident == "on" or (resident == "auto" and can_be_resident(reader, world.device)):
-        return BatchLoader(plan, ResidentRows(reader, world.device), micro_batch_rows, world.rank, world.size, ahead=False)
-    return BatchLoader(plan, reader, micro_batch_rows, world.rank, world.size, ahead=world.device.type == "cuda")
+def on_device(reader: RowReader, world: World, wanted: Literal["auto", "on", "off"]) -> Rows:
+    """The same rows from the device's own memory, where that is wanted; preference pairs, which are few, are read as ever."""
+    if reader.content == "preferences" or wanted == "off" or (wanted == "auto" and not fits_easily(reader, world.device)):
+        return reader
+    return ResidentRows(reader, world.device)
+
+
+def open_batches(plan: Plan, rows: Rows, micro_batch_rows: int | None, world: World) -> BatchLoader:
+    """A process's batches; what is not on a GPU is read ahead for it."""
+    ahead = world.device.type == "cuda" and not isinstance(rows, ResidentRows)
+    return BatchLoader(plan, rows, micro_batch_rows, world.rank, world.size, ahead)
 
 
 def compile_in_place(model: Llama) -> None:
@@ -111,7 +115,10 @@ def try_out(
             compiled = False
         _forget(model)
     _forget(model)
-    return bool(world.least(int(compiled))), world.least(rows)
+    if not world.least(int(compiled)):
+        model._compiled_call_impl = None
+        compiled = False
+    return compiled, world.least(rows)
 
 
 def _one_pass(model: Llama, objective: Objective, machine: Machine, world: World, batch: Batch) -> None:

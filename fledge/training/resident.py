@@ -32,11 +32,9 @@ def resident_bytes(reader: RowReader) -> int:
     return sum(len(shard.tokens) * (shard.tokens.dtype.itemsize + (shard.supervised is not None)) for shard in reader.shards)
 
 
-def can_be_resident(reader: RowReader, device: torch.device) -> bool:
-    """Whether the tokens go onto the device with ease; preference pairs, which are few, are read as ever."""
-    if device.type != "cuda" or reader.content == "preferences":
-        return False
-    return resident_bytes(reader) <= SHARE_OF_MEMORY * torch.cuda.get_device_properties(device).total_memory
+def fits_easily(reader: RowReader, device: torch.device) -> bool:
+    """Whether a GPU has room to spare for the tokens; on a CPU there is nothing to gain."""
+    return device.type == "cuda" and resident_bytes(reader) <= SHARE_OF_MEMORY * torch.cuda.get_device_properties(device).total_memory
 
 
 class ResidentRows:

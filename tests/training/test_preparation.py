@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +13,13 @@ from fledge.model.llama import Llama
 from fledge.training import parallel, preparation
 from fledge.training.batches import Batch, open_rows
 from fledge.training.objectives import NextToken
-from fledge.training.parallel import Machine, World, keep_trial, settle_machine, wants_compiling
-from fledge.training.preparation import try_out
+from fledge.training.parallel import MACHINE, Machine, World, keep_trial, settle_machine, wants_compiling
+from fledge.training.preparation import on_device, try_out
+from fledge.training.resident import ResidentRows
 from fledge.training.settings import NextTokenSettings, PreferenceSettings
 
 WORLD = World(0, 1, torch.device("cpu"))
-MACHINE = Machine("fp32", False, 1)
+PLAIN = Machine("fp32", False, 1)
 
 
 def trial(monkeypatch: pytest.MonkeyPatch, fits: int, compiled: bool = False, compiler_works: bool = True) -> tuple[bool, int, list[int]]:
@@ -64,14 +67,14 @@ def test_another_error_is_not_taken_for_a_compilers(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(preparation, "_one_pass", broken)
     with pytest.raises(ValueError, match="our own bug"):
-        try_out(Llama(MODEL, 0), NextToken(), MACHINE, WORLD, 4, lambda count: count)  # type: ignore[arg-type, return-value]
+        try_out(Llama(MODEL, 0), NextToken(), PLAIN, WORLD, 4, lambda count: count)  # type: ignore[arg-type, return-value]
 
 
 def test_a_trial_leaves_nothing_behind(tmp_path: Path) -> None:
     reader = open_rows([write_token_set(tmp_path, "documents", {"books": 9})], "train", 24)
     model = Llama(MODEL, 0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert try_out(model, NextToken(), MACHINE, WORLD, 2, lambda count: reader.batch(reader.all_rows()[:count], count)) == (False, 2)
+    assert try_out(model, NextToken(), PLAIN, WORLD, 2, lambda count: reader.batch(reader.all_rows()[:count], count)) == (False, 2)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
@@ -104,9 +107,37 @@ def test_preferences_are_computed_as_their_reference_was(tmp_path: Path, monkeyp
     assert settle_machine(tmp_path / "asked", asked_for, WORLD).compiled
 
 
-def test_what_was_tried_is_kept_for_the_next_start(tmp_path: Path) -> None:
+def test_what_was_tried_is_kept_for_the_next_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = training_settings(compile="auto")
     machine = settle_machine(tmp_path, settings, WORLD)
     tried = keep_trial(tmp_path, machine, compiled=True, micro_batch_rows=3)
     assert (tried.compiled, tried.micro_batch_rows) == (True, 3)
+    capsys.readouterr()
     assert settle_machine(tmp_path, settings, WORLD) == tried
+    assert "no longer bitwise" not in capsys.readouterr().err
+    assert settle_machine(tmp_path, replace(settings, compile="off"), WORLD).compiled is False
+    assert "compiled: True -> False" in capsys.readouterr().err
+
+
+def test_a_compiler_that_fails_for_another_process_counts_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(World, "least", lambda self, number: min(number, 0 if number == 1 else 9))
+    stays, _, _ = trial(monkeypatch, fits=24, compiled=True)
+    assert not stays
+
+
+def test_a_precision_that_the_device_lacks_is_chosen_anew(tmp_path: Path) -> None:
+    """A stage that began on a GPU and goes on without."""
+    settings = training_settings(precision="auto")
+    settle_machine(tmp_path, settings, WORLD)
+    record = json.loads((tmp_path / MACHINE).read_text())
+    (tmp_path / MACHINE).write_text(json.dumps({**record, "chosen": {**record["chosen"], "precision": "fp8"}}))
+    assert settle_machine(tmp_path, settings, WORLD).precision in {"fp32", "bf16"}
+
+
+def test_tokens_go_onto_the_device_where_that_is_wanted(tmp_path: Path) -> None:
+    documents = open_rows([write_token_set(tmp_path / "documents", "documents", {"books": 9})], "train", 24)
+    preferences = open_rows([write_token_set(tmp_path / "preferences", "preferences", {"books": 9})], "train", None)
+    assert isinstance(on_device(documents, WORLD, "on"), ResidentRows)
+    assert on_device(documents, WORLD, "auto") is documents
+    assert on_device(documents, WORLD, "off") is documents
+    assert on_device(preferences, WORLD, "on") is preferences

@@ -7,7 +7,7 @@ import torch
 
 from fledge.corpus.document import Content
 from fledge.training.batches import open_rows
-from fledge.training.resident import ResidentRows, can_be_resident, resident_bytes
+from fledge.training.resident import ResidentRows, fits_easily, resident_bytes
 from tests.training.training_assembly import write_token_set
 
 
@@ -32,4 +32,4 @@ def test_a_resident_batch_is_the_batch_of_the_reader(
 
 def test_a_cpu_has_nothing_to_gain(tmp_path: Path) -> None:
     reader = open_rows([write_token_set(tmp_path, "documents", {"books": 3})], "train", 8)
-    assert not can_be_resident(reader, torch.device("cpu"))
+    assert not fits_easily(reader, torch.device("cpu"))

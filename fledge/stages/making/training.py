@@ -39,7 +39,7 @@ from fledge.training.parallel import Machine, World, chosen_machine, open_world,
 from fledge.training.peaks import peak_flops_per_second, peak_memory_bytes
 from fledge.training.phases import described, make_plan, used
 from fledge.training.plan import FROM_THE_BEGINNING, Plan, Start
-from fledge.training.preparation import choose_computation, open_batches, prepare
+from fledge.training.preparation import choose_computation, on_device, open_batches, prepare
 from fledge.training.profiling import Profile
 from fledge.training.resident import ResidentRows
 from fledge.training.score import read_scores
@@ -90,10 +90,11 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     objective = make_objective(settings.objective)
     choose_computation(model, settings, machine, plan)
     world.place(model)
-    machine = prepare(folder, model, objective, machine, world, settings, train, plan)
+    rows = on_device(train, world, settings.tokens_on_device)
+    machine = prepare(folder, model, objective, machine, world, settings, rows, plan)
     has_fast_bf16 = world.device.type != "cpu" or machine.precision == "bf16"
     optimizer = make_optimizer(model, settings, has_fast_bf16)
-    batches = open_batches(plan, train, machine.micro_batch_rows or settings.micro_batch_rows, world, settings.tokens_on_device)
+    batches = open_batches(plan, rows, machine.micro_batch_rows or settings.micro_batch_rows, world)
     progress = resume(folder, model, optimizer, plan, world)
     if task.parent is not None and progress.step == plan.start.step and "optimizer" in settings.keep:
         load_kept_optimizer(task.parent, optimizer)
@@ -106,10 +107,10 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     writer = CheckpointWriter(folder, task.wanted, settings.keep_checkpoints, copy)
     run_name = f"{task.run.folder.name}-{task.stage}"
     with StopSignals() as stop, open_metrics(folder, settings.metrics, run_name, progress.step) as metrics:
-        rows = batches.micro_batch_rows
+        at_once = batches.micro_batch_rows
         byte_lengths = task.tokenizer.document_byte_lengths
         losses = progress.validation_losses
-        validate = Validate(settings, plan, metrics, model, objective, validation, rows, world, machine, byte_lengths, losses)
+        validate = Validate(settings, plan, metrics, model, objective, validation, at_once, world, machine, byte_lengths, losses)
         peak = peak_flops_per_second(folder, machine, world.device) * world.size if world.main else None
         log = Log(settings, plan, metrics, Gauge(model.config, plan, progress.step, world.device, peak))
         samples = [] if world.sharded else [Sample(settings, plan, model, world, _sampler(task))]
