@@ -1,0 +1,70 @@
+"""The verbs that look and change nothing: `plan`, `config`, `show`, `inspect`, `verify`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from fledge.core import console
+from fledge.options import LogLevel, Name, Overrides, Place, RecipeArgument, Smoke, SmokeRun, prepare, refuse_ranks
+
+Split = Literal["train", "validation"]
+
+
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    device: Annotated[str | None, typer.Option("--device", help='Only this one of the other devices, such as "RTX 4090".')] = None,
+    rate: Annotated[float | None, typer.Option("--rate", help="Price of an hour, in your currency.", min=0.0)] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+    name: Name = None,
+    small: Smoke = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    this = prepare(recipe, overrides, name, small, no_wandb=True)
+    refuse_ranks("plan")
+    from fledge.verbs import plan as verbs
+
+    verbs.plan(this, device, rate, json)
+
+
+def show_config(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    small: Smoke = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    from fledge.verbs import inspection
+
+    inspection.show_config(recipe, overrides or [], small)
+
+
+def show(place: Place, small: SmokeRun = False, log_level: LogLevel = "info") -> None:
+    console.configure(log_level)
+    from fledge.verbs import inspection
+
+    inspection.show(place, small)
+
+
+def inspect(
+    place: Place,
+    split: Annotated[Split, typer.Option("--split", help="Which side of the set.")] = "train",
+    row: Annotated[int | None, typer.Option("--row", help="Which row, from 0; of a continuous stream, of 256 tokens.", min=0)] = None,
+    document: Annotated[str | None, typer.Option("--document", metavar="ID", help="All of one document instead.")] = None,
+    small: SmokeRun = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    from fledge.verbs import token_rows
+
+    token_rows.inspect(place, split, row, document, small)
+
+
+def verify(place: Place, small: SmokeRun = False, log_level: LogLevel = "info") -> None:
+    console.configure(log_level)
+    from fledge.verbs import inspection
+
+    inspection.verify(place, small)

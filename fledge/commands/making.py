@@ -1,0 +1,199 @@
+"""The verbs that make something: `run`, and one for each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fledge.core import console, process
+from fledge.core.errors import ConfigError
+from fledge.options import (
+    Force,
+    Gpus,
+    LogLevel,
+    Name,
+    NoWandb,
+    OptionalRecipe,
+    Overrides,
+    Processes,
+    RecipeArgument,
+    RecipeOrPlace,
+    Smoke,
+    prepare,
+    refuse_contradictions,
+    refuse_ranks,
+    refuse_with,
+    stretch,
+)
+from fledge.stages import STAGES, TRAINING_STAGES, Stage, has_stage, run_stage
+from fledge.stages.run import Run, set_aside
+from fledge.verbs import launching
+
+
+def run(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    first: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Begin with this stage.")] = None,
+    last: Annotated[str | None, typer.Option("--to", metavar="STAGE", help="End after this stage.")] = None,
+    processes: Processes = None,
+    gpus: Gpus = None,
+    name: Name = None,
+    force: Force = False,
+    small: Smoke = False,
+    no_wandb: NoWandb = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    stages = stretch(first, last)
+    this = prepare(recipe, overrides, name, small, no_wandb)
+    refuse_ranks("run")
+    _run_stages(this, stages, force, launching.starter(processes, gpus, launching.passed_on(no_wandb, log_level)))
+    if stages[-1] == STAGES[-1]:
+        from fledge.verbs.closing import close
+
+        close(this)
+
+
+def _stage_verb(stage: Stage, start: Callable[[Stage, Run], None] = run_stage) -> Callable[..., None]:
+    def verb(
+        recipe: RecipeArgument,
+        overrides: Overrides = None,
+        name: Name = None,
+        force: Force = False,
+        small: Smoke = False,
+        no_wandb: NoWandb = False,
+        log_level: LogLevel = "info",
+    ) -> None:
+        console.configure(log_level)
+        this = prepare(recipe, overrides, name, small, no_wandb)
+        if stage not in TRAINING_STAGES:
+            refuse_ranks(stage)
+        if not has_stage(stage, this):
+            raise ConfigError(f"the recipe has no stage {stage!r}", "add its section to the recipe, or run another stage")
+        if not process.is_main():
+            run_stage(stage, this)
+            return
+        _run_stages(this, (stage,), force, start)
+
+    return verb
+
+
+def _run_stages(this: Run, stages: Sequence[Stage], force: bool, start: Callable[[Stage, Run], None]) -> None:
+    """Run what the recipe has of these stages, under the run's lock."""
+    with process.run_lock(this.folder):
+        if force:
+            set_aside(this, STAGES[STAGES.index(stages[0]) :])
+        for stage in stages:
+            if has_stage(stage, this):
+                start(stage, this)
+
+
+def _training_verb(stage: Stage) -> Callable[..., None]:
+    def verb(
+        recipe: RecipeArgument,
+        overrides: Overrides = None,
+        processes: Processes = None,
+        gpus: Gpus = None,
+        name: Name = None,
+        force: Force = False,
+        small: Smoke = False,
+        no_wandb: NoWandb = False,
+        log_level: LogLevel = "info",
+    ) -> None:
+        start = launching.starter(processes, gpus, launching.passed_on(no_wandb, log_level))
+        _stage_verb(stage, start)(recipe, overrides, name, force, small, no_wandb, log_level)
+
+    return verb
+
+
+def corpus(
+    recipe: OptionalRecipe = None,
+    overrides: Overrides = None,
+    listing: Annotated[bool, typer.Option("--list", help="Show the datasets known by name, and what of them is downloaded.")] = False,
+    analyze_only: Annotated[bool, typer.Option("--analyze-only", help="Write the data card of the documents and nothing else.")] = False,
+    download_only: Annotated[bool, typer.Option("--download-only", help="Write the raw rows of the sources as JSON Lines chunks.")] = False,
+    test: Annotated[bool, typer.Option("--test", help="With --download-only: two chunks of each source.")] = False,
+    chunk_documents: Annotated[
+        int | None, typer.Option("--chunk-documents", help="With --download-only: rows in a chunk (100,000).", min=1)
+    ] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes; with --download-only, readers (8).", min=1)] = None,
+    rank: Annotated[int, typer.Option("--rank", help="Which of --world processes this is, from 0.", min=0)] = 0,
+    world: Annotated[int, typer.Option("--world", help="Processes that share the work, each started by itself.", min=1)] = 1,
+    name: Name = None,
+    force: Force = False,
+    small: Smoke = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    refuse_contradictions({"--list": listing, "--analyze-only": analyze_only, "--download-only": download_only}, test, rank, world)
+    if chunk_documents is not None and not download_only:
+        raise ConfigError("--chunk-documents means nothing without --download-only", "give both, or neither")
+    if force and (analyze_only or download_only or listing):
+        raise ConfigError("--force makes a corpus anew, and none is made here", "leave it out")
+    if listing:
+        from fledge.verbs import corpus as verbs
+
+        verbs.list_presets(recipe, overrides or [])
+        return
+    if recipe is None:
+        raise ConfigError("no recipe is given", "name one, or look with: fledge corpus --list")
+    if workers is not None and not download_only:
+        overrides = [*(overrides or []), f"corpus.workers={workers}"]
+    this = prepare(recipe, overrides, name, small, no_wandb=False)
+    refuse_ranks("corpus")
+    if not has_stage("corpus", this):
+        raise ConfigError("the recipe has no stage 'corpus'", "add its section to the recipe, or run another stage")
+    from fledge.verbs import corpus as verbs
+
+    if rank != 0:
+        verbs.make(this, rank, world)
+        return
+    with process.run_lock(this.folder):
+        if download_only:
+            verbs.download(this, workers, chunk_documents, test)
+        elif analyze_only:
+            verbs.analyze(this)
+        else:
+            if force:
+                set_aside(this, STAGES)
+            verbs.make(this, rank, world)
+
+
+def tokenizer(
+    recipe: RecipeOrPlace = None,
+    overrides: Overrides = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Measure the tokenizers at PLACE PLACE ... on one text.")] = False,
+    text: Annotated[list[str] | None, typer.Option("--text", help="With --compare: a file of text, JSON Lines or Parquet.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="With --compare: write the figures.")] = None,
+    picture: Annotated[Path | None, typer.Option("--picture", help="With --compare: write an HTML page.")] = None,
+    encode: Annotated[str | None, typer.Option("--encode", metavar="TEXT", help="Print the ids of a text.")] = None,
+    decode: Annotated[str | None, typer.Option("--decode", metavar="1,2,3", help="Print the text of ids.")] = None,
+    encode_file: Annotated[Path | None, typer.Option("--encode-file", help="A text on each line (of .jsonl: a string).")] = None,
+    decode_file: Annotated[Path | None, typer.Option("--decode-file", help="A JSON list of ids on each line.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Where --encode-file or --decode-file write JSON Lines.")] = None,
+    name: Name = None,
+    force: Force = False,
+    small: Smoke = False,
+    no_wandb: NoWandb = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    if any(given not in (None, False, []) for given in (compare, encode, decode, encode_file, decode_file, text, json, picture, output)):
+        from fledge.verbs import tokenizers as verbs
+
+        use = verbs.Use(compare, encode, decode, encode_file, decode_file, tuple(text or ()), json, picture, output)
+        refuse_with(str(use.asked), {"--name": name is not None, "--force": force, "--no-wandb": no_wandb})
+        verbs.use_tokenizers(use, [*([recipe] if recipe else []), *(overrides or [])], small)
+        return
+    if recipe is None:
+        raise ConfigError("no recipe is given", "name one to train by, or a tokenizer with --compare, --encode or --decode")
+    _stage_verb("tokenizer")(recipe, overrides, name, force, small, no_wandb, log_level)
+
+
+def stage_verb(stage: Stage) -> Callable[..., None]:
+    """The verb of a stage."""
+    own: dict[Stage, Callable[..., None]] = {"corpus": corpus, "tokenizer": tokenizer}
+    return own.get(stage) or (_training_verb(stage) if stage in TRAINING_STAGES else _stage_verb(stage))

@@ -1,0 +1,69 @@
+"""The verbs that do something with a result: `generate`, `chat`, `export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fledge.core import console
+from fledge.inference.settings import GenerationSettings
+from fledge.options import LogLevel, MaxTokens, Place, Reference, Seed, SmokeRun, Temperature, TopK, TopP
+
+ExportTarget = Literal["bin"]
+"""What `fledge export --to` knows; each has its function in verbs/export.py."""
+
+GENERATION = GenerationSettings()
+
+
+def generate(
+    checkpoint: Reference,
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="The text to continue; may be given several times.")],
+    chat_format: Annotated[bool, typer.Option("--chat", help="Ask the prompt as a question in the chat format.")] = False,
+    temperature: Temperature = GENERATION.temperature,
+    top_k: TopK = GENERATION.top_k,
+    top_p: TopP = GENERATION.top_p,
+    max_tokens: MaxTokens = GENERATION.maximum_new_tokens,
+    seed: Seed = GENERATION.seed,
+    small: SmokeRun = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    from fledge.verbs import answers
+
+    model = answers.open_model(checkpoint, small)
+    answers.generate(model, prompt, chat_format, answers.generation_settings(temperature, top_k, top_p, max_tokens, seed))
+
+
+def chat(
+    checkpoint: Reference,
+    system: Annotated[str | None, typer.Option("--system", help="An instruction before the conversation.")] = None,
+    temperature: Temperature = GENERATION.temperature,
+    top_k: TopK = GENERATION.top_k,
+    top_p: TopP = GENERATION.top_p,
+    max_tokens: MaxTokens = GENERATION.maximum_new_tokens,
+    seed: Seed = GENERATION.seed,
+    small: SmokeRun = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    from fledge.verbs import answers
+
+    model = answers.open_model(checkpoint, small)
+    answers.chat(model, system, answers.generation_settings(temperature, top_k, top_p, max_tokens, seed))
+
+
+def export(
+    place: Place,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; must not be there yet, or be empty.")],
+    target: Annotated[
+        ExportTarget, typer.Option("--to", help="bin: a token set of documents as train.bin, val.bin, data_meta.json and the tokenizer.")
+    ],
+    small: SmokeRun = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    from fledge.verbs.export import EXPORTS
+
+    EXPORTS[target](place, folder, small)
