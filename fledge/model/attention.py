@@ -12,18 +12,24 @@ L layers, S slots of the cache.
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 
 import torch
+import torch.nn.attention
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from fledge.core import console
 from fledge.model.block_attention import DocumentBlocks, block_attention, document_blocks
 from fledge.model.settings import ModelSettings
 
 PRODUCTS_UP_TO_SLOTS = 512
 """On a CPU, attention over at most this many keys of a cache is two plain matrix products and a softmax, which beats torch's kernel."""
+
+HOPPER = (9, 0)
+FLASH_ATTENTION_3 = "flash_attn_interface"
 
 Mask = Tensor | DocumentBlocks | BlockMask | None
 """What a query may look at: booleans (B, 1, T, S), the forms that the kernels for documents want, or None: causal, T = S."""
@@ -64,6 +70,29 @@ def _attention_by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tens
     return probabilities.to(value.dtype) @ value
 
 
+def use_flash_attention_3(device: torch.device) -> None:
+    """On a Hopper GPU, let torch's fused attention run FlashAttention 3's kernels if `flash_attn_interface` is installed and works.
+
+    A compiled 124M model gains 9 % by them (nanochat). It is torch's own switch, from torch 2.11 on.
+    """
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) != HOPPER or importlib.util.find_spec(FLASH_ATTENTION_3) is None:
+        return
+    activate = getattr(torch.nn.attention, "activate_flash_attention_impl", None)
+    if activate is None:
+        console.info(f"FlashAttention 3 is installed, but torch {torch.__version__} cannot use it")
+        return
+    try:
+        activate("FA3")
+    except Exception as error:  # a package for another torch fails as it likes
+        console.warn(f"FlashAttention 3 is installed and does not work, torch's own kernels are used: {error}")
+
+
+def fused_kernel() -> str:
+    """Which kernels torch's fused attention runs on a GPU, for people and for the record."""
+    current = getattr(torch.nn.attention, "current_flash_attention_impl", lambda: None)()
+    return "fused" if current is None else f"fused by {current}"
+
+
 def attention_kernel(device: torch.device | str, isolate_documents: bool, compiled: bool, has_dropout: bool = False) -> str:
     """What attends in training, for people; see `documents_mask` and `attention`."""
     if has_dropout:
@@ -71,7 +100,7 @@ def attention_kernel(device: torch.device | str, isolate_documents: bool, compil
     if torch.device(device).type == "cpu":
         return "products by blocks"
     if not isolate_documents:
-        return "fused"
+        return fused_kernel()
     return "flex" if compiled else "fused with a mask"
 
 

@@ -4,7 +4,7 @@ Each factor is scaled by its largest magnitude and rounded to E4M3, in the forwa
 the parameters fp32. The head and the embedding stay out: their products are few, and the loss feels the rounding.
 
 It pays late. At widths up to 768 the scaling costs more than the faster products save (nanochat: slower at 12 layers of 768, 1.17 times as
-fast at 26 of 1,664), so "auto" never chooses it; `benchmarks/train_gpu.py` says what it brings on a card.
+fast at 26 of 1,664), so for "auto" both are timed before a long run (`training/preparation.py`).
 """
 
 from __future__ import annotations
@@ -36,14 +36,24 @@ def has_float8() -> bool:
     return importlib.util.find_spec("torchao") is not None
 
 
-def use_float8(model: Llama, emulate: bool = False) -> int:
-    """Make the layers' linear maps compute in FP8, in place; returns how many do. `emulate` rounds alike on any device, slowly."""
+def use_float8(model: Llama, emulate: bool = False) -> dict[str, nn.Linear]:
+    """Make the layers' linear maps compute in FP8, in place; returns by name those that did it before, for `leave_float8`.
+
+    The parameters stay the same objects. `emulate` rounds alike on any device, slowly.
+    """
     from torchao.float8 import CastConfig, Float8LinearConfig, convert_to_float8_training
 
     operand = CastConfig(target_dtype=torch.float8_e4m3fn)
     config = Float8LinearConfig(cast_config_input=operand, cast_config_weight=operand, cast_config_grad_output=operand, emulate=emulate)
-    convert_to_float8_training(model, config=config, module_filter_fn=lambda module, name: _fits(module, name))
-    return sum(type(module).__name__ == "Float8Linear" for module in model.modules())
+    before = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and _fits(module, name)}
+    convert_to_float8_training(model, config=config, module_filter_fn=lambda module, name: name in before)
+    return before
+
+
+def leave_float8(model: Llama, before: dict[str, nn.Linear]) -> None:
+    """Undo `use_float8`, which returned `before`."""
+    for name, linear in before.items():
+        model.set_submodule(name, linear)
 
 
 def shares(config: ModelConfig, sequence_length: int) -> ShareOfFlops:
@@ -52,7 +62,5 @@ def shares(config: ModelConfig, sequence_length: int) -> ShareOfFlops:
     return ShareOfFlops(fp8, 1 - fp8)
 
 
-def _fits(module: nn.Module, name: str) -> bool:
-    if not isinstance(module, nn.Linear) or name.startswith("lm_head"):
-        return False
-    return module.in_features % DIVISOR == 0 and module.out_features % DIVISOR == 0
+def _fits(module: nn.Linear, name: str) -> bool:
+    return not name.startswith("lm_head") and module.in_features % DIVISOR == 0 and module.out_features % DIVISOR == 0

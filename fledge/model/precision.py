@@ -51,7 +51,7 @@ class ProductTiming:
 
 
 def choose_precision(requested: RequestedPrecision, device: torch.device | str, has_float8: bool = False) -> Precision:
-    """The precision asked for, if this device has it; for "auto" the fastest sane one, which never is fp8 (see `model.float8`).
+    """The precision asked for, if this device has it; for "auto" the fastest sane one that needs no trial, so never fp8.
 
     On a CPU call `use_fast_fp32` before, so that bf16 has to beat the best fp32. There the answer is a measurement: record it.
     `has_float8`: whether the library for it is installed. Raises MachineError naming the alternatives if the device cannot do it.

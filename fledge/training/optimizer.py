@@ -111,6 +111,7 @@ class Optimizer:
         self._parameters = dict(parameters)
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._optimizers = optimizers
+        self._keeps_gradient_memory = False
         for group in self._groups():
             group[_PEAK] = group["lr"]
 
@@ -121,10 +122,16 @@ class Optimizer:
         for optimizer in self._optimizers:
             optimizer.step()
 
+    def keep_gradient_memory(self) -> None:
+        """Let gradients stay at one place from now on, where passes add to them; a CUDA graph writes over tensors that it made itself."""
+        for parameter in self._parameters.values():
+            parameter.grad = torch.zeros_like(parameter)
+        self._keeps_gradient_memory = True
+
     def clear_gradients(self) -> None:
-        """Forget the gradients, and free their memory."""
+        """Forget the gradients, and free their memory unless it is kept."""
         for optimizer in self._optimizers:
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=not self._keeps_gradient_memory)
 
     def state(self) -> dict[str, Tensor]:
         """The state after the last step as `PARAMETER/KEY`, for example `lm_head.weight/exp_avg`; not a copy."""

@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fledge.core import console, disk, process
 from fledge.core.config import differences
 from fledge.core.errors import DistributedError, MachineError
+from fledge.model.attention import fused_kernel, use_flash_attention_3
 from fledge.model.float8 import has_float8
 from fledge.model.llama import Llama
 from fledge.model.precision import Precision, autocast, can_compute, choose_precision, set_fp32_products, use_fast_fp32
@@ -212,15 +213,13 @@ def chosen_machine(folder: Path) -> Machine | None:
     return Machine(**record["chosen"]) if record else None
 
 
-def keep_trial(folder: Path, machine: Machine, compiled: bool, micro_batch_rows: int | None) -> Machine:
+def keep_trial(folder: Path, machine: Machine, tried: Machine) -> Machine:
     """The machine as trying showed it to be; noted in machine.json for the next start. The main process calls this for all."""
-    tried = replace(machine, compiled=compiled, micro_batch_rows=micro_batch_rows)
     record = _read(folder)
     if tried != machine and record is not None and process.is_main():
         # Nothing has been computed otherwise before, so this is how the stage computes and no change of it.
-        circumstances = {**record["circumstances"], "compiled": compiled}
-        if micro_batch_rows is not None:
-            circumstances["micro_batch_rows"] = micro_batch_rows
+        before = record["circumstances"]
+        circumstances = {**before, **asdict(tried), "micro_batch_rows": tried.micro_batch_rows or before["micro_batch_rows"]}
         disk.write_json(folder / MACHINE, {**record, "chosen": asdict(tried), "circumstances": circumstances})
     return tried
 
@@ -252,20 +251,23 @@ def _settle(known: Machine | None, settings: TrainingSettings, device: torch.dev
     else:
         precision = choose_precision(settings.precision, device, has_float8())
     set_fp32_products(precision, fast_fp32)
+    use_flash_attention_3(device)
     # The reference's scores are computed without a compiler, and the first loss is ln 2 only if the policy is too.
     asked = "off" if settings.objective.kind == "preference" and settings.compile == "auto" else settings.compile
     compiled = known.compiled if known and asked == "auto" else wants_compiling(asked, device, training_flops, threads)
     return Machine(precision, fast_fp32, threads, compiled, known.micro_batch_rows if known else None)
 
 
-def wants_compiling(requested: Literal["auto", "on", "off"], device: torch.device, training_flops: float, threads: int) -> bool:
+def wants_compiling(
+    requested: Literal["auto", "on", "off", "cuda_graphs"], device: torch.device, training_flops: float, threads: int
+) -> bool:
     """Whether to compile: as asked; for "auto" on a GPU, and on a CPU with a compiler where the run is long.
 
     Compiling takes half a minute to a minute. A step of 110M parameters is then 1.6 times as fast on an H100, one of 23M on a CPU 1.1 to
     1.3 times.
     """
     if requested != "auto":
-        return requested == "on"
+        return requested != "off"
     if device.type == "cuda":
         return True
     seconds = training_flops / (ASSUMED_CPU_FLOPS * threads)
@@ -280,6 +282,7 @@ def _circumstances(settings: TrainingSettings, world: World, machine: Machine) -
         "device": torch.cuda.get_device_name(world.device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
         "processes": world.size,
         "parallel": world.layout,
+        **({"attention": fused_kernel()} if on_gpu else {}),
         **asdict(machine),
         "micro_batch_rows": machine.micro_batch_rows or settings.micro_batch_rows,
     }

@@ -3,12 +3,17 @@
 A compiler that fails on this machine, or a micro-batch that does not fit its memory, must never end a run. So one micro-batch goes
 forward and backward before anything counts: if compiling fails, training goes on without it; if memory runs out, the micro-batch is
 halved, and the batch stays what it was. All processes agree on the smallest answer, and machine.json keeps it for the next start.
+
+Whether FP8 pays depends on the card and on the model's width, so where a long run may choose, both are timed on that micro-batch.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,12 +21,15 @@ import torch
 
 from fledge.core import console
 from fledge.core.errors import MachineError
-from fledge.model.float8 import shares, use_float8
+from fledge.model.float8 import has_float8, leave_float8, shares, use_float8
 from fledge.model.llama import Llama
+from fledge.model.precision import can_compute
 from fledge.training.batches import Batch, BatchLoader, RowReader, Rows, rows_at_once
+from fledge.training.checkpoint_folders import step_folders
 from fledge.training.objectives import Objective
-from fledge.training.parallel import Machine, World, keep_trial
+from fledge.training.parallel import Machine, World, keep_trial, kept_measurement
 from fledge.training.plan import Plan, Row
+from fledge.training.probe import measure_pass
 from fledge.training.resident import ResidentRows, fits_easily
 from fledge.training.settings import TrainingSettings
 
@@ -29,14 +37,17 @@ OPTIMIZER_BYTES_PER_PARAMETER = 8
 """Two moments in fp32, which are made at the first step and not at the trial."""
 SHAPES_TO_COMPILE = 64
 """torch gives up on a function after 8; each phase of a curriculum is one."""
+WORTHWHILE_FLOAT8_SECONDS = 1_200
+"""Of training in bf16, to time FP8 against it: compiling once or twice more takes up to two minutes, FP8 saves a seventh at best."""
+TIMED_PASSES = 5
 
 
 def choose_computation(model: Llama, settings: TrainingSettings, machine: Machine, plan: Plan) -> None:
     """Make a model, wherever it is still whole, keep and compute what the settings and the machine say."""
     model.model.activation_checkpointing = settings.activation_checkpointing
     if machine.precision == "fp8":
-        count, share = use_float8(model), shares(model.config, plan.longest_row_tokens)
-        console.say(f"fp8: {count} linear maps, {share.fp8:.0%} of the FLOPs; bf16 {share.bf16:.0%}; optimizer and loss fp32")
+        use_float8(model)
+        _say_shares(model, plan)
 
 
 def prepare(
@@ -52,22 +63,33 @@ def prepare(
     """Compile a model on its device and try a micro-batch, as far as that works here; the machine as it turned out to be.
 
     What can fail is tried: a CPU that does not compile needs no trial. A sharded model is neither compiled nor tried: its layers meet in
-    every pass, and a process that runs out of memory alone would leave the others waiting. Raises MachineError if not even one row fits.
+    every pass, and a process that runs out of memory alone would leave the others waiting. Raises MachineError if not even one row fits,
+    or if CUDA graphs are asked for where they cannot be.
     """
+    graphs = settings.compile == "cuda_graphs"
+    if graphs and (world.device.type != "cuda" or world.size > 1):
+        problem = f"compile is cuda_graphs, which needs one process with one CUDA GPU, not {world.size} x {world.device.type}"
+        raise MachineError(problem, "choose another value: auto compiles where it pays")
     if world.sharded:
-        return keep_trial(folder, machine, compiled=False, micro_batch_rows=machine.micro_batch_rows)
+        return keep_trial(folder, machine, replace(machine, compiled=False))
     if machine.compiled:
-        compile_in_place(model)
+        compile_in_place(model, graphs)
     if not machine.compiled and world.device.type == "cpu":
         return machine
     longest = max(phase.batch_rows for phase in plan.phases if phase.row_tokens == plan.longest_row_tokens)
     wanted = rows_at_once(longest, machine.micro_batch_rows or settings.micro_batch_rows, world.size)
     there = plan.sources[0].rows(rows.row_tokens)
-    tried = [Row(0, index % there, 0) for index in range(wanted)]
-    compiled, fitting = try_out(model, objective, machine, world, wanted, lambda count: rows.batch(tried[:count], count))
+    sample = [Row(0, index % there, 0) for index in range(wanted)]
+    compiled, fitting = try_out(model, objective, machine, world, wanted, lambda count: rows.batch(sample[:count], count))
     if fitting < wanted:
         console.say(f"micro-batches of {fitting} rows: {wanted} do not fit the memory of {world.device}; the batch stays the same")
-    return keep_trial(folder, machine, compiled, fitting if fitting < wanted else machine.micro_batch_rows)
+    tried = replace(machine, compiled=compiled, micro_batch_rows=fitting if fitting < wanted else machine.micro_batch_rows)
+    if settings.precision == "auto" and not graphs and may_choose_float8(tried, world.device) and not step_folders(folder):
+        batch = rows.batch(sample[:fitting], fitting)
+        passes = plan.tokens(plan.steps) / (fitting * rows.row_tokens * world.size)
+        seconds = partial(measure_pass, model, objective, tried, batch.to(world.device), TIMED_PASSES)
+        return keep_trial(folder, machine, faster_precision(folder, model, tried, world, plan, passes, seconds))
+    return keep_trial(folder, machine, tried)
 
 
 def on_device(reader: RowReader, world: World, wanted: Literal["auto", "on", "off"]) -> Rows:
@@ -83,10 +105,14 @@ def open_batches(plan: Plan, rows: Rows, micro_batch_rows: int | None, world: Wo
     return BatchLoader(plan, rows, micro_batch_rows, world.rank, world.size, ahead)
 
 
-def compile_in_place(model: Llama) -> None:
-    """Make calls of the model run compiled code, made for each shape when it first occurs; parameters and names stay as they are."""
+def compile_in_place(model: Llama, graphs: bool = False) -> None:
+    """Make calls of the model run compiled code, made for each shape when it first occurs; parameters and names stay as they are.
+
+    `graphs`: as CUDA graphs besides, which start all kernels of a pass at once. What a pass returns is then good until the next one, so
+    gradients need memory of their own (`Optimizer.keep_gradient_memory`).
+    """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES_TO_COMPILE)
-    model.compile(dynamic=False, fullgraph=True)
+    model.compile(dynamic=False, fullgraph=True, mode="reduce-overhead" if graphs else None)
 
 
 def try_out(
@@ -119,6 +145,45 @@ def try_out(
         model._compiled_call_impl = None
         compiled = False
     return compiled, world.least(rows)
+
+
+def may_choose_float8(machine: Machine, device: torch.device) -> bool:
+    """Whether FP8 is a choice here; without a compiler its scaling alone costs more than it saves."""
+    return machine.precision == "bf16" and machine.compiled and has_float8() and can_compute("fp8", device, has_float8=True)
+
+
+def faster_precision(
+    folder: Path, model: Llama, machine: Machine, world: World, plan: Plan, passes: float, pass_seconds: Callable[[], float]
+) -> Machine:
+    """The machine with FP8 if that is faster than bf16 and so many passes are worth finding out; the model computes accordingly.
+
+    What was timed is kept in machine.json.
+    """
+    bf16_seconds = pass_seconds()
+    if world.from_main(int(bf16_seconds * passes < WORTHWHILE_FLOAT8_SECONDS)):
+        return machine
+    linears, fp8_seconds = use_float8(model), math.inf
+    compile_in_place(model)
+    try:
+        fp8_seconds = pass_seconds()
+    except Exception as error:  # as in `try_out`
+        console.warn(f"fp8 failed ({type(error).__name__}), training goes on in bf16: {_first_line(error)}")
+    works = world.least(int(fp8_seconds < math.inf))
+    if works and world.main:
+        kept_measurement(folder, "bf16_pass_seconds", lambda: bf16_seconds)
+        kept_measurement(folder, "fp8_pass_seconds", lambda: fp8_seconds)
+        console.say(f"precision: a micro-batch takes {bf16_seconds:.4f} s in bf16 and {fp8_seconds:.4f} s in fp8, the faster is taken")
+    if works and world.from_main(int(fp8_seconds < bf16_seconds)):
+        _say_shares(model, plan)
+        return replace(machine, precision="fp8")
+    leave_float8(model, linears)
+    compile_in_place(model)
+    return machine
+
+
+def _say_shares(model: Llama, plan: Plan) -> None:
+    share = shares(model.config, plan.longest_row_tokens)
+    console.say(f"fp8: {share.fp8:.0%} of the FLOPs, those of the layers' linear maps; bf16 {share.bf16:.0%}; optimizer and loss fp32")
 
 
 def _one_pass(model: Llama, objective: Objective, machine: Machine, world: World, batch: Batch) -> None:

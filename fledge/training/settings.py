@@ -238,9 +238,11 @@ class TrainingSettings:
     parallel: Literal["auto", "ddp", "fsdp"] = operation("auto")
     """How many processes share the model: ddp: each holds all of it; fsdp: each a part; auto: ddp where it fits into half the memory."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "fp8", "fp8_or_bf16"] = operation("auto")
-    """Arithmetic of matrix products; auto: chosen at the first start (on a CPU by measurement) and kept in machine.json."""
-    compile: Literal["auto", "on", "off"] = operation("auto")
-    """Compile the model with torch.compile; auto: on a GPU, and on a CPU in runs of more than about ten minutes; preference pairs never."""
+    """Arithmetic of matrix products; auto: chosen at the first start and kept in machine.json, on a CPU by measurement; on a GPU bf16, or
+    fp8 if it is there, the run is long and a trial finds it faster."""
+    compile: Literal["auto", "on", "off", "cuda_graphs"] = operation("auto")
+    """Compile the model with torch.compile; auto: on a GPU, and on a CPU in runs of more than about ten minutes; preference pairs never.
+    cuda_graphs: as graphs besides, for small models on one GPU, whose kernels are shorter than starting them."""
     activation_checkpointing: Literal["none", "selective", "full"] = operation("none")
     """Save memory by computing again in the backward pass: selective all but matrix products and attention, full whole layers."""
     tokens_on_device: Literal["auto", "on", "off"] = operation("auto")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fledge.model import attention as attention_module
-from fledge.model.attention import KeyValueCache, attention, causal_mask, document_mask
+from fledge.model.attention import HOPPER, KeyValueCache, attention, attention_kernel, causal_mask, document_mask, use_flash_attention_3
 from fledge.model.settings import ModelSettings
 
 DOCUMENTS = torch.tensor([[0, 0, 0, 3, 3, 5], [0, 0, 0, 0, 0, 0]], dtype=torch.int32)
@@ -68,3 +68,31 @@ def test_cache_keeps_rows_apart_and_shows_the_past_only() -> None:
     assert torch.equal(values, -keys)
     assert cache.mask(positions)[:, 0].int().tolist() == [[[1, 0, 0, 0], [1, 1, 0, 0]], [[1, 1, 1, 0], [1, 1, 1, 1]]]
     assert cache.slots == 4
+
+
+def flash_attention_3(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], installed: bool = True, works: bool = True) -> str:
+    """Whose kernels attend on a GPU of this capability, with the package as it is there."""
+    active: list[str] = []
+
+    def activate(name: str) -> None:
+        if not works:
+            raise RuntimeError("undefined symbol")
+        active.append(name)
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(attention_module.importlib.util, "find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", activate)
+    monkeypatch.setattr(torch.nn.attention, "current_flash_attention_impl", lambda: active[-1] if active else None)
+    use_flash_attention_3(torch.device("cuda"))
+    return attention_kernel("cuda", isolate_documents=False, compiled=True)
+
+
+def test_a_hopper_gpu_uses_flash_attention_3_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert flash_attention_3(monkeypatch, HOPPER) == "fused by FA3"
+    assert flash_attention_3(monkeypatch, HOPPER, installed=False) == "fused"
+    assert flash_attention_3(monkeypatch, (8, 0)) == "fused"
+
+
+def test_flash_attention_3_that_does_not_work_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert flash_attention_3(monkeypatch, HOPPER, works=False) == "fused"
+    assert "does not work, torch's own kernels are used: undefined symbol" in capsys.readouterr().err

@@ -72,6 +72,23 @@ def test_the_fraction_scales_every_group_from_its_peak() -> None:
         assert {group["lr"] for _, group in torch_groups(optimizer)} == {0.01, 1.5e-3}
 
 
+def test_gradients_stay_where_they_are_if_their_memory_is_kept() -> None:
+    models = [Llama(MODEL, 0), Llama(MODEL, 0)]
+    optimizers = [make_optimizer(model, training_settings(), has_fast_bf16=True) for model in models]
+    optimizers[1].keep_gradient_memory()
+    places = [parameter.grad for parameter in models[1].parameters()]
+    tokens = torch.arange(12).view(2, 6)
+    for model, optimizer in zip(models, optimizers, strict=True):
+        for _ in range(2):
+            model(tokens, None, tokens, torch.ones(2, 6)).loss_sum.backward()
+            optimizer.step(1.0)
+            optimizer.clear_gradients()
+    assert all(torch.equal(one, other) for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True))
+    assert all(parameter.grad is None for parameter in models[0].parameters())
+    assert all(parameter.grad is place for parameter, place in zip(models[1].parameters(), places, strict=True))
+    assert not any(bool(place.any()) for place in places if place is not None)
+
+
 @pytest.mark.parametrize("chosen", [AdamWSettings(), MuonSettings()])
 def test_state_goes_round(chosen: AdamWSettings | MuonSettings) -> None:
     settings = training_settings(optimizer=chosen)

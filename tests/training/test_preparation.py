@@ -9,14 +9,19 @@ import torch
 from training_assembly import MODEL, training_settings, write_token_set
 
 from fledge.core.errors import MachineError
+from fledge.model.float8 import has_float8
 from fledge.model.llama import Llama
 from fledge.training import parallel, preparation
 from fledge.training.batches import Batch, open_rows
 from fledge.training.objectives import NextToken
+from fledge.training.optimizer import make_optimizer
 from fledge.training.parallel import MACHINE, Machine, World, keep_trial, settle_machine, wants_compiling
-from fledge.training.preparation import on_device, try_out
+from fledge.training.phases import make_plan
+from fledge.training.preparation import compile_in_place, faster_precision, may_choose_float8, on_device, prepare, try_out
 from fledge.training.resident import ResidentRows
 from fledge.training.settings import NextTokenSettings, PreferenceSettings
+
+needs_torchao = pytest.mark.skipif(not has_float8(), reason="needs torchao")
 
 WORLD = World(0, 1, torch.device("cpu"))
 PLAIN = Machine("fp32", False, 1)
@@ -110,7 +115,7 @@ def test_preferences_are_computed_as_their_reference_was(tmp_path: Path, monkeyp
 def test_what_was_tried_is_kept_for_the_next_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = training_settings(compile="auto")
     machine = settle_machine(tmp_path, settings, WORLD)
-    tried = keep_trial(tmp_path, machine, compiled=True, micro_batch_rows=3)
+    tried = keep_trial(tmp_path, machine, replace(machine, compiled=True, micro_batch_rows=3))
     assert (tried.compiled, tried.micro_batch_rows) == (True, 3)
     capsys.readouterr()
     assert settle_machine(tmp_path, settings, WORLD) == tried
@@ -132,6 +137,83 @@ def test_a_precision_that_the_device_lacks_is_chosen_anew(tmp_path: Path) -> Non
     record = json.loads((tmp_path / MACHINE).read_text())
     (tmp_path / MACHINE).write_text(json.dumps({**record, "chosen": {**record["chosen"], "precision": "fp8"}}))
     assert settle_machine(tmp_path, settings, WORLD).precision in {"fp32", "bf16"}
+
+
+def race(folder: Path, seconds: list[float | Exception], passes: float = 1e6) -> tuple[Machine, Llama]:
+    """Which machine bf16 and then fp8 come out as, whose passes take so long; and the model."""
+    machine = replace(settle_machine(folder, training_settings(), WORLD), precision="bf16", compiled=True)
+    reader = open_rows([write_token_set(folder / "tokens", "documents", {"books": 9})], "train", 24)
+    plan = make_plan(reader.sources, training_settings(sequence_length=24), 1)
+    answers = iter(seconds)
+
+    def pass_seconds() -> float:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    model = Llama(MODEL, 0)
+    return faster_precision(folder, model, machine, WORLD, plan, passes, pass_seconds), model
+
+
+def float8_maps(model: Llama) -> int:
+    return sum(type(module).__name__ == "Float8Linear" for module in model.modules())
+
+
+@needs_torchao
+@pytest.mark.filterwarnings("ignore")
+def test_the_faster_of_bf16_and_fp8_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    faster, model = race(tmp_path, [0.2, 0.1])
+    assert (faster.precision, float8_maps(model)) == ("fp8", 14)
+    assert "0.2000 s in bf16 and 0.1000 s in fp8, the faster is taken" in capsys.readouterr().out
+    measured = json.loads((tmp_path / MACHINE).read_text())["measured"]
+    assert measured == {"bf16_pass_seconds": 0.2, "fp8_pass_seconds": 0.1}
+    slower, model = race(tmp_path / "slower", [0.1, 0.2])
+    assert (slower.precision, float8_maps(model)) == ("bf16", 0)
+    short, model = race(tmp_path / "short", [0.2], passes=5_000)
+    assert (short.precision, float8_maps(model)) == ("bf16", 0)
+
+
+@needs_torchao
+@pytest.mark.filterwarnings("ignore")
+def test_fp8_that_fails_leaves_bf16(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machine, model = race(tmp_path, [0.2, RuntimeError("no kernel image\nfor this device")])
+    assert (machine.precision, float8_maps(model)) == ("bf16", 0)
+    assert "fp8 failed (RuntimeError), training goes on in bf16: no kernel image" in capsys.readouterr().err
+
+
+def test_fp8_is_no_choice_without_a_card_for_it() -> None:
+    assert not may_choose_float8(replace(PLAIN, precision="bf16", compiled=True), WORLD.device)
+
+
+def test_cuda_graphs_need_a_gpu(tmp_path: Path) -> None:
+    settings = training_settings(compile="cuda_graphs")
+    reader = open_rows([write_token_set(tmp_path, "documents", {"books": 9})], "train", 24)
+    plan = make_plan(reader.sources, training_settings(sequence_length=24), 1)
+    with pytest.raises(MachineError, match="needs one process with one CUDA GPU, not 1 x cpu"):
+        prepare(tmp_path, Llama(MODEL, 0), NextToken(), PLAIN, WORLD, settings, reader, plan)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_graphs_change_nothing() -> None:
+    """Weights after steps of two micro-batches each, by graphs and without."""
+    weights = []
+    for graphs in (False, True):
+        model = Llama(MODEL, 0).cuda()
+        compile_in_place(model, graphs)
+        optimizer = make_optimizer(model, training_settings(), has_fast_bf16=True)
+        if graphs:
+            optimizer.keep_gradient_memory()
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(5):
+            for _ in range(2):
+                tokens = torch.randint(MODEL.vocabulary_size, (4, 24), generator=generator).cuda()
+                loss = model(tokens, None, tokens, torch.ones(4, 24, device="cuda") / 192)
+                loss.loss_sum.backward()
+            optimizer.step(1.0)
+            optimizer.clear_gradients()
+        weights.append({name: value.detach().clone() for name, value in model.named_parameters()})
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-5) for name in weights[0])
 
 
 def test_tokens_go_onto_the_device_where_that_is_wanted(tmp_path: Path) -> None:

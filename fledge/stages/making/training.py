@@ -94,6 +94,8 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     machine = prepare(folder, model, objective, machine, world, settings, rows, plan)
     has_fast_bf16 = world.device.type != "cpu" or machine.precision == "bf16"
     optimizer = make_optimizer(model, settings, has_fast_bf16)
+    if settings.compile == "cuda_graphs":
+        optimizer.keep_gradient_memory()
     batches = open_batches(plan, rows, machine.micro_batch_rows or settings.micro_batch_rows, world)
     progress = resume(folder, model, optimizer, plan, world)
     if task.parent is not None and progress.step == plan.start.step and "optimizer" in settings.keep:
