@@ -8,15 +8,17 @@ masking and scoring agree.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fledge.core import console, disk
-from fledge.core.errors import DataError
+from fledge.core.errors import DataError, MachineError
 from fledge.corpus.document import Split
 from fledge.model.tensors import read_tensors, write_tensors
 from fledge.training.batches import RowReader, Scores
@@ -24,6 +26,8 @@ from fledge.training.objectives import answer_log_probabilities
 from fledge.training.parallel import Machine
 
 SCORES = "scores.safetensors"
+
+Computed = TypeVar("Computed")
 
 
 @torch.no_grad()
@@ -41,6 +45,23 @@ def score_preferences(model: nn.Module, reader: RowReader, micro_batch_rows: int
                     parts.append(answer_log_probabilities(model, reader.batch(chunk, micro_batch_rows).to(device)).cpu())
                 progress.advance(len(chunk))
     return {name: torch.cat(parts).numpy() for name, parts in scored.items()}
+
+
+def within_memory(compute: Callable[[int], Computed], rows: int) -> tuple[Computed, int]:
+    """What `compute` makes of micro-batches of so many rows, fewer where memory does not suffice, and how many they were.
+
+    Raises MachineError if not even one row fits.
+    """
+    while True:
+        try:
+            return compute(rows), rows
+        except torch.OutOfMemoryError as error:
+            if rows == 1:
+                raise MachineError("one row of pairs does not fit the memory of the device", "shorten the rows: pack.sequence_length") from error
+            console.say(f"micro-batches of {rows} rows do not fit the memory of the device; now {(rows + 1) // 2}")
+            rows = (rows + 1) // 2
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def write_scores(folder: Path, scores: Mapping[Split, Scores]) -> disk.FileDigest:

@@ -11,12 +11,12 @@ import pytest
 import torch
 from training_assembly import MODEL, assembled, make_scores, training_settings
 
-from fledge.core.errors import CheckpointError, DataError
+from fledge.core.errors import CheckpointError, DataError, MachineError
 from fledge.model.llama import Llama
 from fledge.model.tensors import write_tensors
 from fledge.tokens.shards import TokenSet
 from fledge.training.parallel import MACHINE
-from fledge.training.score import SCORES, read_scores
+from fledge.training.score import SCORES, read_scores, within_memory
 from fledge.training.settings import PreferenceSettings, TrainingSettings
 
 
@@ -67,3 +67,18 @@ def test_scores_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     write_tensors(tmp_path / SCORES, {"train/pairs": torch.tensor([[1.0, float("nan")]])})
     with pytest.raises(DataError, match="'pairs' that are not finite"):
         read_scores(tmp_path, "train")
+
+
+def test_memory_that_runs_out_makes_micro_batches_smaller() -> None:
+    def compute(rows: int) -> str:
+        if rows > fits:
+            raise torch.OutOfMemoryError("too much")
+        return f"{rows} at once"
+
+    fits = 5
+    assert within_memory(compute, 12) == ("3 at once", 3)
+    fits = 12
+    assert within_memory(compute, 12) == ("12 at once", 12)
+    fits = 0
+    with pytest.raises(MachineError, match="one row of pairs"):
+        within_memory(compute, 12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -13,9 +14,9 @@ from fledge.stages.making.training import open_model
 from fledge.stages.run import Run
 from fledge.tokens.shards import TokenSet
 from fledge.tokens.tokenizer import Tokenizer
-from fledge.training.batches import open_rows, rows_at_once
-from fledge.training.parallel import open_world, settle_machine
-from fledge.training.score import score_preferences, write_scores
+from fledge.training.batches import Scores, open_rows, rows_at_once
+from fledge.training.parallel import keep_trial, open_world, settle_machine
+from fledge.training.score import score_preferences, within_memory, write_scores
 from fledge.training.settings import TrainingSettings
 
 
@@ -30,6 +31,12 @@ def make_scores(
         # The shape of training's micro-batches: another one would change the last bits, and with them the first loss.
         rows = rows_at_once(settings.batch_rows, settings.micro_batch_rows, world.size)
         readers = {split: open_rows(token_sets, split, None) for split in get_args(Split)}
-        scores = {split: score_preferences(model, reader, rows, machine, world.device) for split, reader in readers.items()}
+
+        def score(rows: int) -> dict[Split, Scores]:
+            return {split: score_preferences(model, reader, rows, machine, world.device) for split, reader in readers.items()}
+
+        scores, fitting = within_memory(score, machine.micro_batch_rows or rows)
+        if fitting < rows:
+            keep_trial(folder, machine, replace(machine, micro_batch_rows=fitting))  # training will take it over
     write_scores(folder, scores)
     return sum(len(values) for of_split in scores.values() for values in of_split.values())
