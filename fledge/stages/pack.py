@@ -14,7 +14,7 @@ from fledge.core.errors import ArtifactError, ConfigError
 from fledge.corpus.document import Content, Document, Split, read_conversations, read_documents, read_preferences
 from fledge.corpus.sources.hub import snapshot
 from fledge.stages.run import Run, make
-from fledge.tokens.chat import require_turns
+from fledge.tokens.chat import require_template
 from fledge.tokens.document_packing import pack_sides
 from fledge.tokens.figures import DocumentHashes
 from fledge.tokens.packing import pack_conversations, pack_preferences
@@ -36,7 +36,7 @@ def run(run: Run) -> None:
     frozen = run.tokenizer()
     tokenizer = open_tokenizer(frozen.path)
     if corpora["conversations"] or corpora["preferences"]:
-        require_turns(tokenizer)
+        require_template(tokenizer)
     for content, found in corpora.items():
         if found:
             packing = _Packing(settings, content, found, tokenizer)
