@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from fledge.core.config import ByKind, operation, settings
 from fledge.corpus.dedup.settings import DeduplicateSettings
-from fledge.corpus.filters.settings import CleaningStep, DecontaminateSettings, QualitySettings
+from fledge.corpus.filters.settings import CleaningStep, DecontaminateSettings, QualitySettings, TurnSettings
 from fledge.corpus.sources.settings import (
     CsvSource,
     HubSource,
@@ -30,6 +30,8 @@ class CorpusSettings:
     """Where the documents, conversations and preference pairs come from."""
     cleaning: tuple[CleaningStep, ...] = ("control_characters", "unicode", "whitespace")
     """What is mended in each document: mojibake, control_characters, unicode, email, ip, phone, boilerplate, whitespace."""
+    turns: TurnSettings = TurnSettings()
+    """Which conversations and preference pairs are kept."""
     quality: QualitySettings = QualitySettings()
     """Which documents are good enough."""
     deduplicate: DeduplicateSettings = DeduplicateSettings()
