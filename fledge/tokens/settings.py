@@ -155,6 +155,11 @@ class PackSettings:
     """Length of one row in tokens: of conversations, of preferences, and of documents if document_layout is best_fit."""
     document_layout: Literal["continuous", "best_fit"] = "continuous"
     """Documents one behind the other, which training cuts into rows of any length; or whole in rows by best fit, only the longest cut."""
+    long_turns: Literal["drop", "truncate"] = "drop"
+    """What is done with conversations and pairs that are longer than a row: drop them, or truncate at a turn, conversations to their
+    first exchanges, prompts of pairs to their last."""
+    learned_turns: Literal["answers", "everything"] = "answers"
+    """What of a conversation is learned: the assistant's answers and their ends, or all of it."""
     split: Annotated[CorpusSplitSettings | FractionSplitSettings | BudgetSplitSettings, ByKind()] = CorpusSplitSettings()
     """Which documents are held out."""
     shuffle: bool = False
