@@ -10,6 +10,7 @@ from fledge.core import console
 from fledge.options import LogLevel, Name, Overrides, Place, RecipeArgument, Smoke, SmokeRun, prepare, refuse_ranks
 
 Split = Literal["train", "validation"]
+TrainedStage = Literal["pretrain", "sft", "dpo"]
 
 
 def plan(
@@ -51,6 +52,7 @@ def show(place: Place, small: SmokeRun = False, log_level: LogLevel = "info") ->
 
 def inspect(
     place: Place,
+    stage: Annotated[TrainedStage | None, typer.Option("--stage", help="Only what this stage trains on; PLACE may be a recipe.")] = None,
     split: Annotated[Split, typer.Option("--split", help="Which side of the set.")] = "train",
     row: Annotated[int | None, typer.Option("--row", help="Which row, from 0; of a continuous stream, of 256 tokens.", min=0)] = None,
     document: Annotated[str | None, typer.Option("--document", metavar="ID", help="All of one document instead.")] = None,
@@ -60,7 +62,7 @@ def inspect(
     console.configure(log_level)
     from fledge.verbs import token_rows
 
-    token_rows.inspect(place, split, row, document, small)
+    token_rows.inspect(place, stage, split, row, document, small)
 
 
 def verify(place: Place, small: SmokeRun = False, log_level: LogLevel = "info") -> None:

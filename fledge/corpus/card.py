@@ -39,6 +39,7 @@ def data_card(stats: Mapping[str, Any]) -> str:
         *_origin(figures),
         *_making(figures),
         *_rules(figures),
+        *_turns(figures),
         *_contents(figures),
         *_duplicates(figures),
         *_contamination(figures),
@@ -122,6 +123,12 @@ def _rules(figures: Figures) -> Iterator[str]:
     removed = [(name, what, f"{count:,}") for name, what, count in card_rules.removed_lines(figures)]
     if removed:
         yield "Lines removed from documents, or mended:\n\n" + _table(("rule", "what it does", "lines"), removed, {2}, foreign={0})
+
+
+def _turns(figures: Figures) -> Iterator[str]:
+    facts = card_figures.turn_facts(figures)
+    if facts:
+        yield "## Turns and answers\n\n" + "\n".join(f"- {_plain(name)}: {_plain(value)}" for name, value in facts)
 
 
 def _contents(figures: Figures) -> Iterator[str]:

@@ -40,6 +40,14 @@ DUPLICATES = "Duplicates waste training and leak held-out text, so of every clus
 REJECTS = "What could not be read as a document at all. rejects.jsonl has the first 10,000 of a source with file, line and byte offset."
 
 
+DROPPED_TURNS = {
+    "duplicate": "says the same as one before",
+    "short_answer": "an answer is too short",
+    "too_long": "too long",
+    CONTAMINATED: "gives away what a model is evaluated on",
+}
+
+
 @dataclass(frozen=True)
 class Figures:
     """A corpus in numbers."""
@@ -227,6 +235,26 @@ def doubling(exponent: int) -> str:
     """The range from 2**exponent to below twice that."""
     low, high = 2**exponent, 2 ** (exponent + 1) - 1
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def turn_facts(figures: Figures) -> list[tuple[str, str]]:
+    """How conversations or pairs look, and what was dropped of them by reason."""
+    if "messages" not in figures.stats:
+        return []
+    lengths, total = figures.stats["answer_characters"], figures.kept
+    facts = [
+        (f"{figures.noun} of {counted(int(count), 'messages')}" + " before the answers" * (figures.noun == _NOUNS["preferences"]), rows)
+        for count, rows in figures.stats["messages"].items()
+    ]
+    return [
+        *((name, f"{rows:,} ({share(rows, total)})") for name, rows in facts),
+        ("with a system message", f"{figures.stats['with_system']:,}"),
+        (
+            "characters of an answer",
+            f"{lengths['median']:,} in the middle, {lengths['ninth_decile']:,} nine of ten, {lengths['longest']:,} at most",
+        ),
+        *((f"dropped: {DROPPED_TURNS.get(reason, reason)}", f"{count:,}") for reason, count in by_count(figures.stats.get("dropped", {}))),
+    ]
 
 
 def reject_rows(figures: Figures) -> list[list[str]]:

@@ -47,6 +47,7 @@ def card_page(stats: Mapping[str, Any]) -> str:
         _origin(figures),
         _way(figures),
         _rules(figures),
+        _turns(figures),
         _lengths(figures),
         _languages(figures),
         _duplicates(figures),
@@ -110,6 +111,11 @@ def _way(figures: Figures) -> Section | None:
         rows = [[_explained(step, what), changed, part] for step, what, changed, part in cleaned]
         content.append(page.table(("cleaning step", "changed", "share"), rows, frozenset({1, 2}), "Cleaning"))
     return page.section("How it was made", *content) if content else None
+
+
+def _turns(figures: Figures) -> Section | None:
+    facts = card_figures.turn_facts(figures)
+    return page.section("Turns and answers", page.table(("", ""), facts, frozenset({1}), "")) if facts else None
 
 
 def _rules(figures: Figures) -> Section | None:

@@ -12,7 +12,7 @@ from fledge.corpus.filters.evaluation_files import EvaluationFile
 from fledge.corpus.resolve import Resolved
 from fledge.corpus.settings import CorpusSettings
 
-_ROW_SETTINGS = ("validation_fraction", "seed", "shard_documents")
+_ROW_SETTINGS = ("turns", "validation_fraction", "seed", "shard_documents")
 
 
 def contents(settings: CorpusSettings) -> tuple[Content, ...]:
@@ -27,8 +27,10 @@ def corpus_identity(
     """What decides the rows of one content, as plain JSON for the artifact's key: settings and what the sources hold now."""
     decisive = identity(settings)
     told = [{**identity(resolved.source), "fingerprint": resolved.fingerprint} for resolved in sources]
-    if content != "documents":
-        return {"sources": told, "content": content, **{name: decisive[name] for name in _ROW_SETTINGS}}
-    decisive["quality"]["own_rules"] = [[rule.function, rule.sha256] for rule in map(own_rules.find, settings.quality.own_rules)]
     files = [[file.name, file.sha256] for file in evaluation_files]
+    if content != "documents":
+        compared = {"evaluation_files": files, "decontaminate": decisive["decontaminate"]} if files else {}
+        return {"sources": told, "content": content, **{name: decisive[name] for name in _ROW_SETTINGS}, **compared}
+    decisive.pop("turns")
+    decisive["quality"]["own_rules"] = [[rule.function, rule.sha256] for rule in map(own_rules.find, settings.quality.own_rules)]
     return {**decisive, "sources": told, "content": content, "evaluation_files": files}

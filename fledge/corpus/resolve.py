@@ -22,7 +22,17 @@ from fledge.corpus.sources import python_docs
 from fledge.corpus.sources.hub_presets import license_of
 from fledge.corpus.sources.inputs import Fingerprints, localise, resolve, revision
 from fledge.corpus.sources.piece import InputFile, Piece
-from fledge.corpus.sources.settings import FileSource, HubSource, ParquetSource, PathSource, PythonDocsSource, Source, TextSource
+from fledge.corpus.sources.settings import (
+    CsvSource,
+    FileSource,
+    HubSource,
+    JsonSource,
+    ParquetSource,
+    PathSource,
+    PythonDocsSource,
+    Source,
+    TextSource,
+)
 from fledge.corpus.sources.transport import is_remote, shown
 from fledge.corpus.sources.unpacking import GIVEN_UP
 
@@ -165,5 +175,7 @@ def require_few_rejects(source: Source, rejects: Rejects) -> None:
         if reject.reason.startswith(GIVEN_UP):
             console.warn(f"source {source.name}: {reject.file} is not read to its end: it expands like a bomb")
     if isinstance(source, FileSource):
-        units = "files" if isinstance(source, TextSource) else "rows" if isinstance(source, ParquetSource) else "lines"
+        units = (
+            "files" if isinstance(source, TextSource) else "rows" if isinstance(source, ParquetSource | JsonSource | CsvSource) else "lines"
+        )
         rejects.require_few(source.name, units, source.maximum_reject_share, at_end=True)

@@ -6,8 +6,16 @@ from typing import Annotated, Literal
 
 from fledge.core.config import ByKind, operation, settings
 from fledge.corpus.dedup.settings import DeduplicateSettings
-from fledge.corpus.filters.settings import CleaningStep, DecontaminateSettings, QualitySettings
-from fledge.corpus.sources.settings import HubSource, JsonLinesSource, ParquetSource, PythonDocsSource, TextSource
+from fledge.corpus.filters.settings import CleaningStep, DecontaminateSettings, QualitySettings, TurnSettings
+from fledge.corpus.sources.settings import (
+    CsvSource,
+    HubSource,
+    JsonLinesSource,
+    JsonSource,
+    ParquetSource,
+    PythonDocsSource,
+    TextSource,
+)
 
 ShardFormat = Literal["parquet", "jsonl", "jsonl.zst"]
 
@@ -16,10 +24,14 @@ ShardFormat = Literal["parquet", "jsonl", "jsonl.zst"]
 class CorpusSettings:
     """Each content the sources name becomes a folder of shards with the splits train and validation."""
 
-    sources: tuple[Annotated[PythonDocsSource | TextSource | JsonLinesSource | ParquetSource | HubSource, ByKind()], ...]
+    sources: tuple[
+        Annotated[PythonDocsSource | TextSource | JsonLinesSource | JsonSource | CsvSource | ParquetSource | HubSource, ByKind()], ...
+    ]
     """Where the documents, conversations and preference pairs come from."""
     cleaning: tuple[CleaningStep, ...] = ("control_characters", "unicode", "whitespace")
     """What is mended in each document: mojibake, control_characters, unicode, email, ip, phone, boilerplate, whitespace."""
+    turns: TurnSettings = TurnSettings()
+    """Which conversations and preference pairs are kept."""
     quality: QualitySettings = QualitySettings()
     """Which documents are good enough."""
     deduplicate: DeduplicateSettings = DeduplicateSettings()

@@ -36,7 +36,6 @@ def run(run: Run, rank: int = 0, world: int = 1) -> None:
     """Make what is missing. Of `world` ranks on a shared file system each does its share, and rank 0 brings the results together."""
     settings: CorpusSettings = run.recipe.section("corpus")
     for content in contents(settings):
-        place = f"corpus/{content}"
         sources = _sources(run, settings, content, rank)
         if sources is None:
             continue
@@ -45,15 +44,7 @@ def run(run: Run, rank: int = 0, world: int = 1) -> None:
         if rank != 0:
             continue
         if content != "documents":
-            wanted = artifact.request("corpus", corpus_identity(settings, content, sources, ()))
-
-            def fill(folder: Path, stats: dict[str, Any], content: Content = content, sources: list[Resolved] = sources) -> str:
-                from fledge.corpus import build
-
-                stats.update(content=content, **build.build_rows(settings, content, sources, folder))
-                return _outcome(content, stats)
-
-            make(run, place, wanted, fill)
+            _make_rows(run, settings, content, sources)
         remember_places(sources, run.folder / WORK)
 
 
@@ -120,6 +111,19 @@ def _make_documents(run: Run, settings: CorpusSettings, sources: Sequence[Resolv
         work.discard_all_but(used)
 
 
+def _make_rows(run: Run, settings: CorpusSettings, content: Content, sources: Sequence[Resolved]) -> None:
+    files = _evaluation_files(run, settings)
+    wanted = artifact.request("corpus", corpus_identity(settings, content, sources, files))
+
+    def fill(folder: Path, stats: dict[str, Any]) -> str:
+        from fledge.corpus import rows
+
+        stats.update(content=content, **rows.build_rows(settings, content, sources, files, folder))
+        return _outcome(content, stats)
+
+    make(run, f"corpus/{content}", wanted, fill)
+
+
 def _factory(settings: CorpusSettings, files: Sequence[EvaluationFile], work: WorkFolder, rank: int = 0, world: int = 1) -> Factory:
     from fledge.corpus.factory import Factory
 
@@ -162,8 +166,10 @@ def _sources(run: Run, settings: CorpusSettings, content: Content, rank: int) ->
             raise
         told = {source["name"]: source["fingerprint"] for source in made.manifest.settings["sources"]}
         unread = [Resolved(source, (), None, told.get(source.name, "")) for source in named]
-        files = _evaluation_files(run, settings) if content == "documents" else ()
-        if artifact.request("corpus", corpus_identity(settings, content, unread, files)).key != made.manifest.key:
+        if (
+            artifact.request("corpus", corpus_identity(settings, content, unread, _evaluation_files(run, settings))).key
+            != made.manifest.key
+        ):
             raise
         console.info(f"corpus/{content}: already done; its sources cannot be read any more ({error.problem})")
         return None

@@ -14,7 +14,7 @@ from fledge.core.errors import ArtifactError, ConfigError
 from fledge.corpus.document import Content, Document, Split, read_conversations, read_documents, read_preferences
 from fledge.corpus.sources.hub import snapshot
 from fledge.stages.run import Run, make
-from fledge.tokens.chat import require_turns
+from fledge.tokens.chat import require_template
 from fledge.tokens.document_packing import pack_sides
 from fledge.tokens.figures import DocumentHashes
 from fledge.tokens.packing import pack_conversations, pack_preferences
@@ -36,7 +36,7 @@ def run(run: Run) -> None:
     frozen = run.tokenizer()
     tokenizer = open_tokenizer(frozen.path)
     if corpora["conversations"] or corpora["preferences"]:
-        require_turns(tokenizer)
+        require_template(tokenizer)
     for content, found in corpora.items():
         if found:
             packing = _Packing(settings, content, found, tokenizer)
@@ -68,7 +68,8 @@ class _Packing:
         """What decides the result. What means nothing here stays out, so that changing it does not ask for another set."""
         settings = self.settings
         if self.content != "documents":
-            return {"content": self.content, "row_tokens": settings.sequence_length}
+            learned = {"learned_turns": settings.learned_turns} if self.content == "conversations" else {}
+            return {"content": self.content, "row_tokens": settings.sequence_length, "long_turns": settings.long_turns, **learned}
         if "import" in self.inputs:
             return {"content": self.content, "layout": "continuous", "form": "bin"}
         layout = {"row_tokens": settings.sequence_length} if settings.document_layout == "best_fit" else {}
@@ -139,11 +140,14 @@ class _Packing:
 
     def _pack_rows(self, folder: Path, split: Split, hashes: DocumentHashes) -> dict[str, Any]:
         folders, row_tokens = [corpus.path for corpus in self.inputs.values()], self.settings.sequence_length
+        truncate, everything = self.settings.long_turns == "truncate", self.settings.learned_turns == "everything"
         if self.content == "conversations":
             conversations = (conversation for path in folders for conversation in read_conversations(path, split))
-            return pack_conversations(conversations, self.tokenizer, folder, split, row_tokens, hashes)
+            return pack_conversations(
+                conversations, self.tokenizer, folder, split, row_tokens, hashes, truncate=truncate, everything=everything
+            )
         pairs = (pair for path in folders for pair in read_preferences(path, split))
-        return pack_preferences(pairs, self.tokenizer, folder, split, row_tokens, hashes)
+        return pack_preferences(pairs, self.tokenizer, folder, split, row_tokens, hashes, truncate=truncate)
 
 
 def _waste(figures: Mapping[str, Any]) -> str:
@@ -153,6 +157,8 @@ def _waste(figures: Mapping[str, Any]) -> str:
         told.append(f"{figures['padding_share']:.1%} padding")
     if figures.get("cut_documents"):
         told.append(f"{figures['cut_documents']:,} documents cut to fit rows")
+    if figures.get("truncated"):
+        told.append(f"{figures['truncated']:,} truncated at a turn")
     if figures.get("duplicate_share", 0) > 0.001:
         told.append(f"{figures['duplicate_share']:.1%} duplicates")
     return f" ({', '.join(told)})" if told else ""

@@ -1,43 +1,24 @@
-"""Conversations become token ids in ChatML, together with the mask of what the model is to learn: the answers and their end.
-
-    <|im_start|>user\\nTEXT<|im_end|>\\n<|im_start|>assistant\\nTEXT<|im_end|>
+"""Conversations become token ids, in the format of the tokenizer's template, with the mask of what is to be learned: answers and their end.
 
 A conversation is rendered to a list of texts and control ids; texts that touch are joined, and each run between two control ids
 is encoded on its own by the body tokenizer. So a message that spells `<|im_end|>` cannot end its turn, and yet the ids are those
 of transformers' `apply_chat_template` wherever no message spells a control token: Hugging Face splits the rendered string at its
 control tokens before anything else. (Encoding message by message does not give them: of 175 conversations in a format without
-control tokens, 173 differed.) The format is OpenAI's ChatML; the template trims each message, and so does `render`.
+control tokens, 173 differed.) A template trims each message, and so does `render`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
 from fledge.core.errors import DataError
 from fledge.corpus.document import Message, Role
+from fledge.tokens.templates import Template
 from fledge.tokens.tokenizer import Tokenizer
-
-TEMPLATES: dict[Literal["chatml"], str] = {
-    "chatml": """\
-{%- for message in messages -%}
-    {%- if not loop.first -%}{{ '\\n' }}{%- endif -%}
-    {{ '<|im_start|>' + message['role'] + '\\n' }}
-    {%- if message['role'] == 'assistant' -%}
-        {%- generation -%}{{ (message['content'] | trim) + '<|im_end|>' }}{%- endgeneration -%}
-    {%- else -%}
-        {{ (message['content'] | trim) + '<|im_end|>' }}
-    {%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {%- if messages -%}{{ '\\n' }}{%- endif -%}
-    {{ '<|im_start|>assistant\\n' }}
-{%- endif -%}"""
-}
-"""What other programs render with, in Jinja; `{% generation %}` marks the answers for transformers' assistant mask."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +27,19 @@ class Rendered:
 
     ids: list[int]
     supervised: list[bool]
-    """True where the token is to be learned: the text of an answer and its `<|im_end|>`."""
+    """True where the token is to be learned: the text of an answer and the control token that ends it."""
+
+
+@dataclass(frozen=True)
+class _Text:
+    text: str
+    supervised: bool = False
+
+
+@dataclass(frozen=True)
+class _Control:
+    id: int
+    supervised: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,12 +48,6 @@ class _Run:
 
     text: str
     given_bytes: int
-
-
-@dataclass(frozen=True)
-class _Control:
-    id: int
-    supervised: bool
 
 
 def render(tokenizer: Tokenizer, messages: Sequence[Message], answer_follows: bool = False) -> Rendered:
@@ -79,8 +66,11 @@ def render_batch(
     last_answer_only: bool = False,
 ) -> list[Rendered]:
     """`render` of every conversation, encoded together; `last_answer_only` leaves earlier answers out of the mask."""
-    turns = require_turns(tokenizer)
-    rendered = [list(_parts(turns, messages, answer_follows, last_answer_only)) for messages in conversations]
+    template = require_template(tokenizer)
+    rendered = [
+        list(_joined(_parts(tokenizer, template, template.completed(messages), answer_follows, last_answer_only)))
+        for messages in conversations
+    ]
     texts = [part.text for parts in rendered for part in parts if isinstance(part, _Run)]
     encoded = iter(tokenizer.encode_batch(texts))
     return [_assemble(tokenizer, parts, encoded) for parts in rendered]
@@ -91,33 +81,64 @@ def trimmed(text: str) -> str:
     return text.strip()
 
 
-def require_turns(tokenizer: Tokenizer) -> tuple[int, int]:
-    """The ids around a turn. Raises DataError if the tokenizer has none."""
-    if tokenizer.turn_start is None or tokenizer.turn_end is None:
+def require_template(tokenizer: Tokenizer) -> Template:
+    """How a tokenizer writes conversations. Raises DataError if it cannot."""
+    if tokenizer.template is None:
         raise DataError(
             f"the tokenizer in {tokenizer.folder} has no tokens for the turns of a conversation",
-            "import it again with tokenizer.turn_tokens=true, which adds them, or train one: fledge tokenizer RECIPE --force",
+            "import it again with tokenizer.turn_tokens=true, which adds them, or with a tokenizer.template that needs none",
         )
-    return tokenizer.turn_start, tokenizer.turn_end
+    return tokenizer.template
 
 
-def _parts(turns: tuple[int, int], messages: Sequence[Message], answer_follows: bool, last_answer_only: bool) -> Iterator[_Run | _Control]:
-    turn_start, turn_end = turns
+def _parts(
+    tokenizer: Tokenizer, template: Template, messages: Sequence[Message], answer_follows: bool, last_answer_only: bool
+) -> Iterator[_Text | _Control]:
+    if template.opens_document:
+        yield from map(_Control, tokenizer.document_start)
     for place, message in enumerate(messages):
         if message.role not in get_args(Role):
             raise DataError(f"message {place} of a conversation has the role {message.role!r}", f"use one of {', '.join(get_args(Role))}")
-        supervised = message.role == "assistant" and (place == len(messages) - 1 or not last_answer_only)
-        given, text = f"{message.role}\n", trimmed(message.content)
+        is_answer = message.role == "assistant"
+        supervised = is_answer and (place == len(messages) - 1 or not last_answer_only)
         if place > 0:
-            yield _Run("\n", given_bytes=1)
-        yield _Control(turn_start, supervised=False)
-        yield _Run(given + text, len((given if supervised else given + text).encode()))
-        yield _Control(turn_end, supervised)
+            yield _Text(template.between)
+        yield from _opening(tokenizer, template, message.role)
+        text = (template.answer_opening if is_answer else "") + trimmed(message.content) + template.closing
+        yield _Text(text, supervised)
+        if template.has_turn_tokens:
+            yield _Control(tokenizer.require_turn_ids()[1], supervised)
+        elif is_answer:
+            yield _Control(tokenizer.end_of_text, supervised)
     if answer_follows:
         if messages:
-            yield _Run("\n", given_bytes=1)
-        yield _Control(turn_start, supervised=False)
-        yield _Run("assistant\n", len(b"assistant\n"))
+            yield _Text(template.between)
+        yield from _opening(tokenizer, template, "assistant")
+
+
+def _opening(tokenizer: Tokenizer, template: Template, role: Role) -> Iterator[_Text | _Control]:
+    if template.has_turn_tokens:
+        yield _Control(tokenizer.require_turn_ids()[0])
+    yield _Text(template.labels[role])
+
+
+def _joined(parts: Iterable[_Text | _Control]) -> Iterator[_Run | _Control]:
+    """The parts with texts that touch joined; an answer is the last text before the control id that ends it."""
+    texts: list[_Text] = []
+    for part in parts:
+        if isinstance(part, _Text):
+            texts.append(part)
+        else:
+            yield from _run(texts)
+            texts = []
+            yield part
+    yield from _run(texts)
+
+
+def _run(texts: Sequence[_Text]) -> Iterator[_Run]:
+    text = "".join(part.text for part in texts)
+    if text:
+        yield _Run(text, sum(len(part.text.encode()) for part in texts if not part.supervised))
 
 
 def _assemble(tokenizer: Tokenizer, parts: Sequence[_Run | _Control], encoded: Iterator[list[int]]) -> Rendered:

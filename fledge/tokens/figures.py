@@ -66,6 +66,8 @@ class PackingFigures:
     supervised_tokens: int = 0
     cut_documents: int = 0
     dropped_too_long: int = 0
+    truncated: int = 0
+    """Conversations and pairs that lost exchanges to fit."""
     longest_tokens: int = 0
 
     def require_some(self) -> None:
@@ -82,7 +84,7 @@ class PackingFigures:
         if dropped:
             console.warn(
                 f"{dropped:,} of {given:,} {self.content} ({self.split}) are longer than a row of {self.row_tokens} tokens "
-                f"(the longest has {self.longest_tokens:,}) and are left out"
+                f"(the longest has {self.longest_tokens:,}) and are left out; pack.long_turns=truncate keeps exchanges that fit"
             )
 
     def told(self, shards: Sequence[ShardMeta]) -> dict[str, Any]:
@@ -96,6 +98,7 @@ class PackingFigures:
             "padding_share": 1 - self.segment_tokens / tokens if tokens else 0.0,
             "cut_documents": self.cut_documents,
             "dropped_too_long": self.dropped_too_long,
+            "truncated": self.truncated,
             "duplicate_share": self.hashes.duplicate_share(self.split),
             "tokens_by_source": {shard.source: shard.tokens for shard in shards},
         }

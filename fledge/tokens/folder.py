@@ -2,7 +2,7 @@
 
     tokenizer.json          the definition, the only authority
     tokenizer_config.json   for transformers: the roles of the control tokens, and the chat template
-    chat_template.jinja     the template once more, where transformers 5 looks first; only with tokens for turns
+    chat_template.jinja     the template once more, where transformers 5 looks first; not if it needs tokens for turns and there are none
     tokenizer_meta.json     hashes, where it came from, and probes with their ids: what shows that something changed
 
 A checkpoint has the same files, so it is a tokenizer folder too. The template has a hash of its own: another one would leave every
@@ -22,6 +22,8 @@ import tokenizers
 from fledge.core import disk
 from fledge.core.errors import DataError
 from fledge.tokens.definition import REMEDY, UNKNOWN, Definition, read_json
+from fledge.tokens.settings import TemplateName
+from fledge.tokens.templates import TEMPLATES
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -43,7 +45,7 @@ class TokenizerMeta:
     """None without a template."""
     vocabulary_size: int
     kind: str
-    template: str
+    template: TemplateName
     special_tokens: dict[str, int]
     """Ids of the control tokens by name, for other programs to read; `tokenizer.json` decides."""
     made_with: dict[str, str] = field(default_factory=dict)
@@ -56,35 +58,29 @@ class TokenizerMeta:
 
 
 def write_folder(definition: Definition, meta: TokenizerMeta, template: str | None, folder: Path) -> None:
-    """Fill a folder. `template`: in Jinja; None without tokens for turns."""
+    """Fill a folder. `template`: in Jinja; None if it cannot be had."""
     disk.write_json(folder / TOKENIZER_FILE, definition.content)
-    disk.write_json(folder / CONFIG_FILE, transformers_config(definition, template, answers=False))
+    disk.write_json(folder / CONFIG_FILE, transformers_config(definition, template, definition.roles.end_of_text))
     if template is not None:
         disk.write_text(folder / TEMPLATE_FILE, template)
     disk.write_json(folder / META_FILE, asdict(meta))
 
 
-def copy_folder(source: Path, definition: Definition, target: Path, answers: bool, maximum_tokens: int) -> None:
-    """Write the files of a tokenizer into a checkpoint folder, with the end token and the context length of its model.
-
-    `answers`: the model was trained on conversations, so the end of a turn ends its text.
-    """
+def copy_folder(source: Path, definition: Definition, target: Path, end: int, maximum_tokens: int) -> None:
+    """Write the files of a tokenizer into a checkpoint folder, with the end token (an id) and the context length of its model."""
     names = [name for name in (TOKENIZER_FILE, TEMPLATE_FILE, META_FILE) if (source / name).is_file()]
     template = (source / TEMPLATE_FILE).read_text(encoding="utf-8") if TEMPLATE_FILE in names else None
-    disk.write_json(target / CONFIG_FILE, transformers_config(definition, template, answers, maximum_tokens))
+    disk.write_json(target / CONFIG_FILE, transformers_config(definition, template, end, maximum_tokens))
     for name in names:
         disk.write_bytes(target / name, (source / name).read_bytes())
 
 
-def transformers_config(
-    definition: Definition, template: str | None, answers: bool, maximum_tokens: int = NO_LENGTH_LIMIT
-) -> dict[str, Any]:
-    """The content of `tokenizer_config.json`, read by transformers 4 and 5.
+def transformers_config(definition: Definition, template: str | None, end: int, maximum_tokens: int = NO_LENGTH_LIMIT) -> dict[str, Any]:
+    """The content of `tokenizer_config.json`, read by transformers 4 and 5; `end`: id of the token that ends what a model says.
 
     The input names are given because transformers 4 adds `token_type_ids` otherwise, which Llama's `generate` refuses.
     """
     roles, names = definition.roles, {token: name for name, token in definition.specials.items()}
-    end = roles.turn_end if answers and roles.turn_end is not None else roles.end_of_text
     used = {roles.document_start[0], end, roles.padding, definition.specials.get(UNKNOWN)}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -115,6 +111,8 @@ def read_meta(path: Path) -> TokenizerMeta:
         meta = TokenizerMeta(**raw)
     except TypeError as error:
         raise DataError(f"{path} does not describe a tokenizer: {error}", REMEDY) from error
+    if meta.template not in TEMPLATES:
+        raise DataError(f"{path} names the template {meta.template!r}, which this Fledge does not know", "use the Fledge that wrote it")
     if not isinstance(meta.canonical_sha256, str) or not isinstance(meta.probes, dict):
         raise DataError(f"{path} does not describe a tokenizer: a field has the wrong type", REMEDY)
     return meta

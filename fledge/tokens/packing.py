@@ -1,8 +1,8 @@
 """Fills token shards with conversations and preference pairs, in rows of one length; documents have document_packing.py.
 
-Conversations and pairs are never cut, since half an answer teaches to stop in the middle. They are placed by best-fit decreasing. A
-pair is two whole conversations in one row, the chosen answer first. What is longer than a row is left out and counted. Rows stand in
-the order of the corpus (by their first member); the order of training is decided later.
+No answer is ever cut, since half of one teaches to stop in the middle. They are placed by best-fit decreasing. A pair is two whole
+conversations in one row, the chosen answer first. What is longer than a row is left out and counted, or loses whole exchanges until it
+fits. Rows stand in the order of the corpus (by their first member); the order of training is decided later.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 _Group = tuple[Segment, ...]
 
+SHORTEST_TURNS = 2
+"""A question and its answer, of which a truncated conversation keeps one at least."""
 BATCH_DOCUMENTS = 1_024
 """Documents encoded together; enough to keep all cores of the encoder busy, few enough to stay small in memory."""
 
@@ -40,11 +42,15 @@ def pack_conversations(
     split: Split,
     row_tokens: int,
     hashes: DocumentHashes | None = None,
+    *,
+    truncate: bool = False,
+    everything: bool = False,
 ) -> dict[str, Any]:
     """Write the shards of a split of conversations in rows of `row_tokens` tokens; returns its figures.
 
-    Held in memory until they are placed: about 3 bytes per token. Raises DataError if the training split is empty, or all of it
-    is longer than a row.
+    `truncate`: one that is too long keeps its first exchanges. `everything`: all of it is learned, not the answers alone. Held in
+    memory until they are placed: about 3 bytes per token. Raises DataError if the training split is empty, or all of it is longer
+    than a row.
     """
     meta = token_set_meta("conversations", tokenizer, row_tokens)
     groups: dict[str, list[_Group]] = defaultdict(list)
@@ -52,9 +58,16 @@ def pack_conversations(
     with console.progress(f"pack {split} conversations", None, "conversations") as progress:
         for batch in in_batches(conversations):
             rendered = render_batch(tokenizer, [conversation.messages for conversation in batch])
-            for conversation, one in zip(batch, rendered, strict=True):
-                answers = [message.content for message in conversation.messages if message.role == "assistant"]
-                segment = _segment(conversation.id, one, answers, meta)
+            for conversation, whole in zip(batch, rendered, strict=True):
+                messages, one = conversation.messages, whole
+                while truncate and len(one.ids) > row_tokens and len(messages) > SHORTEST_TURNS + (messages[0].role == "system"):
+                    messages = messages[:-2]
+                    one = render_batch(tokenizer, [messages])[0]
+                figures.truncated += one is not whole and len(one.ids) <= row_tokens
+                learned = [message.content for message in messages if everything or message.role == "assistant"]
+                if everything:
+                    one = Rendered(one.ids, [True] * len(one.ids))
+                segment = _segment(conversation.id, one, learned, meta)
                 if _accept(figures, (segment,)):
                     groups[conversation.source].append((segment,))
             progress.advance(len(batch))
@@ -68,19 +81,26 @@ def pack_preferences(
     split: Split,
     row_tokens: int,
     hashes: DocumentHashes | None = None,
+    *,
+    truncate: bool = False,
 ) -> dict[str, Any]:
     """Write the shards of a split of preference pairs in rows of `row_tokens` tokens; returns its figures, in which a pair counts once.
 
-    Only the two answers are targets, not those in the prompt. Raises DataError as `pack_conversations` does.
+    `truncate`: the prompt of one that is too long keeps its last exchanges. Only the two answers are targets, not those in the prompt.
+    Raises DataError as `pack_conversations` does.
     """
     meta = token_set_meta("preferences", tokenizer, row_tokens)
     groups: dict[str, list[_Group]] = defaultdict(list)
     figures = PackingFigures("preferences", split, row_tokens, hashes or DocumentHashes())
     with console.progress(f"pack {split} preferences", None, "pairs") as progress:
         for batch in in_batches(preferences):
-            answered = [(*pair.prompt, Message("assistant", answer)) for pair in batch for answer in (pair.chosen, pair.rejected)]
-            rendered = render_batch(tokenizer, answered, last_answer_only=True)
-            for pair, chosen, rejected in zip(batch, rendered[0::2], rendered[1::2], strict=True):
+            rendered = _answered(tokenizer, batch)
+            for pair, both_whole in zip(batch, rendered, strict=True):
+                prompt, (chosen, rejected) = pair.prompt, both_whole
+                while truncate and len(chosen.ids) + len(rejected.ids) > row_tokens and (shorter := _without_first_exchange(prompt)):
+                    prompt = shorter
+                    [(chosen, rejected)] = _answered(tokenizer, [replace(pair, prompt=prompt)])
+                figures.truncated += prompt is not pair.prompt and len(chosen.ids) + len(rejected.ids) <= row_tokens
                 both = (
                     _segment(pair.id, chosen, [pair.chosen], meta, pair.damage),
                     _segment(pair.id, rejected, [pair.rejected], meta, pair.damage),
@@ -89,6 +109,19 @@ def pack_preferences(
                     groups[pair.source].append(both)
             progress.advance(len(batch))
     return _write_rows(folder, meta, tokenizer, figures, groups)
+
+
+def _answered(tokenizer: Tokenizer, pairs: Sequence[Preference]) -> list[tuple[Rendered, Rendered]]:
+    """Both answers behind the prompt of each pair."""
+    whole = [(*pair.prompt, Message("assistant", answer)) for pair in pairs for answer in (pair.chosen, pair.rejected)]
+    rendered = render_batch(tokenizer, whole, last_answer_only=True)
+    return list(zip(rendered[0::2], rendered[1::2], strict=True))
+
+
+def _without_first_exchange(prompt: tuple[Message, ...]) -> tuple[Message, ...] | None:
+    """The prompt without its oldest question and answer; None if it has but the question that is answered. A system message stays."""
+    first = 1 if prompt[0].role == "system" else 0
+    return (*prompt[:first], *prompt[first + 2 :]) if len(prompt) > first + 2 else None
 
 
 def token_set_meta(content: Content, tokenizer: Tokenizer, row_tokens: int | None) -> TokenSetMeta:

@@ -11,6 +11,7 @@ TokenizerKind = Literal["byte_bpe", "superbpe", "sentencepiece_bpe", "unigram", 
 Preset = Literal["gpt2", "llama", "codellama"]
 
 BYTE_TOKENS = 256
+TemplateName = Literal["chatml", "chatml_newline", "instruct", "chat", "alpaca", "plain"]
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
 """The control tokens in the order of their ids, which are the highest of the vocabulary; reserved tokens come after them."""
 MINIMUM_VOCABULARY_SIZE = BYTE_TOKENS + len(SPECIAL_TOKENS)
@@ -38,8 +39,9 @@ class TokenizerSettings:
     """superbpe: from where on merges may span words, a share of the vocabulary (0.4) or a number of tokens (80000); None: 0.75."""
     reserved_tokens: int = 0
     """Control tokens kept free for later use, named <|reserved_0|> and so on; no text becomes one."""
-    template: Literal["chatml"] = "chatml"
-    """Chat format written beside the tokenizer."""
+    template: TemplateName = "chatml"
+    """How conversations are written, kept beside the tokenizer: chatml, chatml_newline (a newline before the end of a turn), instruct
+    (### Instruction:), chat (Human:), alpaca (with a description of the task), plain (<s>User:). In chatml alone no text forges a turn."""
     maximum_bytes: int | None = None
     """Train on a sample of at most this many bytes of UTF-8; None: 1 GB, unigram and superbpe 100 MB, sentencepiece_bpe 300 MB."""
     sources: dict[str, float] = field(default_factory=dict)
@@ -153,6 +155,11 @@ class PackSettings:
     """Length of one row in tokens: of conversations, of preferences, and of documents if document_layout is best_fit."""
     document_layout: Literal["continuous", "best_fit"] = "continuous"
     """Documents one behind the other, which training cuts into rows of any length; or whole in rows by best fit, only the longest cut."""
+    long_turns: Literal["drop", "truncate"] = "drop"
+    """What is done with conversations and pairs that are longer than a row: drop them, or truncate at a turn, conversations to their
+    first exchanges, prompts of pairs to their last."""
+    learned_turns: Literal["answers", "everything"] = "answers"
+    """What of a conversation is learned: the assistant's answers and their ends, or all of it."""
     split: Annotated[CorpusSplitSettings | FractionSplitSettings | BudgetSplitSettings, ByKind()] = CorpusSplitSettings()
     """Which documents are held out."""
     shuffle: bool = False

@@ -23,6 +23,7 @@ from fledge.core.errors import DataError
 from fledge.tokens.definition import REMEDY, Definition, load_body, read_definition
 from fledge.tokens.engines import Encoded, Engine, EnginePool, ReferenceEngine
 from fledge.tokens.folder import META_FILE, TOKENIZER_FILE, TokenizerMeta, check_probes, check_template, copy_folder, read_meta
+from fledge.tokens.templates import TEMPLATES, Template
 
 
 class Tokenizer:
@@ -39,7 +40,9 @@ class Tokenizer:
         roles = definition.roles
         self.end_of_text, self.padding = roles.end_of_text, roles.padding
         self.turn_start, self.turn_end = roles.turn_start, roles.turn_end
-        """None where the tokenizer has no tokens for turns, so that it cannot write conversations."""
+        """None where the tokenizer has no tokens for turns."""
+        self.template: Template | None = TEMPLATES[meta.template] if meta.chat_template_sha256 is not None else None
+        """How it writes conversations; None where it cannot, because the format needs tokens for turns."""
         self.document_start, self.document_end = roles.document_start, roles.document_end
         """Ids in front of every document, and behind it."""
         self.prefix_bytes = definition.spelling.prefix_bytes
@@ -100,7 +103,14 @@ class Tokenizer:
 
     def end_ids(self, answers: bool) -> tuple[int, ...]:
         """The ids that end what a model says, the usual one first; `answers`: it was trained on conversations."""
-        return (self.turn_end, self.end_of_text) if answers and self.turn_end is not None else (self.end_of_text,)
+        if answers and self.template is not None and self.template.has_turn_tokens:
+            return (self.require_turn_ids()[1], self.end_of_text)
+        return (self.end_of_text,)
+
+    def require_turn_ids(self) -> tuple[int, int]:
+        """The ids around a turn, which a tokenizer has whose template writes them."""
+        assert self.turn_start is not None and self.turn_end is not None, "such a template comes with such tokens only"
+        return self.turn_start, self.turn_end
 
     @cached_property
     def byte_lengths(self) -> NDArray[np.int64]:
@@ -166,7 +176,7 @@ def open_tokenizer(folder: str | Path) -> Tokenizer:
 
 def copy_tokenizer(tokenizer: Tokenizer, folder: Path, answers: bool, maximum_tokens: int) -> None:
     """Write the tokenizer's files into a checkpoint folder, with the end token and the context length of its model."""
-    copy_folder(tokenizer.folder, tokenizer.definition, folder, answers, maximum_tokens)
+    copy_folder(tokenizer.folder, tokenizer.definition, folder, tokenizer.end_ids(answers)[0], maximum_tokens)
 
 
 def require_same_tokenizer(found: str, expected: str, what: str, holder: str = "the tokenizer in use", command: str = "RECIPE") -> None:

@@ -25,12 +25,12 @@ from tokenizers import models, pre_tokenizers, trainers
 from fledge.core import console
 from fledge.core.errors import DataError
 from fledge.tokens.byte_level import SPLIT_PATTERN, byte_alphabet
-from fledge.tokens.chat import TEMPLATES
 from fledge.tokens.definition import Definition, byte_level_content, checked, load_body
 from fledge.tokens.folder import TokenizerMeta, template_sha256, write_folder
 from fledge.tokens.probes import PROBES, generated_texts
 from fledge.tokens.sentencepiece_models import differing_texts, train_model, trained_content
 from fledge.tokens.settings import DEFAULT_TRANSITION, TokenizerSettings, control_names, transition_tokens
+from fledge.tokens.templates import TEMPLATES
 
 _MINIMUM_FREQUENCY = 2
 """A merge seen once would memorise a passage of the training text; only corpora too small for the vocabulary notice."""
@@ -82,7 +82,8 @@ def write_definition(
 ) -> None:
     """Write the folder of a definition, with its probes."""
     body = load_body(definition, "the tokenizer")
-    template = TEMPLATES[settings.template] if definition.roles.turn_start is not None else None
+    chosen = TEMPLATES[settings.template]
+    template = chosen.jinja if definition.roles.turn_start is not None or not chosen.has_turn_tokens else None
     meta = TokenizerMeta(
         canonical_sha256=definition.sha256,
         chat_template_sha256=template_sha256(template),

@@ -57,7 +57,9 @@ def within_memory(compute: Callable[[int], Computed], rows: int) -> tuple[Comput
             return compute(rows), rows
         except torch.OutOfMemoryError as error:
             if rows == 1:
-                raise MachineError("one row of pairs does not fit the memory of the device", "shorten the rows: pack.sequence_length") from error
+                raise MachineError(
+                    "one row of pairs does not fit the memory of the device", "shorten the rows: pack.sequence_length"
+                ) from error
             console.say(f"micro-batches of {rows} rows do not fit the memory of the device; now {(rows + 1) // 2}")
             rows = (rows + 1) // 2
         gc.collect()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fledge.core import artifact, console
 from fledge.core.errors import ArtifactError, ConfigError
-from fledge.corpus.document import Split
+from fledge.corpus.document import Content, Split
 from fledge.stages.run import RUNS, smoke_name
 from fledge.tokens.inspection import STREAM_ROW_TOKENS, Piece, Stretch, find_document, find_row
 from fledge.tokens.shards import TokenSet, open_token_set
@@ -22,14 +22,21 @@ _FOLDED_FROM = 4
 _NOT_LEARNED, _LEARNED = "[-]", "[+]"
 
 
-def inspect(place: str, split: Split, row: int | None, document: str | None, small: bool) -> None:
-    """Print a row, or all of a document, of each token set at `place`: its folder, or a run.
+RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
+CONTENT_OF: dict[str, Content] = {"pretrain": "documents", "sft": "conversations", "dpo": "preferences"}
+"""What each stage trains on."""
+
+
+def inspect(place: str, stage: str | None, split: Split, row: int | None, document: str | None, small: bool) -> None:
+    """Print a row, or all of a document, of each token set at `place`, or of the one that a stage trains on: its folder, a run, a recipe.
 
     Raises ArtifactError if there is none, ConfigError if they have no such row or document, DataError if they are damaged.
     """
     if row is not None and document is not None:
         raise ConfigError("--row and --document cannot be had at once", "give one of them")
-    folders = _token_folders(smoke_name(place) if small else place)
+    if Path(place).suffix in RECIPE_SUFFIXES:
+        place = Path(place).stem
+    folders = _token_folders(smoke_name(place) if small else place, stage)
     shown, problem = 0, None
     for folder in folders:
         found = artifact.open_artifact(folder, "tokens")
@@ -139,10 +146,15 @@ def _coloured(pieces: Sequence[Piece]) -> Iterator[tuple[str, str]]:
         yield text, f"{_CONTROL}{'' if piece.supervised else ' dim'}" if piece.is_control else shades[number % 2]
 
 
-def _token_folders(place: str) -> list[Path]:
+def _token_folders(place: str, stage: str | None) -> list[Path]:
     folder = Path(place) if Path(place).is_dir() else RUNS / place
     candidates = [folder, *sorted((folder / "pack").glob("*")), *sorted(folder.glob("*"))]
     found = [path for path in candidates if (path / artifact.MANIFEST).is_file() and (path / "tokens.json").is_file()]
+    if stage is not None:
+        found = [path for path in found if open_token_set(path).content == CONTENT_OF[stage]]
     if not found:
-        raise ArtifactError(f"{folder} holds no token set", "name the folder of one, like runs/NAME/pack/documents, or a run that packed")
+        of_stage = "" if stage is None else f" that {stage} trains on"
+        raise ArtifactError(
+            f"{folder} holds no token set{of_stage}", "name the folder of one, like runs/NAME/pack/documents, or a run that packed"
+        )
     return found

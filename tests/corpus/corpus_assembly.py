@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from fledge.core import disk
-from fledge.corpus import build, factory
+from fledge.corpus import build, factory, rows
 from fledge.corpus.engine import pool, ranks
 from fledge.corpus.engine.pool import LocalExecutor
 from fledge.corpus.engine.units import Executor, Unit, WorkFolder
@@ -75,7 +75,7 @@ def built(
     files = find_evaluation_files(evaluation)
     with disk.staging(folder / "corpus") as partial:
         if content != "documents":
-            return build.build_rows(wanted, content, sources, partial)
+            return rows.build_rows(wanted, content, sources, files, partial)
         made = factory.Factory(wanted, files, WorkFolder(folder / "work"), executor or LocalExecutor(1))
         return build.build_documents(made, wanted, sources, files, partial)
 
@@ -94,7 +94,7 @@ def digests(folder: Path) -> dict[str, str]:
 def cut_small(monkeypatch: pytest.MonkeyPatch, piece_bytes: int, worth_bytes: int | None = None) -> None:
     """Cut files into small pieces; with `worth_bytes`, processes are started for so little work."""
     monkeypatch.setattr(factory, "cut_pieces", functools.partial(cut_pieces, piece_bytes=piece_bytes))
-    monkeypatch.setattr(build, "cut_pieces", functools.partial(cut_pieces, piece_bytes=piece_bytes))
+    monkeypatch.setattr(rows, "cut_pieces", functools.partial(cut_pieces, piece_bytes=piece_bytes))
     if worth_bytes is not None:
         monkeypatch.setattr(pool, "_WORTH_PROCESSES_BYTES", worth_bytes)
 

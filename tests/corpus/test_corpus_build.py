@@ -221,7 +221,9 @@ def test_conversations_are_split_by_group_into_shards(tmp_path: Path) -> None:
     assert not {row.group for row in train} & {row.group for row in validation}
     shards = sorted((tmp_path / "corpus").glob("train-*"))
     assert [pq.ParquetFile(path).metadata.num_rows for path in shards[:3]] == [60, 60, 60]
-    assert not (tmp_path / "corpus" / build.STATS).exists(), "the card is of documents"
+    card = (tmp_path / "corpus" / build.DATA_CARD).read_text(encoding="utf-8")
+    assert "This corpus holds 250 conversations" in card and "conversations of 2 messages: 250 (100.0" in card
+    assert "250 conversations" in (tmp_path / "corpus" / build.CARD_PAGE).read_text(encoding="utf-8")
 
 
 def test_pieces_row_groups_and_limits_leave_conversations_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

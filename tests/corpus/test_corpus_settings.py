@@ -32,7 +32,7 @@ def test_kinds_are_told_apart() -> None:
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
-        ({"kind": "csv", "name": "a", "path": "x"}, "csv"),
+        ({"kind": "xlsx", "name": "a", "path": "x"}, "xlsx"),
         ({"kind": "text", "name": "Books", "path": "x"}, "small letters"),
         ({"kind": "text", "name": "-", "path": "x"}, "small letters"),
         ({"kind": "text", "name": "a", "path": ""}, "path must name"),
@@ -43,7 +43,7 @@ def test_kinds_are_told_apart() -> None:
         ({"kind": "text", "name": "a", "path": "x", "maximum_document_characters": 0}, "maximum_document_characters"),
         ({"kind": "jsonl", "name": "a", "path": "x", "maximum_reject_share": 1.5}, "maximum_reject_share"),
         ({"kind": "jsonl", "name": "a", "path": "x", "fields": {"body": "text"}}, "body"),
-        ({"kind": "parquet", "name": "a", "path": "x", "fields": {"messages": "m"}}, "a row of documents holds text"),
+        ({"kind": "parquet", "name": "a", "path": "x", "fields": {"messages": "m"}}, "a row of the form text holds text"),
         ({"kind": "jsonl", "name": "a", "path": "x", "maximum_bytes": 0}, "maximum_bytes must be at least 1"),
         ({"kind": "jsonl", "name": "a", "path": "x", "maximum_tokens_estimate": 0}, "maximum_tokens_estimate must be at least 1"),
         ({"kind": "jsonl", "name": "a", "path": "x", "content": "conversations", "maximum_bytes": 9}, "use maximum_documents"),
@@ -103,8 +103,9 @@ def test_unusable_sections_are_refused(section: dict[str, Any], problem: str) ->
 def test_where_the_files_lie_is_not_part_of_the_identity() -> None:
     common = {"kind", "name", "content", "maximum_documents", "maximum_bytes", "maximum_tokens_estimate", "license"}
     assert set(identity(TextSource(name="a", path="/data/books"))) == {*common, "maximum_document_characters"}
-    assert set(identity(JsonLinesSource(name="a", path="/data/books"))) == {*common, "fields"}
-    assert set(identity(HubSource(name="a", preset="c4"))) == {*common, "fields", "preset", "repository", "files", "revision"}
+    of_records = {*common, "fields", "form", "input_separator", "language"}
+    assert set(identity(JsonLinesSource(name="a", path="/data/books"))) == of_records
+    assert set(identity(HubSource(name="a", preset="c4"))) == {*of_records, "preset", "repository", "files", "revision"}
     assert set(identity(PythonDocsSource())) == common
 
 

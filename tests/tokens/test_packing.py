@@ -191,6 +191,47 @@ def test_a_pair_longer_than_a_row_is_left_out_though_each_answer_fits(tokenizer:
         pack_preferences(preferences, tokenizer, tmp_path / "none", "train", 16)
 
 
+def _long_talk(exchanges: int, system: bool = False) -> tuple[Message, ...]:
+    turns = [Message("system", "Be brief.")] if system else []
+    for number in range(exchanges):
+        turns += [Message("user", f"Question {number}?"), Message("assistant", f"Answer {number}.")]
+    return tuple(turns)
+
+
+@pytest.mark.parametrize("system", [False, True])
+def test_a_conversation_that_is_too_long_keeps_the_exchanges_that_fit(tokenizer: Tokenizer, tmp_path: Path, system: bool) -> None:
+    whole, part = _long_talk(9, system), _long_talk(4, system)
+    row_tokens = len(render(tokenizer, part).ids)
+    given = [Conversation(whole, "long", "s", "g"), Conversation(part, "short", "s", "h")]
+    stats = pack_conversations(given, tokenizer, tmp_path / "cut", "train", row_tokens, truncate=True)
+    assert (stats["documents"], stats["truncated"], stats["dropped_too_long"]) == (2, 1, 0)
+    (shard,) = open_token_set(tmp_path / "cut").shards("train")
+    assert _segments(shard) == [render(tokenizer, part).ids] * 2
+    one = len(render(tokenizer, _long_talk(1, system)).ids)
+    with pytest.raises(DataError, match="none of the 2 conversations"):
+        pack_conversations(given, tokenizer, tmp_path / "none", "train", one - 1, truncate=True)
+
+
+def test_a_prompt_that_is_too_long_keeps_its_last_exchanges(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    whole = (Message("system", "Be brief."), *_long_talk(6), Message("user", "So?"))
+    part = (whole[0], *whole[-3:])
+    pair = Preference(whole, "good", "bad", "", "one", "s", "g")
+    row_tokens = sum(len(render(tokenizer, (*part, Message("assistant", answer))).ids) for answer in ("good", "bad"))
+    stats = pack_preferences([pair], tokenizer, tmp_path / "cut", "train", row_tokens, truncate=True)
+    assert (stats["documents"], stats["truncated"]) == (1, 1)
+    (shard,) = open_token_set(tmp_path / "cut").shards("train")
+    assert _segments(shard)[0] == render(tokenizer, (*part, Message("assistant", "good"))).ids
+    with pytest.raises(DataError, match="none of the 1 preferences"):
+        pack_preferences([pair], tokenizer, tmp_path / "none", "train", 24, truncate=True)
+
+
+def test_all_of_a_conversation_can_be_learned(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    messages = _long_talk(2)
+    stats = pack_conversations([Conversation(messages, "a", "s", "g")], tokenizer, tmp_path, "train", 256, everything=True)
+    assert stats["supervised_tokens"] == len(render(tokenizer, messages).ids)
+    assert stats["text_bytes"] == sum(len(message.content.encode()) for message in messages)
+
+
 def test_the_same_corpus_gives_the_same_bytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
     for name in ("first", "second"):
         pack_documents(_documents(100), tokenizer, tmp_path / name / "documents", "train")

@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_a_run_shows_a_row_of_each_of_its_sets(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    inspect(str(run), "train", None, None, False)
+    inspect(str(run), None, "train", None, None, False)
     lines = capsys.readouterr().out.splitlines()
     heads = [line for line in lines if line.startswith(str(run))]
     assert heads == [
@@ -39,8 +39,21 @@ def test_a_run_shows_a_row_of_each_of_its_sets(run: Path, capsys: pytest.Capture
     ]
 
 
+def test_a_stage_shows_what_it_trains_on(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a recipe, what its run has packed."""
+    inspect(str(run), "sft", "train", None, None, False)
+    assert "pack/conversations  train conversations" in (printed := capsys.readouterr().out) and "documents, row" not in printed
+    with pytest.raises(ArtifactError, match="holds no token set that dpo trains on"):
+        inspect(str(run), "dpo", "train", None, None, False)
+    monkeypatch.chdir(run)
+    (run / "runs").mkdir()
+    (run / "runs" / "mine").symlink_to(run)
+    inspect("recipes/mine.yaml", "pretrain", "train", None, None, False)
+    assert "documents, row 0 of source books" in capsys.readouterr().out
+
+
 def test_without_colours_bars_are_the_borders(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    inspect(str(run / "pack" / "documents"), "train", 0, None, False)
+    inspect(str(run / "pack" / "documents"), None, "train", 0, None, False)
     printed = capsys.readouterr().out
     shard = open_token_set(run / "pack" / "documents").shards("train")[0]
     assert [int(token) for token in re.findall(r"ids ([\d ]+)", printed)[0].split()] == shard.tokens[:8].tolist()
@@ -52,7 +65,7 @@ def test_without_colours_bars_are_the_borders(run: Path, capsys: pytest.CaptureF
 
 
 def test_the_loss_mask_and_padding_are_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    inspect(str(run / "pack" / "conversations"), "train", 1, None, False)
+    inspect(str(run / "pack" / "conversations"), None, "train", 1, None, False)
     printed = capsys.readouterr().out
     shard = open_token_set(run / "pack" / "conversations").shards("train")[0]
     assert shard.supervised is not None
@@ -68,7 +81,7 @@ def test_the_loss_mask_and_padding_are_told(run: Path, capsys: pytest.CaptureFix
 def test_a_document_is_found_by_its_id(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shard = open_token_set(run / "pack" / "documents").shards("train")[1]
     name = shard.document_ids[2].as_py()
-    inspect(str(run / "pack" / "documents"), "train", None, name, False)
+    inspect(str(run / "pack" / "documents"), None, "train", None, name, False)
     printed = capsys.readouterr().out
     start, length = int(shard.starts[2]), int(shard.lengths[2])
     assert f"tokens {start:,} to {start + length:,}, {length} of {length} in the loss, documents: 1" in printed
@@ -76,7 +89,7 @@ def test_a_document_is_found_by_its_id(run: Path, capsys: pytest.CaptureFixture[
 
 
 def test_what_goes_on_from_before_keeps_its_name(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    inspect(str(run / "pack" / "documents"), "train", 1, None, False)
+    inspect(str(run / "pack" / "documents"), None, "train", 1, None, False)
     shard = open_token_set(run / "pack" / "documents").shards("train")[0]
     within = [number for number, start in enumerate(shard.starts.tolist()) if 256 <= start < 512]
     names = [str(shard.document_ids[number].as_py()) for number in (within[0] - 1, *within)]
@@ -90,7 +103,7 @@ def test_of_a_pair_the_chosen_answer_comes_first(run: Path, capsys: pytest.Captu
     pair = Preference((Message("user", "which"),), "a list", "a dict", "", "id-7", "pairs", "g")
     with artifact.build(run / "pairs", artifact.request("tokens", {}, {"tokenizer": tokenizer})) as (partial, _):
         pack_preferences([pair], open_tokenizer(tokenizer.path), partial, "train", 128)
-    inspect(str(run / "pairs"), "train", None, "id-7", False)
+    inspect(str(run / "pairs"), None, "train", None, "id-7", False)
     chosen, rejected = capsys.readouterr().out.split("-- id-7, ")[1:]
     assert chosen.startswith("chosen\n")
     assert rejected.startswith("rejected\n")
@@ -103,7 +116,7 @@ def test_colours_alternate_and_answers_are_bright(run: Path, capsys: pytest.Capt
     monkeypatch.setenv("COLORTERM", "truecolor")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    inspect(str(run / "pack" / "conversations"), "train", 0, None, False)
+    inspect(str(run / "pack" / "conversations"), None, "train", 0, None, False)
     printed = capsys.readouterr().out
     backgrounds = set(re.findall(r"48;2;(\d+;\d+;\d+)", printed))
     assert len(backgrounds) == 5, "two of what is learned, two of what is not, and that of control tokens"
@@ -122,15 +135,15 @@ def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_not_there_is_explained(run: Path) -> None:
     documents = str(run / "pack" / "documents")
     with pytest.raises(ConfigError, match="--row and --document"):
-        inspect(documents, "train", 0, "id-0", False)
+        inspect(documents, None, "train", 0, "id-0", False)
     with pytest.raises(ConfigError, match="there is no row 999"):
-        inspect(documents, "train", 999, None, False)
+        inspect(documents, None, "train", 999, None, False)
     with pytest.raises(ConfigError, match="no document 'nobody'"):
-        inspect(str(run), "train", None, "nobody", False)
+        inspect(str(run), None, "train", None, "nobody", False)
     with pytest.raises(ConfigError, match="nothing of the split validation"):
-        inspect(str(run / "pack" / "conversations"), "validation", None, None, False)
+        inspect(str(run / "pack" / "conversations"), None, "validation", None, None, False)
     with pytest.raises(ArtifactError, match="holds no token set"):
-        inspect(str(run / "tokenizer"), "train", None, None, False)
+        inspect(str(run / "tokenizer"), None, "train", None, None, False)
 
 
 def test_a_damaged_row_is_not_shown(run: Path) -> None:
@@ -139,4 +152,4 @@ def test_a_damaged_row_is_not_shown(run: Path) -> None:
     content[70] ^= 1
     path.write_bytes(bytes(content))
     with pytest.raises(DataError, match="is damaged: block 0"):
-        inspect(str(run / "pack" / "documents"), "train", 0, None, False)
+        inspect(str(run / "pack" / "documents"), None, "train", 0, None, False)

@@ -71,8 +71,26 @@ class QualitySettings:
 
 
 @settings
+class TurnSettings:
+    """Which conversations and preference pairs are good enough. What is malformed is a reject before that."""
+
+    minimum_answer_characters: int = 1
+    """Drop a conversation with a shorter answer of the assistant, or a pair with one."""
+    maximum_characters: int | None = None
+    """Drop what has more characters in all its messages; None keeps any. Tokens are counted when rows are packed."""
+    deduplicate: bool = True
+    """Drop what says the same as one before, without regard to case, punctuation and white space."""
+
+    def __post_init__(self) -> None:
+        for name in ("minimum_answer_characters", "maximum_characters"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+
+
+@settings
 class DecontaminateSettings:
-    """Drops documents that share a run of words with the files a model is evaluated on."""
+    """Drops documents, conversations and pairs that share a run of words with the files a model is evaluated on."""
 
     files: tuple[str, ...] = operation(())
     """Evaluation files (.txt, .jsonl, .parquet, folders, globs), beside those that the recipe's `evaluate` section names."""

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import NoReturn
 
 from fledge.core.errors import DataError
-from fledge.corpus.sources.settings import JsonLinesSource, ParquetSource, TextSource
+from fledge.corpus.sources.settings import PlacedSource
 
 _COMPRESSED = ("", ".gz", ".zst")
 
 SUFFIXES = {
     "text": tuple(f"{text}{packed}" for text in (".txt", ".md") for packed in _COMPRESSED),
     "jsonl": tuple(f".jsonl{packed}" for packed in _COMPRESSED),
+    "json": tuple(f".json{packed}" for packed in _COMPRESSED),
+    "csv": tuple(f".{table}{packed}" for table in ("csv", "tsv") for packed in _COMPRESSED),
     "parquet": (".parquet",),
 }
 """What is taken from a folder; a path or a glob takes what it names."""
@@ -38,7 +40,7 @@ class SourceFile:
     name: str
 
 
-def find_files(source: TextSource | JsonLinesSource | ParquetSource) -> list[SourceFile]:
+def find_files(source: PlacedSource) -> list[SourceFile]:
     """The local files of a source, sorted by name, each once however many names lead to it. Raises DataError if there are none."""
     given = Path(source.path).expanduser()
     with data_errors(given):

@@ -10,6 +10,7 @@ file lists and loaders, not from the live hub; sizes are of the files as downloa
 - c4: `download_size` and `num_examples` of the card; c4-multilingual: the card.
 - wikipedia: the rows are counted. gutenberg: 37 files; the column TEXT and the licence are on the card.
 - pile-uncopyrighted: 30 files; the size is that of the whole Pile, scaled as its test file was (338 of 460 MB).
+- conversations and preferences: rows as their cards count them; sizes of the files are estimates.
 - dclm: documents and tokens of the card. cc-news: the sizes of its five files.
 """
 
@@ -26,7 +27,7 @@ from fledge.core.errors import DataError
 from fledge.corpus.sources.hub import listings
 from fledge.corpus.sources.piece import InputFile
 from fledge.corpus.sources.remote import cache_path, is_whole
-from fledge.corpus.sources.settings import HubSource, Source
+from fledge.corpus.sources.settings import FORMS_OF, Content, Form, HubSource, Source
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,127 @@ class Preset:
     tokens: float | None
     description: str
     fields: dict[str, str] = field(default_factory=dict)
-    """Where the column of the texts is not called `text`."""
+    """Fields of the form that have another name there."""
+    content: Content = "documents"
+    form: Form | None = None
 
 
 _FINEWEB, _FINEWEB_EDU, _C4 = "HuggingFaceFW/fineweb", "HuggingFaceFW/fineweb-edu", "allenai/c4"
 _ODC_BY = "ODC-BY 1.0, terms of Common Crawl"
+
+_CONVERSATIONS = (
+    Preset(
+        "alpaca",
+        "tatsu-lab/alpaca",
+        "data/*.parquet",
+        "CC BY-NC 4.0",
+        24.2e6,
+        52_002,
+        None,
+        "instructions with answers of text-davinci-003",
+        content="conversations",
+        form="instructions",
+    ),
+    Preset(
+        "dolly",
+        "databricks/databricks-dolly-15k",
+        "databricks-dolly-15k.jsonl",
+        "CC BY-SA 3.0",
+        13.1e6,
+        15_011,
+        None,
+        "instructions with answers written by people",
+        {"input": "context", "output": "response"},
+        "conversations",
+        "instructions",
+    ),
+    Preset(
+        "lima",
+        "GAIR/lima",
+        "train.jsonl",
+        "CC BY-NC-SA, see the dataset's card",
+        2.9e6,
+        1_030,
+        None,
+        "few and careful conversations; the hub asks for consent first",
+        {"messages": "conversations"},
+        "conversations",
+    ),
+    Preset(
+        "oasst1",
+        "OpenAssistant/oasst1",
+        "data/*.parquet",
+        "Apache-2.0",
+        41.6e6,
+        88_838,
+        None,
+        "trees of ranked messages in 35 languages, of which the best threads are taken; one of them: language: en",
+        {"language": "lang"},
+        "conversations",
+        "tree",
+    ),
+    Preset(
+        "ultrachat",
+        "HuggingFaceH4/ultrachat_200k",
+        "data/train_sft-*.parquet",
+        "MIT",
+        732e6,
+        207_865,
+        None,
+        "dialogues of two models",
+        content="conversations",
+    ),
+    Preset(
+        "gsm8k",
+        "openai/gsm8k",
+        "main/train-*.parquet",
+        "MIT",
+        2.3e6,
+        7_473,
+        None,
+        "grade school mathematics, worked out",
+        {"instruction": "question", "output": "answer"},
+        "conversations",
+        "instructions",
+    ),
+)
+_PREFERENCES = (
+    Preset(
+        "orca-dpo-pairs",
+        "Intel/orca_dpo_pairs",
+        "orca_rlhf.jsonl",
+        "Apache-2.0",
+        36.3e6,
+        12_859,
+        None,
+        "answers of GPT-4 and, worse, of Llama 2",
+        {"prompt": "question"},
+        "preferences",
+    ),
+    Preset(
+        "hh-rlhf",
+        "Anthropic/hh-rlhf",
+        "*-base/train.jsonl.gz",
+        "MIT",
+        29e6,
+        86_000,
+        None,
+        "dialogues that people judged for help and for harm",
+        content="preferences",
+        form="dialogues",
+    ),
+    Preset(
+        "ultrafeedback",
+        "HuggingFaceH4/ultrafeedback_binarized",
+        "data/train_prefs-*.parquet",
+        "MIT",
+        226e6,
+        61_135,
+        None,
+        "answers of many models, judged by GPT-4",
+        content="preferences",
+    ),
+)
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
@@ -123,6 +240,8 @@ PRESETS: dict[str, Preset] = {
             None,
             "English news of Common Crawl, 2017 to 2019",
         ),
+        *_CONVERSATIONS,
+        *_PREFERENCES,
     )
 }
 
@@ -135,21 +254,29 @@ class Dataset:
     files: str
     fields: dict[str, str]
     license: str
+    form: Form | None
+
+    def form_of(self, content: Content) -> Form:
+        """How its rows hold the content."""
+        return self.form or FORMS_OF[content][0]
 
 
 def dataset_of(source: HubSource) -> Dataset:
-    """The dataset of a hub source: its preset, with what the source says itself. Raises DataError for an unknown preset."""
+    """The dataset of a hub source: its preset, with what the source says itself. Raises DataError for an unknown or another preset."""
     if source.preset is None:
-        return Dataset(source.repository or "", source.files or "", source.fields, source.license)
+        return Dataset(source.repository or "", source.files or "", source.fields, source.license, source.form)
     preset = PRESETS.get(source.preset)
     if preset is None:
         raise DataError(
             f"source {source.name}: there is no preset {source.preset!r} (there are {', '.join(PRESETS)})",
             "name one of them, or give repository and files; look with: fledge corpus --list",
         )
+    if preset.content != source.content:
+        problem = f"source {source.name}: preset {source.preset} holds {preset.content}, and the source says {source.content}"
+        raise DataError(problem, f"set content: {preset.content}")
     given = source.license
     license = preset.license if given == HubSource.__dataclass_fields__["license"].default else given
-    return Dataset(preset.repository, source.files or preset.files, {**preset.fields, **source.fields}, license)
+    return Dataset(preset.repository, source.files or preset.files, {**preset.fields, **source.fields}, license, source.form or preset.form)
 
 
 def license_of(source: Source) -> str:
@@ -177,7 +304,7 @@ def holdings(cache_folder: Path) -> list[Holding]:
 
 def listing(cache_folder: Path) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
     """The presets as a table, columns and rows, with what of them lies in the cache."""
-    columns = ("name", "size", "documents", "tokens", "licence", "text field", "downloaded", "what it is")
+    columns = ("name", "size", "documents", "tokens", "licence", "content", "downloaded", "what it is")
     rows = [
         (
             held.preset.name,
@@ -185,7 +312,7 @@ def listing(cache_folder: Path) -> tuple[Sequence[str], Sequence[Sequence[str]]]
             "-" if held.preset.documents is None else format_count(held.preset.documents),
             "-" if held.preset.tokens is None else format_count(held.preset.tokens),
             held.preset.license,
-            held.preset.fields.get("text", "text"),
+            held.preset.content,
             _downloaded(held),
             f"{held.preset.description} ({held.preset.repository})",
         )

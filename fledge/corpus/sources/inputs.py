@@ -30,7 +30,7 @@ from fledge.corpus.sources.files import SUFFIXES, data_errors, find_files
 from fledge.corpus.sources.hub_presets import dataset_of
 from fledge.corpus.sources.piece import InputFile
 from fledge.corpus.sources.remote import cache_path, download, is_whole
-from fledge.corpus.sources.settings import FileSource, HubSource, JsonLinesSource, ParquetSource, PathSource, TextSource
+from fledge.corpus.sources.settings import FileSource, HubSource, PathSource, PlacedSource
 from fledge.corpus.sources.transport import describe, described, filesystem_of, foreign_error, is_remote, name_of, shown, store_errors
 
 HUB_SUFFIXES = (*SUFFIXES["parquet"], *SUFFIXES["jsonl"], ".json", ".json.gz", ".json.zst")
@@ -86,7 +86,7 @@ def resolve(source: FileSource, fingerprints: Fingerprints, pinned: str | None =
     """
     if isinstance(source, HubSource):
         files = _hub_files(source, pinned, cache_folder)
-    elif isinstance(source, (TextSource, JsonLinesSource, ParquetSource)):
+    elif isinstance(source, PlacedSource):
         files = _remote_files(source) if is_remote(source.path) else _local_files(source, fingerprints)
     else:
         raise AssertionError(f"{type(source).__name__} has no files")
@@ -114,7 +114,7 @@ def localise(source: FileSource, files: Sequence[InputFile], cache_folder: Path,
     return [file if place is None else replace(file, address=str(place[1])) for file, place in zip(files, placed, strict=True)]
 
 
-def _local_files(source: TextSource | JsonLinesSource | ParquetSource, fingerprints: Fingerprints) -> list[InputFile]:
+def _local_files(source: PlacedSource, fingerprints: Fingerprints) -> list[InputFile]:
     found = find_files(source)
     files = []
     sizes = [_size_bytes(file.path) for file in found]
@@ -134,7 +134,7 @@ def _local_files(source: TextSource | JsonLinesSource | ParquetSource, fingerpri
     return files
 
 
-def _remote_files(source: TextSource | JsonLinesSource | ParquetSource) -> list[InputFile]:
+def _remote_files(source: PlacedSource) -> list[InputFile]:
     address = source.path
     if not address.startswith(("http://", "https://")):
         files = retried(lambda: _stored_files(source))
@@ -151,7 +151,7 @@ def _remote_files(source: TextSource | JsonLinesSource | ParquetSource) -> list[
     return files
 
 
-def _stored_files(source: TextSource | JsonLinesSource | ParquetSource) -> list[InputFile]:
+def _stored_files(source: PlacedSource) -> list[InputFile]:
     """Files of an object store: one, those below a prefix, or those a glob takes."""
     filesystem, path = filesystem_of(source.path)
     try:

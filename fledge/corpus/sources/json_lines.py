@@ -31,7 +31,7 @@ from fledge.corpus.rejects import Malformed, Reject, Rejects, value_kind
 from fledge.corpus.sources.files import UTF8_BOM
 from fledge.corpus.sources.flat_lines import FlatLines, read_flat_lines
 from fledge.corpus.sources.piece import InputFile, Piece
-from fledge.corpus.sources.records import Records
+from fledge.corpus.sources.records import Node, Records
 from fledge.corpus.sources.transport import shown
 from fledge.corpus.sources.unpacking import Damaged, GivenUp, Unpacked, unpacked
 
@@ -84,7 +84,9 @@ def cut_lines(file: InputFile, piece_bytes: int) -> Iterator[Piece]:
         yield Piece((file,), start, end, min(piece_bytes, file.size_bytes - start))
 
 
-def read_lines(records: Records, file: InputFile, start: int, end: int | None, rejects: Rejects, early_share: float) -> Iterator[Row]:
+def read_lines(
+    records: Records, file: InputFile, start: int, end: int | None, rejects: Rejects, early_share: float
+) -> Iterator[Row | Node]:
     """The rows of the lines that begin in a stretch of the plain bytes of a file. Raises DataError for a broken file."""
     for block in _blocks(file, start, end, rejects, records.source):
         position = 0
@@ -126,7 +128,7 @@ def _batch(
     return batch.merged(lines, DocumentBatch.of(others), np.array(other_lines)) if others else batch
 
 
-def _row_or_reject(records: Records, file: InputFile, line: _Line, rejects: Rejects, early_share: float) -> Row | None:
+def _row_or_reject(records: Records, file: InputFile, line: _Line, rejects: Rejects, early_share: float) -> Row | Node | None:
     """The row of a line; None if it is blank or was rejected."""
     if line.content.isspace() or not (line.content or line.problem):
         return None
@@ -209,7 +211,7 @@ def _skip_line(stream: Unpacked, maximum_bytes: int) -> int:
     return skipped_bytes
 
 
-def _row(records: Records, line: _Line, row_id: str) -> Row:
+def _row(records: Records, line: _Line, row_id: str) -> Row | Node:
     if line.problem:
         raise Malformed(line.problem)
     if len(line.content) > _LONG_LINE_BYTES:
@@ -244,7 +246,7 @@ def _parse_strictly(content: bytes, records: Records) -> Any:
     with _room_to_recurse():
         try:
             values = json.loads(text, parse_int=_integer, parse_float=_number, parse_constant=_refuse_constant)
-            for name, key in records.keys.items():
+            for name, key in records.all_keys.items():
                 if isinstance(values, dict) and key in values:
                     _require_whole_pairs(values[key], name)
         except json.JSONDecodeError as error:

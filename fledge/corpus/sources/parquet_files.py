@@ -22,7 +22,7 @@ from fledge.corpus.batches import DocumentBatch, Origins
 from fledge.corpus.document import Document, Row
 from fledge.corpus.rejects import Malformed, Reject, Rejects
 from fledge.corpus.sources.piece import InputFile, Piece
-from fledge.corpus.sources.records import MAXIMUM_TEXT_CHARACTERS, Records
+from fledge.corpus.sources.records import MAXIMUM_TEXT_CHARACTERS, Node, Records
 from fledge.corpus.sources.transport import shown
 from fledge.corpus.sources.unpacking import opened, remedy_for_no_parquet
 
@@ -38,7 +38,7 @@ def cut_row_groups(records: Records, file: InputFile, piece_bytes: int) -> Itera
     """Consecutive row groups up to so many bytes of the needed columns, decompressed; no row group is cut."""
     with opened(file) as stored, _parquet_errors(file):
         metadata = _open(records, file, stored).metadata
-        keys = list(records.keys.values())
+        keys = list(records.all_keys.values())
         sizes = [_group_sizes(metadata.row_group(group), keys) for group in range(metadata.num_row_groups)]
     start, plain_bytes, stored_bytes = 0, 0, 0
     for group, (group_plain_bytes, group_stored_bytes) in enumerate(sizes):
@@ -50,7 +50,7 @@ def cut_row_groups(records: Records, file: InputFile, piece_bytes: int) -> Itera
     yield Piece((file,), start, None, stored_bytes)
 
 
-def read_rows(records: Records, file: InputFile, start: int, end: int | None, rejects: Rejects, early_share: float) -> Iterator[Row]:
+def read_rows(records: Records, file: InputFile, start: int, end: int | None, rejects: Rejects, early_share: float) -> Iterator[Row | Node]:
     """The rows of some row groups. Raises DataError if a column is missing or of another type, or the file cannot be read."""
     for number, batch in _batches(records, file, start, end):
         yield from _rows(records, file, number, batch, rejects, early_share)
@@ -92,15 +92,17 @@ def _batches(records: Records, file: InputFile, start: int, end: int | None) -> 
         metadata = parquet.metadata
         number = sum(metadata.row_group(group).num_rows for group in range(start))
         groups = list(range(start, metadata.num_row_groups if end is None else end))
-        keys = list(records.keys.values())
+        keys = [key for key in records.all_keys.values() if parquet.schema_arrow.get_field_index(key) >= 0]
         for batch in parquet.iter_batches(_batch_rows(metadata, groups, keys), row_groups=groups, columns=keys, use_threads=False):
             yield number, batch
             number += batch.num_rows
 
 
-def _rows(records: Records, file: InputFile, number: int, batch: pa.RecordBatch, rejects: Rejects, early_share: float) -> Iterator[Row]:
+def _rows(
+    records: Records, file: InputFile, number: int, batch: pa.RecordBatch, rejects: Rejects, early_share: float
+) -> Iterator[Row | Node]:
     with _parquet_errors(file):
-        for values in _records(batch, list(records.keys.values())):
+        for values in _records(batch, batch.schema.names):
             rejects.saw(records.source, "rows", early_share)
             try:
                 row = records.row(values, f"{records.source}:{file.name}:{number}")
@@ -114,8 +116,9 @@ def _rows(records: Records, file: InputFile, number: int, batch: pa.RecordBatch,
 def _open(records: Records, file: InputFile, stored: BinaryIO) -> pq.ParquetFile:
     # Without pre_buffer the pages of a column are read one after another instead of all at once.
     parquet = pq.ParquetFile(stored, pre_buffer=False, buffer_size=_READ_BYTES)
-    for name, key in records.keys.items():
-        _require_column(file, parquet.schema_arrow, name, key)
+    for name, key in records.all_keys.items():
+        if name in records.keys or parquet.schema_arrow.get_field_index(key) >= 0:
+            _require_column(file, parquet.schema_arrow, name, key)
     return parquet
 
 
@@ -125,10 +128,14 @@ def _require_column(file: InputFile, schema: pa.Schema, name: str, key: str) -> 
         problem = f"{shown(file.address)} has no column {key!r} (it has {', '.join(schema.names)})"
         raise DataError(problem, "name the column in `fields` of the source")
     found = schema.field(position).type
-    wanted = {"messages": "messages", "prompt": "text or messages"}.get(name, "text")
-    if not ("text" in wanted and _holds_text(found)) and not ("messages" in wanted and _holds_messages(found)):
+    wanted = {"messages": "messages", "rank": "numbers", **dict.fromkeys(("prompt", "chosen", "rejected"), "text or messages")}.get(
+        name, "text"
+    )
+    holds = {"text": _holds_text(found), "messages": _holds_messages(found), "numbers": kinds.is_integer(found) or kinds.is_floating(found)}
+    if not any(holds[kind] for kind in wanted.split(" or ")) and not kinds.is_null(found):
         problem = f"{shown(file.address)}: column {key!r} holds {found}, not {wanted}"
-        raise DataError(problem, "name the right column in `fields` of the source; messages are a list of {role, content}")
+        remedy = "name the right column in `fields` of the source; messages are a list of {role, content}, of {from, value} or of texts"
+        raise DataError(problem, remedy)
 
 
 def _holds_text(kind: pa.DataType) -> bool:
@@ -139,10 +146,13 @@ def _holds_text(kind: pa.DataType) -> bool:
 
 
 def _holds_messages(kind: pa.DataType) -> bool:
-    if not (kinds.is_list(kind) or kinds.is_large_list(kind)) or not kinds.is_struct(kind.value_type):
+    if not (kinds.is_list(kind) or kinds.is_large_list(kind)):
         return False
+    if not kinds.is_struct(kind.value_type):
+        return _holds_text(kind.value_type)
     fields = {field.name: field.type for field in kind.value_type}
-    return all(name in fields and _holds_text(fields[name]) for name in ("role", "content"))
+    pairs = (("role", "content"), ("from", "value"))
+    return any(all(name in fields and _holds_text(fields[name]) for name in pair) for pair in pairs)
 
 
 def _batch_rows(metadata: pq.FileMetaData, groups: Sequence[int], keys: Sequence[str]) -> int:

@@ -18,10 +18,22 @@ from fledge.corpus.sources import python_docs
 from fledge.corpus.sources.json_lines import cut_lines, read_line_batches, read_lines
 from fledge.corpus.sources.parquet_files import cut_row_groups, read_row_batches, read_rows
 from fledge.corpus.sources.piece import InputFile, Piece
-from fledge.corpus.sources.records import Records, RecordSource
-from fledge.corpus.sources.settings import FileSource, HubSource, ParquetSource, PythonDocsSource, Source, TextSource
+from fledge.corpus.sources.records import Node, Records
+from fledge.corpus.sources.settings import (
+    CsvSource,
+    FileSource,
+    HubSource,
+    JsonSource,
+    ParquetSource,
+    PythonDocsSource,
+    Source,
+    TableSource,
+    TextSource,
+)
 from fledge.corpus.sources.text_files import read_text
+from fledge.corpus.sources.threads import threads
 from fledge.corpus.sources.unpacking import is_packed
+from fledge.corpus.sources.whole_files import read_list, read_table
 from fledge.corpus.split import Splitter
 
 PIECE_BYTES = 64 << 20
@@ -43,7 +55,7 @@ def cut_pieces(source: Source, files: Sequence[InputFile], piece_bytes: int = PI
     small_bytes = 0
     for file in files:
         cost_bytes = _cost_bytes(source, file)
-        is_cut = cost_bytes > piece_bytes and not (isinstance(source, TextSource) or is_packed(file.name))
+        is_cut = cost_bytes > piece_bytes and not (_is_whole(source) or is_packed(file.name))
         if small and (is_cut or small_bytes + cost_bytes > piece_bytes):
             pieces.append(_grouped(small))
             small, small_bytes = [], 0
@@ -73,22 +85,36 @@ def read_piece(source: Source, piece: Piece, rejects: Rejects, splitter: Splitte
     for file in piece.files:
         if isinstance(source, TextSource):
             yield from read_text(source, file, rejects, early_share)
-        elif _is_parquet(source, file):
-            yield from read_rows(_records(source), file, piece.start, piece.end, rejects, early_share)
         else:
-            yield from read_lines(_records(source), file, piece.start, piece.end, rejects, early_share)
+            yield from _record_rows(source, file, piece, rejects, early_share)
+
+
+def _record_rows(source: TableSource, file: InputFile, piece: Piece, rejects: Rejects, early_share: float) -> Iterator[Row]:
+    records = Records.of(source)
+    found: Iterator[Row | Node]
+    if isinstance(source, JsonSource):
+        found = read_list(records, file, rejects, early_share)
+    elif isinstance(source, CsvSource):
+        found = read_table(records, file, source.delimiter, rejects, early_share)
+    else:
+        read = read_rows if _is_parquet(source, file) else read_lines
+        found = read(records, file, piece.start, piece.end, rejects, early_share)
+    if records.form == "tree":
+        yield from threads(records, (node for node in found if isinstance(node, Node)))
+    else:
+        yield from (row for row in found if not isinstance(row, Node))
 
 
 def read_batches(source: Source, piece: Piece, rejects: Rejects, splitter: Splitter, limits: Limits) -> Iterator[DocumentBatch]:
     """The documents of a piece in order, up to the limits. Raises what `read_piece` raises."""
-    if limits.endless and not isinstance(source, PythonDocsSource | TextSource):
+    if limits.endless and not isinstance(source, PythonDocsSource | TextSource | JsonSource | CsvSource):
         yield from gathered(itertools.chain.from_iterable(_batches_of_files(source, piece, rejects)))
     else:
         # A block of lines would be read, and its rejects counted, beyond a limit.
         yield from batches_of(limits.take(_documents(read_piece(source, piece, rejects, splitter))))
 
 
-def _batches_of_files(source: RecordSource, piece: Piece, rejects: Rejects) -> Iterator[Iterator[DocumentBatch]]:
+def _batches_of_files(source: TableSource, piece: Piece, rejects: Rejects) -> Iterator[Iterator[DocumentBatch]]:
     records = Records.of(source)
     for file in piece.files:
         read = read_row_batches if _is_parquet(source, file) else read_line_batches
@@ -115,6 +141,12 @@ def expected_text_bytes(source: Source, piece: Piece) -> int:
 def _records(source: Source) -> Records:
     assert not isinstance(source, PythonDocsSource | TextSource), "these have no records"
     return Records.of(source)
+
+
+def _is_whole(source: Source) -> bool:
+    """Whether a file has to be read from its beginning to its end, or at once."""
+    is_tree = isinstance(source, TableSource) and Records.of(source).form == "tree"
+    return is_tree or isinstance(source, TextSource | JsonSource | CsvSource)
 
 
 def _is_parquet(source: Source, file: InputFile) -> bool:

@@ -10,12 +10,34 @@ from fledge.core.config import operation, settings
 
 Content = Literal["documents", "conversations", "preferences"]
 
-FIELDS_OF: dict[Content, tuple[str, ...]] = {
+Form = Literal["text", "messages", "instructions", "tree", "pairs", "dialogues"]
+
+FORMS_OF: dict[Content, tuple[Form, ...]] = {
     "documents": ("text",),
-    "conversations": ("messages",),
-    "preferences": ("prompt", "chosen", "rejected"),
+    "conversations": ("messages", "instructions", "tree"),
+    "preferences": ("pairs", "dialogues"),
 }
-"""What a line of a JSON Lines file, or a row of a Parquet file, holds, by content."""
+"""How a row may hold each content; the first is what is taken without saying."""
+
+FIELDS_OF: dict[Form, tuple[str, ...]] = {
+    "text": ("text",),
+    "messages": ("messages",),
+    "instructions": ("instruction", "output"),
+    "tree": ("message_id", "parent_id", "role", "text"),
+    "pairs": ("chosen", "rejected"),
+    "dialogues": ("chosen", "rejected"),
+}
+"""What a row of each form holds."""
+
+FURTHER_FIELDS_OF: dict[Form, tuple[str, ...]] = {
+    "text": (),
+    "messages": ("system",),
+    "instructions": ("input", "system"),
+    "tree": ("rank", "language"),
+    "pairs": ("prompt", "system"),
+    "dialogues": (),
+}
+"""What it may hold besides."""
 
 _SOURCE_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
@@ -23,12 +45,6 @@ _SOURCE_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 def _require_positive(name: str, value: int | None) -> None:
     if value is not None and value < 1:
         raise ValueError(f"{name} must be at least 1 or unset, not {value}")
-
-
-def _check_fields(fields: dict[str, str], content: Content) -> None:
-    unknown = sorted(set(fields) - set(FIELDS_OF[content]))
-    if unknown:
-        raise ValueError(f"fields names {unknown[0]!r}, but a row of {content} holds {', '.join(FIELDS_OF[content])}")
 
 
 @settings
@@ -119,6 +135,37 @@ class PathSource(FileSource):
 
 
 @settings
+class RecordFields:
+    """How the records of a source hold its content."""
+
+    form: Form | None = None
+    """messages: a list of {role, content}, of {from, value} (ShareGPT) or of texts in turn; instructions: instruction, input, output
+    (Alpaca, Dolly, question and answer); tree: one message a row (OASST1); pairs: prompt, chosen, rejected; dialogues: both answers with
+    all before them as one text (HH-RLHF). None: text, messages or pairs."""
+    fields: dict[str, str] = field(default_factory=dict)
+    """Key or column for each field of the form, where it has another name: {text: body}, {instruction: question, output: answer}; in JSON
+    also a path, {output: instances.0.output}."""
+    input_separator: str = "\n\n"
+    """instructions: what stands between instruction and input; for the template alpaca a blank line, ### Input: and a line end."""
+    language: str | None = None
+    """tree: take conversations that begin in this language only, such as en."""
+
+    def check_form(self, content: Content) -> None:
+        """Raises ValueError if the options do not belong together."""
+        if self.form is not None and self.form not in FORMS_OF[content]:
+            raise ValueError(f"form {self.form} is none of {content}, which have {', '.join(FORMS_OF[content])}")
+        form = self.form_of(content)
+        unknown = sorted(set(self.fields) - set(FIELDS_OF[form]) - set(FURTHER_FIELDS_OF[form]))
+        if unknown:
+            known = ", ".join((*FIELDS_OF[form], *FURTHER_FIELDS_OF[form]))
+            raise ValueError(f"fields names {unknown[0]!r}, but a row of the form {form} holds {known}")
+
+    def form_of(self, content: Content) -> Form:
+        """The form, said or not."""
+        return self.form or FORMS_OF[content][0]
+
+
+@settings
 class TextSource(PathSource):
     """Plain UTF-8 text files (.txt, .md; also .gz and .zst of them); every file is a document, and a long file several."""
 
@@ -135,33 +182,51 @@ class TextSource(PathSource):
 
 
 @settings
-class JsonLinesSource(PathSource):
+class RecordSource(PathSource, RecordFields):
+    """What every source of files of records has."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_form(self.content)
+
+
+@settings
+class JsonLinesSource(RecordSource):
     """One JSON object per line, plain (.jsonl) or compressed (.jsonl.gz, .jsonl.zst)."""
 
     kind: Literal["jsonl"] = "jsonl"
-    fields: dict[str, str] = field(default_factory=dict)
-    """Key in the file for each of text, messages, prompt, chosen, rejected, where it has another name: {text: body}."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_fields(self.fields, self.content)
 
 
 @settings
-class ParquetSource(PathSource):
+class ParquetSource(RecordSource):
     """Parquet files; one row is one document, conversation or preference pair."""
 
     kind: Literal["parquet"] = "parquet"
-    fields: dict[str, str] = field(default_factory=dict)
-    """Column for each of text, messages, prompt, chosen, rejected, where it has another name: {text: content}."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_fields(self.fields, self.content)
 
 
 @settings
-class HubSource(FileSource):
+class JsonSource(RecordSource):
+    """A JSON file that is one list of objects (.json, also .gz and .zst of it), read whole."""
+
+    kind: Literal["json"] = "json"
+
+
+@settings
+class CsvSource(RecordSource):
+    """A table as text with a line of column names (.csv, .tsv, also .gz and .zst of them)."""
+
+    kind: Literal["csv"] = "csv"
+    delimiter: str = ","
+    """What stands between two values; \\t in tables with tabs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.delimiter) != 1:
+            raise ValueError(f"delimiter must be one character, not {self.delimiter!r}")
+
+
+@settings
+class HubSource(FileSource, RecordFields):
     """A dataset of the Hugging Face hub, in Parquet or JSON Lines files: a preset, or a repository and which of its files."""
 
     kind: Literal["hub"] = "hub"
@@ -173,12 +238,11 @@ class HubSource(FileSource):
     """Which files of the repository, as a glob such as sample/10BT/*.parquet; required with `repository`, narrows a preset."""
     revision: str = "main"
     """Branch, tag or commit; what it names at the first build is kept, so that a rerun reads the same."""
-    fields: dict[str, str] = field(default_factory=dict)
-    """Key or column for each of text, messages, prompt, chosen, rejected, where it has another name: {text: content}."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_fields(self.fields, self.content)
+        if self.preset is None:
+            self.check_form(self.content)
         if (self.preset is None) == (self.repository is None):
             raise ValueError("give either a preset or a repository")
         if self.repository is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repository):
@@ -187,4 +251,8 @@ class HubSource(FileSource):
             raise ValueError("files must say which files of the repository to read, like data/*.parquet")
 
 
-Source = PythonDocsSource | TextSource | JsonLinesSource | ParquetSource | HubSource
+TableSource = JsonLinesSource | JsonSource | CsvSource | ParquetSource | HubSource
+"""Whose files hold records."""
+PlacedSource = TextSource | JsonLinesSource | JsonSource | CsvSource | ParquetSource
+"""Whose files have a path or an address."""
+Source = PythonDocsSource | TextSource | TableSource

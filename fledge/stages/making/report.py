@@ -43,7 +43,7 @@ def _ask(run: Run, stage_folder: Path) -> Sample | None:
     """The recipe's question with the answer of a stage's final model; None, which is said, if its tokenizer has no turns."""
     question, folder = run.recipe.question, find_checkpoint(f"{stage_folder}@final")
     assert question is not None
-    if open_tokenizer(folder).turn_start is None:
+    if open_tokenizer(folder).template is None:
         console.warn(f"the question is not asked: the tokenizer of {folder} has no tokens for the turns of a conversation")
         return None
     answer = answer_question(folder, question, run.recipe.generation.maximum_new_tokens)

@@ -24,9 +24,17 @@ def held(cache_folder: Path, name: str = "cc-news") -> Holding:
 def test_every_preset_can_be_a_source() -> None:
     for name, preset in PRESETS.items():
         assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)
-        source = HubSource(name=name, repository=preset.repository, files=preset.files, fields=preset.fields)
+        given = {"content": preset.content, "form": preset.form, "fields": preset.fields}
+        source = HubSource(name=name, repository=preset.repository, files=preset.files, **given)
         assert preset.files.endswith(HUB_SUFFIXES)
-        assert dataset_of(HubSource(name=name, preset=name)).files == source.files
+        dataset = dataset_of(HubSource(name=name, preset=name, content=preset.content))
+        assert (dataset.files, dataset.fields, dataset.form) == (source.files, source.fields, source.form)
+
+
+def test_a_preset_of_another_content_is_refused() -> None:
+    with pytest.raises(DataError, match="preset alpaca holds conversations, and the source says documents") as error:
+        dataset_of(HubSource(name="a", preset="alpaca"))
+    assert error.value.remedy == "set content: conversations"
 
 
 def test_a_source_narrows_its_preset() -> None:
@@ -82,5 +90,5 @@ def test_the_table(hub: Hub, tmp_path: Path) -> None:
     assert table["cc-news"]["downloaded"] == "complete: 5 of 5 files, 5.0 kB"
     assert table["c4"]["downloaded"] == "nothing"
     assert table["c4"]["size"] == "326 GB"
-    assert table["gutenberg"]["text field"] == "TEXT"
+    assert (table["gutenberg"]["content"], table["alpaca"]["content"]) == ("documents", "conversations")
     assert table["pile-uncopyrighted"]["tokens"] == "-"

@@ -8,8 +8,8 @@ import pytest
 
 from fledge.corpus.document import Conversation, Message, Preference
 
+from .readers import json_lines_source, reasons
 from .readers import read_json_lines as read
-from .readers import reasons
 
 WriteLines = Callable[..., Path]
 
@@ -31,7 +31,9 @@ def test_conversations(write_lines: WriteLines) -> None:
     [
         ("text", "messages is a string, not a list"),
         ([], "the last message is not the assistant's"),
-        (["text"], "a message without role and content"),
+        (["text"], "the last message is not the assistant's"),
+        ([7], "a message without role and content"),
+        ([{"from": "human"}], "a message without role and content"),
         ([{"role": "user"}], "a message without role and content"),
         ([turn("tool", "x")], "a message of an unknown role ('tool')"),
         ([{"role": [[]], "content": "x"}], "a message of an unknown role (a list)"),
@@ -72,3 +74,144 @@ def test_preferences(write_lines: WriteLines) -> None:
 )
 def test_malformed_preferences(write_lines: WriteLines, pair: dict[str, Any], reason: str) -> None:
     assert reasons(write_lines(pair), "preferences") == [reason]
+
+
+QUESTION, ANSWER = Message("user", "q"), Message("assistant", "a")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {"conversations": ["q", "a"]},
+        {"conversations": [turn("prompter", "q"), turn("assistant", "a")]},
+    ],
+    ids=["sharegpt", "texts", "other names"],
+)
+def test_messages_as_others_write_them(write_lines: WriteLines, values: dict[str, Any]) -> None:
+    rows, rejects = read(write_lines(values), "conversations", fields={"messages": "conversations"})
+    assert not rejects.kept and isinstance(rows[0], Conversation) and rows[0].messages == (QUESTION, ANSWER)
+
+
+def test_a_system_message_may_have_a_field_of_its_own(write_lines: WriteLines) -> None:
+    turns = [turn("user", "q"), turn("assistant", "a")]
+    records = [
+        {"system": "s", "messages": turns},
+        {"system": "", "messages": turns},
+        {"system": "t", "messages": [turn("system", "s"), *turns]},
+    ]
+    rows, _ = read(write_lines(*records), "conversations")
+    firsts = [row.messages[0] for row in rows if isinstance(row, Conversation)]
+    assert firsts == [Message("system", "s"), QUESTION, Message("system", "s")]
+    pairs, _ = read(write_lines({"system": "s", "prompt": "q", "chosen": "a", "rejected": "b"}), "preferences")
+    assert isinstance(pairs[0], Preference) and pairs[0].prompt == (Message("system", "s"), QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("record", "settings", "question"),
+    [
+        ({"instruction": "q", "input": "", "output": "a"}, {}, "q"),
+        ({"instruction": "q", "input": "about", "output": "a"}, {}, "q\n\nabout"),
+        ({"instruction": "q", "input": "about", "output": "a"}, {"input_separator": "\n\n### Input:\n"}, "q\n\n### Input:\nabout"),
+        ({"question": "q", "answer": "a"}, {"fields": {"instruction": "question", "output": "answer"}}, "q"),
+        (
+            {"instruction": "q", "instances": [{"input": "about", "output": "a"}]},
+            {"fields": {"input": "instances.0.input", "output": "instances.0.output"}},
+            "q\n\nabout",
+        ),
+    ],
+    ids=["alpaca", "with input", "for alpaca's template", "question and answer", "below a path"],
+)
+def test_instructions(write_lines: WriteLines, record: dict[str, Any], settings: dict[str, Any], question: str) -> None:
+    rows, rejects = read(write_lines(record), "conversations", form="instructions", **settings)
+    assert not rejects.kept and isinstance(rows[0], Conversation) and rows[0].messages == (Message("user", question), ANSWER)
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"instruction": "q"}, "no key 'output' (keys: instruction)"),
+        ({"instruction": "q", "output": " "}, "output is empty"),
+        ({"instruction": "", "output": "a"}, "instruction is empty"),
+        ({"instruction": "q", "input": 7, "output": "a"}, "input is a number, not a string"),
+        ({"instruction": ["q"], "output": "a"}, "instruction is a list, not a string"),
+    ],
+)
+def test_malformed_instructions(write_lines: WriteLines, record: dict[str, Any], reason: str) -> None:
+    assert reasons(write_lines(record), "conversations", form="instructions") == [reason]
+
+
+def test_dialogues(write_lines: WriteLines) -> None:
+    before = "\n\nHuman: q\n\nAssistant: a\n\nHuman: more\n\nAssistant:"
+    rows, rejects = read(
+        write_lines({"chosen": f"{before} good", "rejected": f"{before} bad\n\nat length"}), "preferences", form="dialogues"
+    )
+    assert not rejects.kept and isinstance(rows[0], Preference)
+    assert rows[0].prompt == (QUESTION, ANSWER, Message("user", "more"))
+    assert (rows[0].chosen, rows[0].rejected) == ("good", "bad\n\nat length")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "reason"),
+    [
+        ("Human: q\n\nAssistant: a", "\n\nHuman: other\n\nAssistant: b", "chosen and rejected differ before their last answers"),
+        ("\n\nHuman: q\n\nAssistant: a", "\n\nHuman: q\n\nAssistant: a", "chosen and rejected are equal"),
+        ("q\n\nAssistant: a", "\n\nHuman: q\n\nAssistant: b", "chosen does not begin with Human:"),
+        ("\n\nHuman: q", "\n\nHuman: q\n\nAssistant: b", "the last message is not the assistant's"),
+        ("\n\nHuman: q\n\nAssistant:", "\n\nHuman: q\n\nAssistant: b", "content is empty"),
+        ("\n\nHuman: q\n\nHuman: q\n\nAssistant: a", "\n\nHuman: q\n\nAssistant: b", "user and assistant do not take turns"),
+    ],
+)
+def test_malformed_dialogues(write_lines: WriteLines, chosen: str, rejected: str, reason: str) -> None:
+    assert reasons(write_lines({"chosen": chosen, "rejected": rejected}), "preferences", form="dialogues") == [reason]
+
+
+def test_pairs_of_whole_conversations(write_lines: WriteLines) -> None:
+    """As in UltraFeedback, where the prompt stands in both answers."""
+    good, bad = ([turn("user", "q"), turn("assistant", answer)] for answer in ("good", "bad"))
+    rows, rejects = read(write_lines({"prompt": "q", "chosen": good, "rejected": bad}), "preferences")
+    assert not rejects.kept and isinstance(rows[0], Preference)
+    assert (rows[0].prompt, rows[0].chosen, rows[0].rejected) == ((QUESTION,), "good", "bad")
+
+
+def test_forms_go_with_their_contents() -> None:
+    with pytest.raises(ValueError, match="form pairs is none of conversations, which have messages, instructions, tree"):
+        json_lines_source(Path("a"), "conversations", form="pairs")
+    with pytest.raises(
+        ValueError, match="fields names 'answer', but a row of the form instructions holds instruction, output, input, system"
+    ):
+        json_lines_source(Path("a"), "conversations", form="instructions", fields={"answer": "a"})
+
+
+def message(name: str, parent: str | None, text: str, rank: int | None = None, lang: str = "en") -> dict[str, Any]:
+    role = "prompter" if (name.count("-") % 2 == 0) else "assistant"
+    return {"message_id": name, "parent_id": parent, "role": role, "text": text, "rank": rank, "lang": lang}
+
+
+TREES = [
+    message("a-1", "a", "worse", 1),
+    message("a", None, "q"),
+    message("a-2", "a", "better", 0),
+    message("a-2-1", "a-2", "thanks", 0),
+    message("b", None, "nobody answers"),
+    message("c", None, "Frage", lang="de"),
+    message("c-1", "c", "Antwort", lang="de"),
+    message("d-1", "deleted", "an orphan"),
+]
+
+
+def test_a_tree_gives_its_best_thread(write_lines: WriteLines) -> None:
+    """An answer may stand before its question, and a question at the end is left out."""
+    rows, rejects = read(write_lines(*TREES, {**TREES[1], "message_id": 7}), "conversations", form="tree", fields={"language": "lang"})
+    found = [(row.id, [message.content for message in row.messages]) for row in rows if isinstance(row, Conversation)]
+    assert found == [("a:a", ["q", "better"]), ("a:c", ["Frage", "Antwort"])]
+    assert [reject.reason for reject in rejects.kept] == ["message_id and parent_id are no strings"]
+    rows, _ = read(write_lines(*TREES), "conversations", form="tree", fields={"language": "lang"}, language="de")
+    assert [row.id for row in rows] == ["a:c"]
+
+
+def test_a_tree_that_bites_its_tail_ends(write_lines: WriteLines) -> None:
+    rows, _ = read(
+        write_lines(message("a", None, "q"), message("a-1", "a", "x"), message("a", "a-1", "again")), "conversations", form="tree"
+    )
+    assert len(rows) == 1
