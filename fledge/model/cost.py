@@ -6,7 +6,7 @@ pass, the embedding is a look-up and costs nothing, norms and activations are le
 
 from __future__ import annotations
 
-from fledge.model.settings import ModelConfig
+from fledge.model.settings import LoraSettings, ModelConfig, ModelSettings, Projection
 
 
 def parameter_count(config: ModelConfig) -> int:
@@ -35,3 +35,27 @@ def body_matrix_parameters(config: ModelConfig) -> int:
     attention = 2 * settings.hidden_size * settings.head_size * (settings.num_attention_heads + settings.key_value_heads)
     feed_forward = 3 * settings.hidden_size * settings.intermediate_size
     return settings.num_hidden_layers * (attention + feed_forward)
+
+
+def projection_sizes(settings: ModelSettings) -> dict[Projection, tuple[int, int]]:
+    """(inputs, outputs) of the matrices of a layer."""
+    width, feed_forward = settings.hidden_size, settings.intermediate_size
+    queries, keys = settings.num_attention_heads * settings.head_size, settings.key_value_heads * settings.head_size
+    return {
+        "q_proj": (width, queries),
+        "k_proj": (width, keys),
+        "v_proj": (width, keys),
+        "o_proj": (queries, width),
+        "gate_proj": (width, feed_forward),
+        "up_proj": (width, feed_forward),
+        "down_proj": (feed_forward, width),
+    }
+
+
+def trained_parameter_count(config: ModelConfig, lora: LoraSettings | None) -> int:
+    """Parameters with a gradient: all, or an adapter's: rank (n + m) for a matrix of n x m, with DoRA a length for each of n rows."""
+    if lora is None:
+        return parameter_count(config)
+    sizes = projection_sizes(config.settings)
+    in_layer = sum(lora.rank * sum(sizes[name]) + sizes[name][1] * lora.weight_decomposed for name in lora.targets)
+    return config.settings.num_hidden_layers * in_layer

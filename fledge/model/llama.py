@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,9 @@ from fledge.model.attention import KeyValueCache, LayerCache, Mask, attention, d
 from fledge.model.checkpointing import ActivationCheckpointing, recomputed
 from fledge.model.head import TokenLoss, TokenNll, gemm_dtype, token_losses, weighted_loss
 from fledge.model.settings import ModelConfig, ModelSettings
+
+if TYPE_CHECKING:
+    from fledge.model.adapters import Adapter
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
@@ -42,6 +45,8 @@ class Llama(nn.Module):
     def __init__(self, config: ModelConfig, seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
+        self.adapter: Adapter | None = None
+        """What is trained in place of the weights, see `adapters`."""
         self.model = Decoder(config)
         self.lm_head = linear(config.settings.hidden_size, config.vocabulary_size)
         if config.settings.tie_word_embeddings:
@@ -128,6 +133,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config.settings) for _ in range(config.settings.num_hidden_layers))
         self.norm = normalization(config.settings)
         self.activation_checkpointing: ActivationCheckpointing = "none"
+        self.has_dropout = config.settings.attention_dropout > 0
+        """Whether layers draw random numbers in training."""
         table = rotation_table(config.settings)
         self.register_buffer("cosine", table.cosine, persistent=False)
         self.register_buffer("sine", table.sine, persistent=False)
@@ -139,7 +146,7 @@ class Decoder(nn.Module):
         for index, layer in enumerate(self.layers):
             through = partial(layer, rotation=rotation, mask=mask, cache=None if cache is None else cache.layer(index, positions))
             if torch.is_grad_enabled():
-                hidden = recomputed(through, hidden, self.activation_checkpointing, self.settings.attention_dropout > 0)
+                hidden = recomputed(through, hidden, self.activation_checkpointing, self.has_dropout)
             else:
                 hidden = through(hidden)
         normalized: Tensor = self.norm(hidden)

@@ -23,6 +23,7 @@ from fledge.evaluation.text_files import text_file_scores
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.model.precision import use_fast_fp32
+from fledge.stages.checkpoint_names import is_checkpoint
 from fledge.stages.run import Run
 from fledge.tokens.settings import CorpusSplitSettings
 from fledge.tokens.shards import TokenSet, join_token_sets, open_token_set
@@ -135,7 +136,7 @@ def _preference_scores(checkpoint: Artifact, model: Llama, held_out: HeldOut) ->
     if "scores" not in manifest.inputs:
         return preference_scores(_pairs(checkpoint.id, model, held_out), None)
     parent = manifest.inputs["start_from"]
-    if parent.id not in held_out.pairs and not Path(parent.path, "config.json").is_file():
+    if parent.id not in held_out.pairs and not is_checkpoint(Path(parent.path)):
         console.warn(f"{parent.path} is not there any more: no rewards, which compare with it")
         return preference_scores(_pairs(checkpoint.id, model, held_out), None)
     reference = held_out.pairs.get(parent.id) or _pairs(parent.id, load_model(Path(parent.path)).eval(), held_out)

@@ -19,10 +19,11 @@ from fledge.corpus.document import Message, Split
 from fledge.inference.engine import Engine
 from fledge.inference.settings import GenerationSettings
 from fledge.model.attention import attention_kernel
-from fledge.model.cost import parameter_count
+from fledge.model.cost import parameter_count, trained_parameter_count
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.model.settings import ModelConfig, padded_vocabulary_size
+from fledge.stages.making.adapters import open_with_adapter
 from fledge.stages.making.prediction import forget_seconds, predict, predicted
 from fledge.stages.run import Run
 from fledge.stages.task import Task
@@ -43,6 +44,7 @@ from fledge.training.preparation import choose_computation, on_device, open_batc
 from fledge.training.profiling import Profile
 from fledge.training.resident import ResidentRows
 from fledge.training.score import read_scores
+from fledge.training.settings import TrainingSettings
 from fledge.training.trainer import Trainer
 
 
@@ -59,15 +61,15 @@ def make_checkpoints(task: Task) -> None:
             _finish(task, trainer, time.monotonic() - started)
 
 
-def open_model(parent: Artifact | None, run: Run, tokenizer: Tokenizer, answers: bool, seed: int) -> Llama:
-    """The parent's weights, or fresh ones in the recipe's shape, told where a text and a turn end."""
+def open_model(parent: Artifact | None, run: Run, tokenizer: Tokenizer, answers: bool, settings: TrainingSettings) -> Llama:
+    """The parent's weights, or fresh ones in the recipe's shape, told where a text and a turn end; with an adapter if one is trained."""
     ends = tokenizer.end_ids(answers)
     if parent is not None:
-        model = load_model(parent.path)
+        model = load_model(parent.path) if settings.lora is None else open_with_adapter(parent.path, settings.lora, settings.seed)
         model.config = replace(model.config, end_token_ids=ends)
         return model
     size = padded_vocabulary_size(tokenizer.vocabulary_size)
-    return Llama(ModelConfig(run.recipe.model, size, tokenizer.document_start[0], ends, tokenizer.padding), seed)
+    return Llama(ModelConfig(run.recipe.model, size, tokenizer.document_start[0], ends, tokenizer.padding), settings.seed)
 
 
 @contextmanager
@@ -77,7 +79,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     process_bytes = resident_bytes()
     settings, folder = task.settings, task.folder
     train, validation = _rows(task, "train"), _rows(task, "validation")
-    model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings.seed)
+    model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings)
     world = world.lay_out(settings.parallel, parameter_count(model.config))
     _require_context(task, train, model)
     _require_validation(task, validation)
@@ -172,8 +174,7 @@ def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, world: W
     steps, tokens = plan.steps - plan.start.step, plan.tokens(plan.steps) - plan.start.tokens
     of_tokens = f"of {plan.phases[0].batch_tokens:,} tokens" if len(plan.phases) == 1 else f"in {len(plan.phases)} phases"
     console.say(
-        f"{task.stage}: {parameter_count(model.config):,} parameters, {steps:,} steps {of_tokens} "
-        f"= {tokens:,} tokens, {plan.epochs(plan.steps):.2f} epochs; {machine}"
+        f"{task.stage}: {_counted(model)}, {steps:,} steps {of_tokens} = {tokens:,} tokens, {plan.epochs(plan.steps):.2f} epochs; {machine}"
     )
     for line in described(plan):
         console.say(f"{task.stage}: {line}")
@@ -181,6 +182,16 @@ def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, world: W
         console.info(f"{task.stage}: no samples of text, for which one process would need the whole model; checkpoints have it")
     if progress.step:
         console.say(f"{task.stage}: continues after step {progress.step:,}")
+
+
+def _counted(model: Llama) -> str:
+    """The model's parameters, and how many of them are trained if not all."""
+    total = parameter_count(model.config)
+    if model.adapter is None:
+        return f"{total:,} parameters"
+    lora = model.adapter.settings
+    trained = trained_parameter_count(model.config, lora)
+    return f"{total:,} frozen parameters and {trained:,} of an adapter of rank {lora.rank} ({trained / total:.1%})"
 
 
 def _described(machine: Machine, world: World, batches: BatchLoader, isolate_documents: bool, model: Llama) -> str:
@@ -224,6 +235,7 @@ def _finish(task: Task, trainer: Trainer, seconds: float) -> None:
     expected = predicted(task.folder)
     stats = {
         "parameters": parameter_count(trainer.model.config),
+        "trained_parameters": trained_parameter_count(trainer.model.config, task.settings.lora),
         "steps": progress.step,
         "tokens": plan.tokens(progress.step),
         "planned_tokens": plan.tokens(plan.steps),
