@@ -13,26 +13,15 @@ Shapes: I inputs, O outputs, R rank; W (O, I), A (R, I), B (O, R), m (O).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fledge.model.llama import Llama, linear
-from fledge.model.settings import LoraSettings
+from fledge.model.settings import Adapter, LoraSettings
 
 _PREFIX, _MAGNITUDE = "base_model.model.", "lora_magnitude_vector"
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """What was added to a model."""
-
-    settings: LoraSettings
-    base: Path
-    """The checkpoint folder of the frozen weights."""
 
 
 class LoraLinear(nn.Module):

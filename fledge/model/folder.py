@@ -28,9 +28,9 @@ from fledge.core import disk
 from fledge.core.config import Tree, parse
 from fledge.core.errors import CheckpointError, ConfigError
 from fledge.model.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, find_base, is_adapter, read_adapter_settings, to_adapter_json
-from fledge.model.adapters import Adapter, adapter_weights, add_adapter, merge_adapter, own_name, peft_name
+from fledge.model.adapters import adapter_weights, add_adapter, merge_adapter, own_name, peft_name
 from fledge.model.llama import Llama
-from fledge.model.settings import ModelConfig, Normalization
+from fledge.model.settings import Adapter, ModelConfig, Normalization
 from fledge.model.tensors import read_tensors, write_tensors
 
 CONFIG = "config.json"

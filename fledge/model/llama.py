@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +26,7 @@ from torch import Tensor, nn
 from fledge.model.attention import KeyValueCache, LayerCache, Mask, attention, documents_mask
 from fledge.model.checkpointing import ActivationCheckpointing, recomputed
 from fledge.model.head import TokenLoss, TokenNll, gemm_dtype, token_losses, weighted_loss
-from fledge.model.settings import ModelConfig, ModelSettings
-
-if TYPE_CHECKING:
-    from fledge.model.adapters import Adapter
+from fledge.model.settings import Adapter, ModelConfig, ModelSettings
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 

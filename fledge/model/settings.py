@@ -7,6 +7,7 @@ LlamaForCausalLM; with `query_key_norm` Qwen3ForCausalLM; with `normalization: l
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, get_args
 
 from fledge.core.config import settings
@@ -125,6 +126,15 @@ class LoraSettings:
     def scale(self) -> float:
         """What the addition is multiplied by."""
         return float(self.alpha / (self.rank**0.5 if self.rank_stabilized else self.rank))
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What was added to a model."""
+
+    settings: LoraSettings
+    base: Path
+    """The checkpoint folder of the frozen weights."""
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from torch import Tensor
 from fledge.core import artifact
 from fledge.core.errors import CheckpointError
 from fledge.model.adapter_config import find_base, is_adapter, read_adapter_settings, to_adapter_json
-from fledge.model.adapters import Adapter, adapter_weights, add_adapter, merge_adapter
+from fledge.model.adapters import adapter_weights, add_adapter, merge_adapter
 from fledge.model.cost import parameter_count, projection_sizes, trained_parameter_count
 from fledge.model.folder import load_adapted, load_model, read_config, save_model, stored_weights
 from fledge.model.llama import Llama
-from fledge.model.settings import LoraSettings, ModelConfig, ModelSettings
+from fledge.model.settings import Adapter, LoraSettings, ModelConfig, ModelSettings
 from fledge.training.optimizer import make_optimizer
 from fledge.training.settings import TrainingSettings
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from fledge.core.config import differences, plain
 from fledge.core.errors import ConfigError
 from fledge.model.adapter_config import is_adapter, read_adapter_settings
-from fledge.model.adapters import Adapter, add_adapter
+from fledge.model.adapters import add_adapter
 from fledge.model.folder import load_adapted, load_model
 from fledge.model.llama import Llama
-from fledge.model.settings import LoraSettings
+from fledge.model.settings import Adapter, LoraSettings
 
 
 def open_with_adapter(parent: Path, lora: LoraSettings, seed: int) -> Llama:
