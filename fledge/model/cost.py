@@ -20,12 +20,17 @@ def parameter_count(config: ModelConfig) -> int:
     return vocabulary_matrices * config.vocabulary_size * settings.hidden_size + body_matrix_parameters(config) + norms
 
 
-def flops_per_token(config: ModelConfig, sequence_length: int) -> int:
-    """FLOPs of forward and backward pass per token: 6 (body + head) + 6 T H E L, the latter causal attention's half square."""
+def flops_per_token(config: ModelConfig, sequence_length: int, lora: LoraSettings | None = None) -> int:
+    """FLOPs of forward and backward pass per token: 6 (body + head) + 6 T H E L, the latter causal attention's half square.
+
+    Frozen matrices have no gradients of their own: beside an adapter they count 4, and the adapter 6.
+    """
     settings = config.settings
     head = config.vocabulary_size * settings.hidden_size
     attention_width = settings.num_attention_heads * settings.head_size
     attention = sequence_length * attention_width * settings.num_hidden_layers
+    if lora is not None:
+        return 4 * (body_matrix_parameters(config) + head) + 6 * (trained_parameter_count(config, lora) + attention)
     return 6 * (body_matrix_parameters(config) + head + attention)
 
 

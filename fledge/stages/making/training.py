@@ -85,7 +85,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     _require_validation(task, validation)
     require_disk_space(folder, model)
     plan = make_plan(train.sources, settings, parameter_count(model.config), _start(task))
-    flops = training_flops(model.config, plan, plan.steps) / world.size
+    flops = training_flops(model.config, plan, plan.steps, settings.lora) / world.size
     machine = settle_machine(folder, settings, world, task.scores.path if task.scores else None, flops)
     if task.scores is not None:
         _require_same_arithmetic(task, task.scores.path, machine)
@@ -114,7 +114,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
         losses = progress.validation_losses
         validate = Validate(settings, plan, metrics, model, objective, validation, at_once, world, machine, byte_lengths, losses)
         peak = peak_flops_per_second(folder, machine, world.device) * world.size if world.main else None
-        log = Log(settings, plan, metrics, Gauge(model.config, plan, progress.step, world.device, peak))
+        log = Log(settings, plan, metrics, Gauge(model.config, plan, progress.step, world.device, peak, lora=settings.lora))
         samples = [] if world.sharded else [Sample(settings, plan, model, world, _sampler(task))]
         profiles = [Profile(settings.profile, folder, progress.step, plan.steps, world.main)] if settings.profile else []
         yield Trainer(
@@ -239,7 +239,7 @@ def _finish(task: Task, trainer: Trainer, seconds: float) -> None:
         "steps": progress.step,
         "tokens": plan.tokens(progress.step),
         "planned_tokens": plan.tokens(plan.steps),
-        "flops": training_flops(trainer.model.config, plan, progress.step),
+        "flops": training_flops(trainer.model.config, plan, progress.step, task.settings.lora),
         "epochs": plan.epochs(progress.step),
         "sources": {name: asdict(use) for name, use in plan.use(progress.step).items()},
         "started_from": _origin(task),
