@@ -9,10 +9,10 @@ every token and layer (s bytes per element of a matrix product, D width, F feed-
     products         s (2 or 5) D       what goes into query/key/value and gate/up: under eager autocast cast once for each of the five
     feed-forward     s 4 F              gate, its activation, up, their product
 
-`kept_bytes` is exact for the eager CPU, byte by byte what autograd's hooks see (tests); with an adapter it is a bound, because frozen norms
-keep less. The peak comes while the loss is made: all of this is alive, and a chunk of logits several times over. Constants that say "fitted"
-were fitted to peaks: of torch's allocator on an H200 (23M, 96M, 110M, 197M at 32 rows of 1,024 tokens, compiled or not, fp8), which come out
-within 3 %, and two of an H100 (110M, 64 rows) within 4 %; and of the process on a CPU in fp32 (4M at 16 x 256, 23M at 2 and 4 x 1,024
+`kept_bytes` is exact for the eager CPU, byte by byte what autograd's hooks see (tests); with an adapter it is a bound, as frozen norms keep
+less. The peak comes while the loss is made: all of this is alive, and a chunk of logits several times over. Constants that say "fitted"
+were fitted to peaks: of torch's allocator on an H200 (23M, 96M, 110M, 197M at 32 rows of 1,024 tokens, compiled or not, fp8), which come
+out within 3 %, and two of an H100 (110M, 64 rows) within 4 %; and of the process on a CPU in fp32 (4M at 16 x 256, 23M at 2 and 4 x 1,024
 tokens), which come out within 7 %, with checkpointing 12 %.
 """
 
