@@ -16,9 +16,10 @@ from fledge.corpus.document import Content
 from fledge.model.adapter_config import BASE, find_base, is_adapter, open_base
 from fledge.stages import TRAINING_STAGES, Stage, has_stage
 from fledge.stages.checkpoint_names import open_checkpoint
+from fledge.stages.parent_tokenizer import open_parent_tokenizer
 from fledge.stages.run import Run
 from fledge.tokens.shards import TokenSet, open_token_set
-from fledge.tokens.tokenizer import Tokenizer, open_tokenizer, require_one_tokenizer
+from fledge.tokens.tokenizer import Tokenizer, require_one_tokenizer
 from fledge.training.settings import TrainingSettings
 
 
@@ -57,7 +58,7 @@ def open_task(run: Run, stage: Stage, content: Content) -> Task:
     given = {"start_from": parent, "scores": scores, BASE: base}
     inputs = {**tokens, **{role: found for role, found in given.items() if found is not None}}
     token_sets = tuple(open_token_set(found.path) for found in tokens.values())
-    tokenizer = open_tokenizer(parent.path if parent else Path(next(iter(tokens.values())).manifest.inputs["tokenizer"].path))
+    tokenizer = open_parent_tokenizer(parent, tokens)
     made_with = {f"token set {token_set.folder}": token_set.tokenizer_sha256 for token_set in token_sets}
     holder = f"checkpoint {parent.path}" if parent else f"tokenizer {tokenizer.folder}"
     require_one_tokenizer({**made_with, holder: tokenizer.sha256}, run.command)

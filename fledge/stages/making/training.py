@@ -23,6 +23,7 @@ from fledge.model.cost import parameter_count, trained_parameter_count
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.model.settings import ModelConfig, padded_vocabulary_size
+from fledge.model.vocabulary import grow_vocabulary
 from fledge.stages.making.adapters import open_with_adapter
 from fledge.stages.making.prediction import forget_seconds, predict, predicted
 from fledge.stages.run import Run
@@ -66,10 +67,31 @@ def open_model(parent: Artifact | None, run: Run, tokenizer: Tokenizer, answers:
     ends = tokenizer.end_ids(answers)
     if parent is not None:
         model = load_model(parent.path) if settings.lora is None else open_with_adapter(parent.path, settings.lora, settings.seed)
-        model.config = replace(model.config, end_token_ids=ends)
+        _require_vocabulary(parent.path, model, tokenizer, settings)
+        model.config = replace(
+            model.config, begin_token_id=tokenizer.document_start[0], end_token_ids=ends, padding_token_id=tokenizer.padding
+        )
         return model
     size = padded_vocabulary_size(tokenizer.vocabulary_size)
     return Llama(ModelConfig(run.recipe.model, size, tokenizer.document_start[0], ends, tokenizer.padding), settings.seed)
+
+
+def _require_vocabulary(parent: Path, model: Llama, tokenizer: Tokenizer, settings: TrainingSettings) -> None:
+    """Make room for ids that a model of others does not have, such as those of turns."""
+    there, wanted = model.config.vocabulary_size, tokenizer.vocabulary_size
+    if wanted <= there:
+        return
+    if settings.lora is not None:
+        raise ConfigError(
+            f"the tokenizer has {wanted:,} ids, the model in {parent} {there:,}: the others would be frozen as they are",
+            "train all weights first, without lora, so that they are learned",
+        )
+    grow_vocabulary(model, padded_vocabulary_size(wanted))
+    console.say(f"{wanted - there} ids are new to the model, {', '.join(_names(tokenizer, there))}: they begin as the mean of the others")
+
+
+def _names(tokenizer: Tokenizer, first: int) -> list[str]:
+    return [name for name, token in tokenizer.specials.items() if token >= first]
 
 
 @contextmanager
