@@ -13,7 +13,7 @@ from fledge.core.errors import ConfigError, DataError
 from fledge.model.folder import load_model
 from fledge.stages import run_stage
 from fledge.stages.checkpoint_names import find_checkpoint
-from fledge.stages.run import Run
+from fledge.stages.run import Run, set_aside
 
 from ..tokens.kinds import SIZE, write_gpt2
 
@@ -84,8 +84,10 @@ def test_a_model_without_tokens_for_turns_gets_them(given: Callable[..., Path], 
     grown, old = load_model(find_checkpoint(str(make_run().folder))), load_model(folder)
     assert grown.config.vocabulary_size % 128 == 0 and grown.config.vocabulary_size >= tokenizer_size
     assert old.config.vocabulary_size == 292
+    adapted = make_run(*overrides(folder, LORA), "dpo=null")
+    set_aside(adapted, ["sft"])
     with pytest.raises(ConfigError, match="without lora"):
-        run_stage("sft", Run(make_run(*overrides(folder, LORA), "dpo=null").recipe, make_run().folder.with_name("other"), ""))
+        run_stage("sft", adapted)
 
 
 def test_tokens_of_another_tokenizer_are_refused(given: Callable[..., Path], make_run: MakeRun, walk: Walk) -> None:
