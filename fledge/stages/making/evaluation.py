@@ -12,7 +12,15 @@ from fledge.core.artifact import Artifact
 from fledge.core.process import keep_freed_memory
 from fledge.corpus.document import Conversation, Document, Split, read_conversations, read_documents
 from fledge.corpus.filters.evaluation_files import EvaluationFile
-from fledge.evaluation.checkpoint import CheckpointEvaluation, evaluate_base, evaluate_chat, results_table
+from fledge.evaluation.checkpoint import (
+    CheckpointEvaluation,
+    answer_perplexity_score,
+    evaluate_base,
+    evaluate_chat,
+    results_csv,
+    results_table,
+    results_text,
+)
 from fledge.evaluation.compression import CompressorFigure, compressor_figures
 from fledge.evaluation.generations import Answer, Sample, continued_documents
 from fledge.evaluation.preference import PairLogProbabilities, pair_log_probabilities, preference_scores
@@ -82,6 +90,8 @@ def make_evaluation(
         "samples": [asdict(one) for one in samples],
     }
     disk.write_json(folder / RESULTS, results)
+    disk.write_text(folder / "results.csv", results_csv(evaluations))
+    disk.write_text(folder / "results.txt", results_text(evaluations))
     _print(evaluations, compressors)
     return evaluations
 
@@ -116,6 +126,9 @@ def _evaluate(name: str, checkpoint: Artifact, held_out: HeldOut) -> CheckpointE
             model, tokenizer, held_out.document_tokens, held_out.documents, held_out.settings, isolate_documents=isolated
         )
     scores += text_file_scores(model, tokenizer, held_out.files, held_out.settings, isolate_documents=isolated)
+    if tokenizer.turn_end is not None and held_out.conversations:
+        likely = answer_perplexity_score(model, tokenizer, held_out.conversations, held_out.settings)
+        scores += [likely] if likely is not None else []
     if tokenizer.turn_end in model.config.end_token_ids:
         if held_out.conversations:
             chat_scores, answers = evaluate_chat(model, tokenizer, held_out.conversations, held_out.settings)
