@@ -69,7 +69,12 @@ def levers(plan: RunPlan, stage: StagePlan, optimizer: OptimizerKind) -> Iterato
         lora = LoraSettings()
         changed = replace(batch, lora=lora)
         flops = [flops_per_token(config, batch.row_tokens, chosen) for chosen in (None, lora)]
-        yield Lever(f"LoRA, rank {lora.rank}", training_memory(config, changed, "adamw"), flops[0] / flops[1], "estimated from the FLOPs")
+        yield Lever(
+            f"LoRA, rank {lora.rank}",
+            training_memory(config, changed, "adamw", stage.memory.tokens),
+            flops[0] / flops[1],
+            "estimated from the FLOPs",
+        )
     yield from _masks(plan, batch, model, of)
 
 
