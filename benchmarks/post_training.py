@@ -51,7 +51,7 @@ def make_data(folder: Path) -> None:
     overrides = [
         "pretrain.steps=20",
         "pretrain.precision=fp32",
-        "pretrain.validate_every_steps=null",
+        "pretrain.validation_rows=8",
         "corpus.sources.2.maximum_documents=1500",
     ]
     command = [sys.executable, "-m", "fledge", "run", "quickstart", *overrides, "--to", "pretrain", "--name", str(folder / "run")]
