@@ -178,7 +178,11 @@ def main() -> None:
         equality = compare(Path(place), python)
         contestants = race(Path(place), python, arguments.rounds, arguments.core)
     speeds = {one.name: round(tokens_per_second(one, "cpu_seconds")) if one.problem is None else one.problem for one in contestants}
-    ratios = {f"fledge over {name}": round(speeds["fledge"] / speed, 2) for name, speed in speeds.items() if isinstance(speed, int)}
+    ratios = {
+        f"fledge over {name}": round(speeds["fledge"] / speed, 2)
+        for name, speed in speeds.items()
+        if isinstance(speed, int) and name != "fledge"
+    }
     result = {
         "date": datetime.date.today().isoformat(),
         "machine": {**before, "torch": torch.__version__},
