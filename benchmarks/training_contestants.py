@@ -1,7 +1,8 @@
 """One contestant of the training benchmarks, as a process: `python training_contestants.py JSON`; see `training_turns.py` for what it says.
 
 All do the same work per step: fresh random tokens, forward, loss over all of them, backward, clipping at 1.0, fused AdamW.
-The engines: fledge (its Trainer as the stages use it), hf_trainer and hf_loop (transformers' Llama of the same shape), litgpt, nanogpt.
+The engines: fledge (its Trainer as the stages use it), hf_trainer and hf_loop (transformers' Llama of the same shape), litgpt, nanogpt; of
+`post_training.py` fledge_post and trl, which train on token sets.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ def main() -> None:
 
         keep_freed_memory()
     torch.manual_seed(0)
-    steps = {"fledge": _fledge, "hf_trainer": _hf_trainer, "hf_loop": _hf_loop, "litgpt": _litgpt, "nanogpt": _nanogpt}[given.engine](given)
-    next(steps)
+    engines = {"fledge": _fledge, "hf_trainer": _hf_trainer, "hf_loop": _hf_loop, "litgpt": _litgpt, "nanogpt": _nanogpt}
+    engines |= {"fledge_post": _post_training, "trl": _post_training}
+    next(engines[given.engine](given))
 
 
 def turns(given: SimpleNamespace, parameters: int, warm_up_steps: int = 2, **more: Any) -> Iterator[None]:
@@ -68,6 +70,19 @@ def _leave(given: SimpleNamespace) -> None:
     if given.device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
+
+
+def _post_training(given: SimpleNamespace) -> Iterator[None]:
+    """Takes turns, or prints what each step measures."""
+    if given.engine == "trl":
+        import post_training_trl as engine
+    else:
+        import post_training_fledge as engine  # type: ignore[no-redef]
+    if given.mode == "losses":
+        print(json.dumps(engine.losses(given)))
+    else:
+        yield from engine.contestant(given, turns)
+    yield
 
 
 def _random_tokens(given: SimpleNamespace) -> torch.Tensor:

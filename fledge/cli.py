@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     **{stage: (making.stage_verb(stage), STAGE_HELP[stage]) for stage in STAGES},
     "generate": (using.generate, "Continue a text, or answer with --chat."),
     "chat": (using.chat, "Talk with a model."),
+    "merge": (using.merge, "Fold an adapter into its base."),
     "export": (using.export, "Write a result in the form of other programs."),
     "plan": (looking.plan, "Say what a run will take: time, memory, disk."),
     "config": (looking.show_config, "Print every value of a recipe and where it comes from."),

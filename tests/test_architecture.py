@@ -52,6 +52,7 @@ ONLY_IN = {
     "sentencepiece": {"tokens/sentencepiece_models.py"},
     "safetensors": {"model/tensors.py"},
     "transformers": set(),
+    "peft": set(),
     "pickle": set(),
     "shelve": set(),
     "marshal": set(),

@@ -1,4 +1,4 @@
-"""The verbs that do something with a result: `generate`, `chat`, `export`."""
+"""The verbs that do something with a result: `generate`, `chat`, `merge`, `export`."""
 
 from __future__ import annotations
 
@@ -52,6 +52,18 @@ def chat(
 
     model = answers.open_model(checkpoint, small)
     answers.chat(model, system, answers.generation_settings(temperature, top_k, top_p, max_tokens, seed))
+
+
+def merge(
+    checkpoint: Reference,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; must not be there yet, or be empty.")],
+    small: SmokeRun = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    from fledge.verbs import merge as verbs
+
+    verbs.merge(checkpoint, folder, small)
 
 
 def export(

@@ -6,6 +6,9 @@ A task for which the held-out text offers no sample yields no score, never a mad
 
 from __future__ import annotations
 
+import csv
+import io
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +17,7 @@ from fledge.corpus.document import Conversation, Document
 from fledge.evaluation.generations import Answer, answer_questions, answer_scores
 from fledge.evaluation.scoring import Likelihood, ScoredSequence, bits_per_byte, continuation, loglikelihoods
 from fledge.evaluation.settings import EvaluateSettings
-from fledge.evaluation.statistics import Score, percent, score_from_plain, share_score
+from fledge.evaluation.statistics import Score, percent, perplexity_score, score_from_plain, share_score
 from fledge.evaluation.tasks import answer_choice_items, last_word_items, majority_share, yes_no_items
 from fledge.model.llama import Llama
 from fledge.tokens.chat import render_batch
@@ -28,9 +31,16 @@ TITLES = {
     "stop_rate": "Stops by itself",
     "distinct_answers": "Distinct answers",
     "answer_choice": "Right answer after its own question",
+    "answer_perplexity": "Perplexity of the right answers",
+    "distinct_1": "Different words (distinct-1)",
+    "distinct_2": "Different pairs of words (distinct-2)",
+    "repetition": "Repetition within an answer",
+    "answer_words": "Words of an answer",
     "reward_accuracy": "Reward accuracy",
     "reward_margin": "Reward margin",
     "raw_accuracy": "Right answer more likely than damaged",
+    "chosen_perplexity": "Perplexity of chosen answers",
+    "rejected_perplexity": "Perplexity of rejected answers",
 }
 
 
@@ -159,6 +169,21 @@ def answer_choice_score(
     )
 
 
+def answer_perplexity_score(
+    model: Llama, tokenizer: Tokenizer, conversations: Sequence[Conversation], settings: EvaluateSettings
+) -> Score | None:
+    """exp of the mean negative log-likelihood per token of the answers of held-out conversations, with their ends of turn.
+
+    Also of a model that has not learned to answer, so that one sees what fine-tuning changed.
+    """
+    chosen = random.Random(settings.seed).sample(list(conversations), min(settings.questions, len(conversations)))
+    sequences = [sequence for sequence in _rendered(tokenizer, [one.messages for one in chosen]) if _fits(model, sequence)]
+    if not sequences:
+        return None
+    nats = [-likelihood.log_probability for likelihood in _likelihoods(model, sequences, settings)]
+    return perplexity_score("answer_perplexity", nats, [sum(sequence.scored) for sequence in sequences], "given what was said before")
+
+
 def results_table(evaluations: Sequence[CheckpointEvaluation]) -> tuple[list[str], list[list[str]]]:
     """Column titles and rows for `console.table`: one row per score, one column per checkpoint, then baseline and samples."""
     names = list(dict.fromkeys(score.name for evaluation in evaluations for score in evaluation.scores))
@@ -169,6 +194,26 @@ def results_table(evaluations: Sequence[CheckpointEvaluation]) -> tuple[list[str
         baseline = "" if known.baseline is None else format_value(known.baseline, known)
         rows.append([score_title(name), *("" if score is None else format_score(score) for score in found), baseline, f"{known.n:,}"])
     return ["score", *(evaluation.name for evaluation in evaluations), "guessing", "n"], rows
+
+
+def results_csv(evaluations: Sequence[CheckpointEvaluation]) -> str:
+    """A line per checkpoint and score, for programs that want tables."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["checkpoint", "score", "value", "low", "high", "n", "unit", "baseline", "note"])
+    for one in evaluations:
+        for score in one.scores:
+            given = (score.value, score.low, score.high, score.n, score.unit, score.baseline, score.note)
+            writer.writerow([one.name, score.name, *("" if value is None else value for value in given)])
+    return text.getvalue()
+
+
+def results_text(evaluations: Sequence[CheckpointEvaluation]) -> str:
+    """The table of `results_table` in columns of plain text."""
+    titles, rows = results_table(evaluations)
+    widths = [max(len(line[place]) for line in (titles, *rows)) for place in range(len(titles))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in (titles, *rows)]
+    return "\n".join(lines) + "\n"
 
 
 def score_title(name: str) -> str:
@@ -182,7 +227,8 @@ def format_value(value: float, score: Score) -> str:
     """A figure in the score's unit: a share in percent, a count without decimals."""
     if score.unit == "share":
         return percent(value, decimals=1)
-    return f"{value:,.0f}" if score.unit == "count" else f"{value:.3f}"
+    decimals = {"count": 0, "words": 1}.get(score.unit, 3)
+    return f"{value:,.{decimals}f}"
 
 
 def format_score(score: Score) -> str:

@@ -70,7 +70,8 @@ SCORE_EXPLANATIONS = {
         "whether the question matters to the model at all."
     ),
     "reward_accuracy": (
-        "Pairs in which preference training raised the good answer more than the damaged one, compared with the model before. "
+        "Pairs in which preference training raised the good answer more than the damaged one, compared with the model before: "
+        "its win rate. "
         "Below it the same for each kind of damage: an average can hide one that was not learned."
     ),
     "raw_accuracy": (
@@ -107,6 +108,12 @@ TRAINING_CHARTS = (
         "pairs in which the good answer gained",
         (("rewards/accuracies", "training"), ("validation/rewards/accuracies", "validation")),
         "share of pairs",
+    ),
+    MetricsChart(
+        "log-probability of answers",
+        (("logps/chosen", "chosen"), ("logps/rejected", "rejected")),
+        "nats",
+        folded=True,
     ),
     MetricsChart("learning rate", (("train/learning_rate", "learning rate"),), "learning rate", folded=True),
     MetricsChart("norm of the gradient before clipping", (("train/gradient_norm", "gradient norm"),), "norm", folded=True),

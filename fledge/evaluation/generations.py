@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fledge.corpus.document import Conversation, Document, Message
 from fledge.evaluation.settings import EvaluateSettings
-from fledge.evaluation.statistics import Score, share_score
+from fledge.evaluation.statistics import Score, mean_score, share_score
 from fledge.inference.engine import Engine
 from fledge.inference.settings import GenerationSettings
 from fledge.model.folder import load_model
@@ -21,6 +21,7 @@ from fledge.tokens.chat import render, render_batch
 from fledge.tokens.tokenizer import Tokenizer, open_tokenizer
 
 SAMPLED_DOCUMENTS = 3
+REPETITION_WORDS = 4
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,35 @@ def answer_question(checkpoint: Path, question: str, maximum_new_tokens: int) ->
 
 
 def answer_scores(answers: Sequence[Answer], maximum_answer_tokens: int) -> list[Score]:
-    """Stop rate and number of distinct answers; empty without answers."""
+    """Stop rate, distinct answers and n-grams, repetition and length; empty without answers.
+
+    distinct-n is different n-grams of words over all of them (Li et al. 2016); repetition the mean share of an answer's 4-grams that
+    occurred in it before.
+    """
     if not answers:
         return []
+    words = [answer.text.split() for answer in answers]
     stopped = sum(answer.stopped for answer in answers)
     distinct = len({answer.text for answer in answers})
     return [
         share_score("stop_rate", stopped, len(answers), note=f"answers that ended by themselves within {maximum_answer_tokens} tokens"),
         Score("distinct_answers", distinct, len(answers), None, None, unit="count", note="different answers among all"),
+        *(_distinct_ngrams(words, size) for size in (1, 2)),
+        mean_score("repetition", [_repeated_share(one) for one in words], "share", "4-grams of words that occurred before in their answer"),
+        mean_score("answer_words", [float(len(one)) for one in words], "words", "length of an answer"),
     ]
+
+
+def _ngrams(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
+    return list(zip(*(words[start:] for start in range(size)), strict=False))
+
+
+def _distinct_ngrams(answers: Sequence[Sequence[str]], size: int) -> Score:
+    found = [ngram for words in answers for ngram in _ngrams(words, size)]
+    share = len(set(found)) / len(found) if found else 0.0
+    return Score(f"distinct_{size}", share, len(answers), None, None, note=f"different among {len(found):,} {size}-grams of words")
+
+
+def _repeated_share(words: Sequence[str]) -> float:
+    found = _ngrams(words, REPETITION_WORDS)
+    return 1 - len(set(found)) / len(found) if found else 0.0

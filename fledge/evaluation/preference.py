@@ -1,5 +1,6 @@
 """How far a model prefers the chosen answer of a pair, by itself and compared with the model its preference training began from.
 
+    perplexity        exp(-log p(answer) / tokens) over all chosen, and over all rejected answers
     raw accuracy      log p(chosen) > log p(rejected)                                  under the model alone
     reward            beta (log p_model(answer) - log p_reference(answer))             Rafailov et al., 2023
     reward margin     reward(chosen) - reward(rejected)
@@ -12,13 +13,13 @@ because an average hides a kind that was not learned.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fledge.corpus.document import Split
 from fledge.evaluation.scoring import ScoredSequence, loglikelihoods
 from fledge.evaluation.settings import EvaluateSettings
-from fledge.evaluation.statistics import Score, mean_score, share_score
+from fledge.evaluation.statistics import Score, mean_score, perplexity_score, share_score
 from fledge.model.llama import Llama
 from fledge.tokens.shards import TokenSet, TokenShard
 
@@ -34,6 +35,9 @@ class PairLogProbabilities:
     rejected: tuple[float, ...]
     damages: tuple[str, ...]
     """How each rejected answer was made; "" if unknown."""
+    chosen_tokens: tuple[int, ...] = ()
+    rejected_tokens: tuple[int, ...] = ()
+    """Of each answer; empty if they were not counted."""
 
 
 def pair_log_probabilities(
@@ -50,11 +54,15 @@ def pair_log_probabilities(
             end = begin + int(shard.lengths[segment])
             sequences.append(ScoredSequence(shard.tokens[begin:end].tolist(), shard.supervised[begin:end].astype(bool).tolist()))
     found = [likelihood.log_probability for likelihood in loglikelihoods(model, sequences, settings.batch_tokens, settings.precision)]
-    return PairLogProbabilities(tuple(found[0::2]), tuple(found[1::2]), tuple(damages))
+    counts = [sum(sequence.scored) for sequence in sequences]
+    return PairLogProbabilities(tuple(found[0::2]), tuple(found[1::2]), tuple(damages), tuple(counts[0::2]), tuple(counts[1::2]))
 
 
 def preference_scores(model: PairLogProbabilities, reference: PairLogProbabilities | None, beta: float = 0.1) -> list[Score]:
-    """Raw accuracy, and with a reference reward accuracy and margin: overall, then for each kind of damage. Empty without pairs."""
+    """Raw accuracy, and with a reference reward accuracy and margin: overall, then for each kind of damage; and both perplexities.
+
+    Empty without pairs.
+    """
     if not model.chosen:
         return []
     if reference is not None and len(reference.chosen) != len(model.chosen):
@@ -74,7 +82,15 @@ def preference_scores(model: PairLogProbabilities, reference: PairLogProbabiliti
         scores.append(
             _accuracy(f"raw_accuracy{suffix}", raw, "right answer more likely than the damaged one; shorter answers have it easier")
         )
-    return scores
+    return scores + list(_perplexities(model))
+
+
+def _perplexities(pairs: PairLogProbabilities) -> Iterator[Score]:
+    """Preference training may make both answers less likely, which margins hide."""
+    sides = {"chosen": (pairs.chosen, pairs.chosen_tokens), "rejected": (pairs.rejected, pairs.rejected_tokens)}
+    for side, (log_probabilities, tokens) in sides.items():
+        if tokens:
+            yield perplexity_score(f"{side}_perplexity", [-value for value in log_probabilities], tokens, f"of the {side} answers")
 
 
 def _accuracy(name: str, differences: Sequence[float], note: str) -> Score:

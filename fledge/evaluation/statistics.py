@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Z_95_PERCENT = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
 
-Unit = Literal["share", "bits_per_byte", "count", "nats"]
+Unit = Literal["share", "bits_per_byte", "count", "nats", "perplexity", "words"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,13 @@ def ratio_score(name: str, numerators: Sequence[float], denominators: Sequence[f
     squares = math.fsum((top - ratio * bottom) ** 2 for top, bottom in zip(numerators, denominators, strict=True))
     half_width = Z_95_PERCENT * math.sqrt(squares * n / (n - 1)) / total
     return Score(name, ratio, n, ratio - half_width, ratio + half_width, unit=unit, note=note)
+
+
+def perplexity_score(name: str, nats: Sequence[float], tokens: Sequence[float], note: str = "") -> Score:
+    """exp(nats per token) over all samples; the interval is that of the ratio, exponentiated."""
+    ratio = ratio_score(name, nats, tokens, "perplexity", note)
+    low, high = (None if end is None else math.exp(end) for end in (ratio.low, ratio.high))
+    return replace(ratio, value=math.exp(ratio.value), low=low, high=high)
 
 
 def score_from_plain(plain: Mapping[str, Any]) -> Score:

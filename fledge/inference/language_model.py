@@ -92,7 +92,10 @@ class LanguageModel(Llama):
 
 
 def load(checkpoint: str | Path) -> LanguageModel:
-    """The model in a checkpoint folder (any Hugging Face folder of a supported class), on the CPU, in fp32. Raises CheckpointError."""
+    """The model in a checkpoint folder (any Hugging Face folder of a supported class, or peft's of an adapter), on the CPU, in fp32.
+
+    Raises CheckpointError.
+    """
     folder = Path(checkpoint)
     if not folder.is_dir():
         raise CheckpointError(f"there is no checkpoint folder {folder}", "name a folder that holds config.json and model.safetensors")

@@ -5,6 +5,10 @@
     model.safetensors         fp32 weights under their Hugging Face names; a tied head is left out
     tokenizer.json, ...       the tokenizer, copied by whoever has it
 
+or, of a model with an adapter, peft's (`adapter_config`), which are all that was trained:
+
+    adapter_config.json, adapter_model.safetensors, generation_config.json, tokenizer.json, ...
+
 config.json carries the keys of transformers 5 (`rope_parameters`, `dtype`) and of transformers 4 (`rope_theta`, `torch_dtype`),
 which say the same. Reading takes the folders of others too, as long as their class and options are ones `Llama` has.
 """
@@ -13,18 +17,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fledge.core import disk
 from fledge.core.config import Tree, parse
 from fledge.core.errors import CheckpointError, ConfigError
+from fledge.model.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, find_base, is_adapter, read_adapter_settings, to_adapter_json
+from fledge.model.adapters import adapter_weights, add_adapter, merge_adapter, own_name, peft_name
 from fledge.model.llama import Llama
-from fledge.model.settings import ModelConfig, Normalization
+from fledge.model.settings import Adapter, ModelConfig, Normalization
 from fledge.model.tensors import read_tensors, write_tensors
 
 CONFIG = "config.json"
@@ -80,11 +86,19 @@ def save_model(
 ) -> dict[str, disk.FileDigest]:
     """Write a model as a Hugging Face folder and return what was written, by file name; weights in `dtype`, None: as they are.
 
-    `weights` stand in for the parameters of a model that holds only parts of them.
+    Of a model with an adapter that alone is written, in peft's form. `weights` stand in for the parameters of a model that holds only
+    parts of them.
     The tokenizer's files join them by `tokens.tokenizer.copy_tokenizer`. Raises MachineError if the disk is full.
     """
-    weights = _stored_weights(model) if weights is None else weights
+    weights = stored_weights(model) if weights is None else weights
     dtype = dtype or model.lm_head.weight.dtype
+    if model.adapter is not None:
+        described = to_adapter_json(model.adapter.settings, model.adapter.base)
+        return {
+            ADAPTER_CONFIG: disk.write_json(folder / ADAPTER_CONFIG, described),
+            GENERATION_CONFIG: disk.write_json(folder / GENERATION_CONFIG, _special_tokens(model.config)),
+            ADAPTER_WEIGHTS: write_tensors(folder / ADAPTER_WEIGHTS, {peft_name(name): weights[name] for name in weights}, dtype),
+        }
     written = {CONFIG: disk.write_json(folder / CONFIG, to_config_json(model.config, dtype))}
     written[GENERATION_CONFIG] = disk.write_json(folder / GENERATION_CONFIG, _special_tokens(model.config))
     written[WEIGHTS] = write_tensors(folder / WEIGHTS, weights, dtype)
@@ -92,27 +106,54 @@ def save_model(
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> Llama:
-    """The model in a Hugging Face folder, its weights in fp32.
+    """The model in a Hugging Face folder, its weights in fp32; an adapter is folded into its base.
 
     Raises CheckpointError, naming the file, if one is missing or damaged, if the weights do not fit the shape (the first five
     differences), or if the class or one of its options is not among ours.
     """
+    if is_adapter(folder):
+        model = load_adapted(folder)
+        merge_adapter(model)
+        return model.to(device)
     model = Llama(read_config(folder), seed=None)
-    stored = _read_weights(folder)
-    expected = _stored_weights(model)
-    head = stored.get("lm_head.weight")
-    if head is not None and "lm_head.weight" not in expected and torch.equal(head, stored.get("model.embed_tokens.weight", head)):
-        del stored["lm_head.weight"]  # Some writers store a tied head twice.
-    _require_fit(folder, expected, stored)
-    with torch.no_grad():
-        for name, parameter in expected.items():
-            parameter.copy_(stored[name])
+    _fill(model, folder)
     return model.to(device)
 
 
+def load_adapted(folder: Path, dropout: float = 0.0) -> Llama:
+    """The model of an adapter's folder with the adapter apart, to train on with this dropout. Raises CheckpointError, as `load_model`."""
+    settings, base = replace(read_adapter_settings(folder), dropout=dropout), find_base(folder)
+    model = load_model(base)
+    model.config = _with_special_tokens(model.config, folder)
+    add_adapter(model, Adapter(settings, base), seed=None)
+    _fill(model, folder)
+    return model
+
+
 def read_config(folder: Path) -> ModelConfig:
-    """The shape of the model in a Hugging Face folder. Raises CheckpointError."""
+    """The shape of the model in a Hugging Face folder, of an adapter that of its base. Raises CheckpointError."""
+    if is_adapter(folder):
+        return _with_special_tokens(read_config(find_base(folder)), folder)
     return from_config_json(_read_json(folder / CONFIG), folder / CONFIG)
+
+
+def stored_weights(model: Llama) -> dict[str, nn.Parameter]:
+    """What a folder holds of a model, by our names: its parameters, a tied head listed once, as the embedding; or its adapter's alone."""
+    return dict(model.named_parameters()) if model.adapter is None else adapter_weights(model)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder by our names, from one file or from several with an index. Raises CheckpointError."""
+    if is_adapter(folder):
+        return {own_name(name): tensor for name, tensor in read_tensors(folder / ADAPTER_WEIGHTS).items()}
+    if not (folder / WEIGHTS).is_file():
+        if (folder / WEIGHTS_INDEX).is_file():
+            return _read_shards(folder)
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth"})
+        if pickled:
+            remedy = f"convert it to {WEIGHTS} with the tool that wrote it"
+            raise CheckpointError(f"{folder} holds its weights only as pickle ({pickled[0]}), which could run any code", remedy)
+    return read_tensors(folder / WEIGHTS)
 
 
 def to_config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
@@ -164,12 +205,11 @@ def from_config_json(raw: Mapping[str, Any], origin: Path) -> ModelConfig:
         "normalization": architecture.normalization,
         "query_key_norm": architecture.query_key_norm,
     }
-    ends = raw.get("eos_token_id")
     config = {
         "settings": values,
         "vocabulary_size": raw["vocab_size"],
         "begin_token_id": raw.get("bos_token_id"),
-        "end_token_ids": ends if isinstance(ends, list) else [] if ends is None else [ends],
+        "end_token_ids": list(_end_token_ids(raw)),
         "padding_token_id": raw.get("pad_token_id"),
     }
     try:
@@ -201,21 +241,27 @@ def _special_tokens(config: ModelConfig) -> dict[str, int | list[int] | None]:
     }
 
 
-def _stored_weights(model: Llama) -> dict[str, Tensor]:
-    """The parameters by the names under which they are stored; a tied head is listed once, as the embedding."""
-    return dict(model.named_parameters())
+def _with_special_tokens(config: ModelConfig, folder: Path) -> ModelConfig:
+    """The config of a base with the end that its adapter's folder names: a base may end with a text where the adapter ends with a turn."""
+    if not (folder / GENERATION_CONFIG).is_file():
+        return config
+    return replace(config, end_token_ids=_end_token_ids(_read_json(folder / GENERATION_CONFIG)))
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of the folder, from one file or from several with an index."""
-    if not (folder / WEIGHTS).is_file():
-        if (folder / WEIGHTS_INDEX).is_file():
-            return _read_shards(folder)
-        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth"})
-        if pickled:
-            remedy = f"convert it to {WEIGHTS} with the tool that wrote it"
-            raise CheckpointError(f"{folder} holds its weights only as pickle ({pickled[0]}), which could run any code", remedy)
-    return read_tensors(folder / WEIGHTS)
+def _end_token_ids(raw: Mapping[str, Any]) -> tuple[int, ...]:
+    ends = raw.get("eos_token_id")
+    return tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+
+
+def _fill(model: Llama, folder: Path) -> None:
+    stored, expected = read_weights(folder), stored_weights(model)
+    head = stored.get("lm_head.weight")
+    if head is not None and "lm_head.weight" not in expected and torch.equal(head, stored.get("model.embed_tokens.weight", head)):
+        del stored["lm_head.weight"]  # Some writers store a tied head twice.
+    _require_fit(folder, expected, stored)
+    with torch.no_grad():
+        for name, parameter in expected.items():
+            parameter.copy_(stored[name])
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from fledge.model.attention import KeyValueCache, LayerCache, Mask, attention, documents_mask
 from fledge.model.checkpointing import ActivationCheckpointing, recomputed
 from fledge.model.head import TokenLoss, TokenNll, gemm_dtype, token_losses, weighted_loss
-from fledge.model.settings import ModelConfig, ModelSettings
+from fledge.model.settings import Adapter, ModelConfig, ModelSettings
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
@@ -42,6 +42,8 @@ class Llama(nn.Module):
     def __init__(self, config: ModelConfig, seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
+        self.adapter: Adapter | None = None
+        """What is trained in place of the weights, see `adapters`."""
         self.model = Decoder(config)
         self.lm_head = linear(config.settings.hidden_size, config.vocabulary_size)
         if config.settings.tie_word_embeddings:
@@ -128,6 +130,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config.settings) for _ in range(config.settings.num_hidden_layers))
         self.norm = normalization(config.settings)
         self.activation_checkpointing: ActivationCheckpointing = "none"
+        self.has_dropout = config.settings.attention_dropout > 0
+        """Whether layers draw random numbers in training."""
         table = rotation_table(config.settings)
         self.register_buffer("cosine", table.cosine, persistent=False)
         self.register_buffer("sine", table.sine, persistent=False)
@@ -139,7 +143,7 @@ class Decoder(nn.Module):
         for index, layer in enumerate(self.layers):
             through = partial(layer, rotation=rotation, mask=mask, cache=None if cache is None else cache.layer(index, positions))
             if torch.is_grad_enabled():
-                hidden = recomputed(through, hidden, self.activation_checkpointing, self.settings.attention_dropout > 0)
+                hidden = recomputed(through, hidden, self.activation_checkpointing, self.has_dropout)
             else:
                 hidden = through(hidden)
         normalized: Tensor = self.norm(hidden)

@@ -9,10 +9,11 @@ every token and layer (s bytes per element of a matrix product, D width, F feed-
     products         s (2 or 5) D       what goes into query/key/value and gate/up: under eager autocast cast once for each of the five
     feed-forward     s 4 F              gate, its activation, up, their product
 
-`kept_bytes` is exact for the eager CPU, byte by byte what autograd's hooks see (tests). The peak comes while the loss is made: all of this
-is alive, and a chunk of logits several times over. Constants that say "fitted" were fitted to peaks: of torch's allocator on an H200 (23M,
-96M, 110M, 197M at 32 rows of 1,024 tokens, compiled or not, fp8), which come out within 3 %, and two of an H100 (110M, 64 rows) within 4 %;
-and of the process on a CPU in fp32 (4M at 16 x 256, 23M at 2 and 4 x 1,024 tokens), which come out within 7 %, with checkpointing 12 %.
+`kept_bytes` is exact for the eager CPU, byte by byte what autograd's hooks see (tests); with an adapter it is a bound, as frozen norms keep
+less. The peak comes while the loss is made: all of this is alive, and a chunk of logits several times over. Constants that say "fitted"
+were fitted to peaks: of torch's allocator on an H200 (23M, 96M, 110M, 197M at 32 rows of 1,024 tokens, compiled or not, fp8), which come
+out within 3 %, and two of an H100 (110M, 64 rows) within 4 %; and of the process on a CPU in fp32 (4M at 16 x 256, 23M at 2 and 4 x 1,024
+tokens), which come out within 7 %, with checkpointing 12 %.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal
 
-from fledge.model.cost import body_matrix_parameters, parameter_count
-from fledge.model.settings import ModelConfig
+from fledge.model.cost import body_matrix_parameters, parameter_count, projection_sizes, trained_parameter_count
+from fledge.model.settings import LoraSettings, ModelConfig
 
 if TYPE_CHECKING:
     from fledge.model.checkpointing import ActivationCheckpointing
@@ -42,7 +43,6 @@ LIBRARY_BYTES = 120_000_000
 HEAP_FACTOR = 1.35
 """Fitted: what a CPU's malloc takes for what comes and goes in a step, whose sizes never fit the gaps (1.2 to 1.5, growing over the first
 dozen steps; with torch's own settings of malloc as with ours)."""
-LORA_RANK = 16
 
 OptimizerKind = Literal["adamw", "muon"]
 
@@ -58,6 +58,8 @@ class MicroBatch:
     compiled: bool = False
     isolate_documents: bool = True
     activation_checkpointing: ActivationCheckpointing = "none"
+    lora: LoraSettings | None = None
+    """What is trained beside frozen weights; None: all weights."""
 
     @property
     def tokens(self) -> int:
@@ -99,7 +101,8 @@ def training_memory(
 
     `tokens_bytes` of training tokens lie on the device.
     """
-    parameters = parameter_count(config)
+    parameters, trained = parameter_count(config), trained_parameter_count(config, batch.lora)
+    frozen = 0 if batch.lora is None else parameters
     muon = body_matrix_parameters(config) if optimizer == "muon" else 0
     activations = kept_bytes(config, batch) + mask_bytes(config, batch)
     if batch.activation_checkpointing != "none":
@@ -108,13 +111,13 @@ def training_memory(
     on_cpu = batch.device == "cpu"
     return MemoryBytes(
         process=process_bytes + LIBRARY_BYTES if on_cpu else 0,
-        weights=4 * parameters,
-        gradients=4 * parameters,
-        optimizer=8 * (parameters - muon) + 4 * muon,
+        weights=4 * (frozen + trained),
+        gradients=4 * trained,
+        optimizer=8 * (trained - muon) + 4 * muon,
         activations=activations,
         workspace=workspace,
         tokens=tokens_bytes,
-        heap=round((HEAP_FACTOR - 1) * (4 * parameters + activations + workspace)) if on_cpu else 0,
+        heap=round((HEAP_FACTOR - 1) * (4 * trained + activations + workspace)) if on_cpu else 0,
     )
 
 
@@ -127,7 +130,10 @@ def kept_bytes(config: ModelConfig, batch: MicroBatch) -> int:
     final_norm = count * _norm_bytes(config, batch, settings.hidden_size)
     ids = count * (8 + 4 * (batch.isolate_documents and batch.device == "cpu" and batch.activation_checkpointing == "none"))
     table = 4 * _rotated_tokens(batch) * settings.head_size if batch.product_bytes == 4 and batch.activation_checkpointing == "none" else 0
-    loss = 4 * (count + config.vocabulary_size) * settings.hidden_size  # gradients, which the forward pass makes
+    head = config.vocabulary_size if batch.lora is None else 0
+    loss = 4 * (count + head) * settings.hidden_size  # gradients, which the forward pass makes
+    if is_cast and batch.lora is not None:
+        casts += 2 * trained_parameter_count(config, batch.lora)
     return layers + casts + final_norm + ids + table + loss
 
 
@@ -149,6 +155,7 @@ def layer_bytes(config: ModelConfig, batch: MicroBatch) -> int:
     per_token = norms + size * (2 * queries + 2 * keys + inputs + feed_forward)
     if batch.precision == "fp8":
         per_token -= 9 * width + forward_width  # fitted: factors in one byte, the stream in two
+    per_token += _adapter_bytes(config, batch)
     return batch.tokens * per_token + rotation + _attention_bytes(config, batch)
 
 
@@ -164,20 +171,6 @@ def mask_bytes(config: ModelConfig, batch: MicroBatch) -> int:
         return 0
     square = batch.rows * batch.row_tokens**2
     return square * batch.product_bytes * (1 if batch.device == "cpu" else config.settings.num_hidden_layers)
-
-
-def lora_memory(config: ModelConfig, batch: MicroBatch, rank: int = LORA_RANK) -> MemoryBytes:
-    """An estimate of training low-rank additions to all matrices of the layers alone (arXiv:2106.09685), the rest frozen.
-
-    A matrix of n x m becomes rank (n + m) parameters. Activations stay: the additions' inputs are those of the matrices.
-    """
-    settings = config.settings
-    queries, keys = settings.num_attention_heads * settings.head_size, settings.key_value_heads * settings.head_size
-    width, forward_width = settings.hidden_size, settings.intermediate_size
-    sides = 2 * (width + queries) + 2 * (width + keys) + 3 * (width + forward_width)
-    trained = rank * sides * settings.num_hidden_layers
-    whole = training_memory(config, batch, "adamw")
-    return replace(whole, weights=whole.weights + 4 * trained, gradients=4 * trained, optimizer=8 * trained)
 
 
 def micro_batch_that_fits(
@@ -204,6 +197,16 @@ def _head_norm_bytes(config: ModelConfig, batch: MicroBatch) -> int:
     settings = config.settings
     heads = settings.num_attention_heads + settings.key_value_heads
     return heads * 4 * (2 * settings.head_size + 1) if settings.query_key_norm else 0
+
+
+def _adapter_bytes(config: ModelConfig, batch: MicroBatch) -> int:
+    """Per token, of the additions to a layer's matrices, whose inputs are kept in any case; with dropout and DoRA an estimate."""
+    if batch.lora is None:
+        return 0
+    sizes, lora = projection_sizes(config.settings), batch.lora
+    dropped = sum(sizes[name][0] for name in lora.targets) * (lora.dropout > 0)
+    scaled = sum(sizes[name][1] for name in lora.targets) * lora.weight_decomposed
+    return batch.product_bytes * (len(lora.targets) * lora.rank + 2 * dropped + scaled)
 
 
 def _head_norm_weights(config: ModelConfig) -> int:

@@ -7,12 +7,16 @@ LlamaForCausalLM; with `query_key_norm` Qwen3ForCausalLM; with `normalization: l
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Literal, get_args
 
 from fledge.core.config import settings
 
 Normalization = Literal["rms", "layer"]
 Activation = Literal["silu", "gelu", "relu"]
+
+Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+"""The matrices of a layer, by Hugging Face's names."""
 
 VOCABULARY_MULTIPLE = 128
 """The vocabulary is padded to a multiple of this: GEMM tiles stay full, also when it is split over a few devices."""
@@ -91,6 +95,46 @@ class ModelSettings:
     def resolved(self) -> ModelSettings:
         """The same shape with every default filled in; equal shapes are equal in this form."""
         return replace(self, num_key_value_heads=self.key_value_heads, head_dim=self.head_size)
+
+
+@settings
+class LoraSettings:
+    """Low-rank adaptation (LoRA, Hu et al. 2021): small matrices beside frozen ones are trained and saved, in the form of peft."""
+
+    rank: int = 16
+    """Inner width of the addition to each matrix."""
+    alpha: float = 32.0
+    """The addition is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Share of the addition's inputs that training sets to zero."""
+    targets: tuple[Projection, ...] = get_args(Projection)
+    """Which matrices of every layer are adapted."""
+    rank_stabilized: bool = False
+    """Scale by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023), so that large ranks learn as fast as small ones."""
+    weight_decomposed: bool = False
+    """Train the length of each row apart from its direction (DoRA, Liu et al. 2024)."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0:
+            raise ValueError(f"rank must be at least 1 and alpha above 0, not {self.rank} and {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it must lie in [0, 1)")
+        if not self.targets or len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"targets must name at least one matrix, each once, not {', '.join(self.targets) or 'none'}")
+
+    @property
+    def scale(self) -> float:
+        """What the addition is multiplied by."""
+        return float(self.alpha / (self.rank**0.5 if self.rank_stabilized else self.rank))
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What was added to a model."""
+
+    settings: LoraSettings
+    base: Path
+    """The checkpoint folder of the frozen weights."""
 
 
 @dataclass(frozen=True)

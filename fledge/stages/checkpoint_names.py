@@ -15,6 +15,7 @@ from pathlib import Path
 from fledge.core import artifact
 from fledge.core.artifact import Artifact
 from fledge.core.errors import CheckpointError
+from fledge.model.adapter_config import is_adapter
 from fledge.stages import TRAINING_STAGES
 from fledge.stages.run import RUNS
 from fledge.training.checkpoint_folders import best_checkpoint, list_checkpoints
@@ -22,7 +23,7 @@ from fledge.training.checkpoint_folders import best_checkpoint, list_checkpoints
 
 def find_checkpoint(reference: str) -> Path:
     """The checkpoint folder a reference names. Raises CheckpointError saying what is there instead."""
-    if (Path(reference) / "config.json").is_file():
+    if is_checkpoint(Path(reference)):
         return Path(reference)
     place, at, which = (reference, "", "") if Path(reference).is_dir() else reference.rpartition("@")
     place = place if at else reference
@@ -32,7 +33,7 @@ def find_checkpoint(reference: str) -> Path:
         raise CheckpointError(
             f"there is no run or checkpoint {place}{_suggestion(place)}", "give a folder, or the name of a run under runs/"
         )
-    if which == "" and (folder / "config.json").is_file():
+    if which == "" and is_checkpoint(folder):
         return folder
     return _choose(_stage_with_checkpoints(folder), which)
 
@@ -43,6 +44,11 @@ def open_checkpoint(reference: str) -> Artifact:
     if (folder / artifact.MANIFEST).is_file():
         return artifact.open_artifact(folder, "checkpoint")
     return artifact.foreign(folder, "huggingface")
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a model, or an adapter for one."""
+    return (folder / "config.json").is_file() or is_adapter(folder)
 
 
 def _stage_with_checkpoints(folder: Path) -> Path:

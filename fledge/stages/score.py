@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from fledge.core import artifact
+from fledge.stages.parent_tokenizer import open_parent_tokenizer
 from fledge.stages.run import Run, make
 from fledge.stages.task import open_parent
 from fledge.tokens.shards import open_token_set
-from fledge.tokens.tokenizer import open_tokenizer, require_one_tokenizer
+from fledge.tokens.tokenizer import require_one_tokenizer
 from fledge.training.settings import TrainingSettings
 
 
@@ -19,7 +20,7 @@ def run(run: Run) -> None:
     parent = open_parent(run, "dpo")
     assert parent is not None, "dpo always starts from a checkpoint"
     token_sets = [open_token_set(found.path) for found in tokens.values()]
-    tokenizer = open_tokenizer(parent.path)
+    tokenizer = open_parent_tokenizer(parent, tokens)
     made_with = {f"token set {token_set.folder}": token_set.tokenizer_sha256 for token_set in token_sets}
     require_one_tokenizer({**made_with, f"checkpoint {parent.path}": tokenizer.sha256}, run.command)
 

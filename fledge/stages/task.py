@@ -1,6 +1,7 @@
 """What a training stage is asked for, its inputs opened: known without torch, so that what is finished is found finished at once.
 
-Inputs by role: `tokens.0`, `tokens.1`, ... the token sets; `start_from` the checkpoint before; `scores` the reference of dpo.
+Inputs by role: `tokens.0`, `tokens.1`, ... the token sets; `start_from` the checkpoint before; `scores` the reference of dpo; `base` the
+checkpoint whose weights are frozen, where an adapter is trained.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from fledge.core import artifact
 from fledge.core.artifact import Artifact, Request
 from fledge.core.errors import ConfigError
 from fledge.corpus.document import Content
+from fledge.model.adapter_config import BASE, find_base, is_adapter, open_base
 from fledge.stages import TRAINING_STAGES, Stage, has_stage
 from fledge.stages.checkpoint_names import open_checkpoint
+from fledge.stages.parent_tokenizer import open_parent_tokenizer
 from fledge.stages.run import Run
 from fledge.tokens.shards import TokenSet, open_token_set
-from fledge.tokens.tokenizer import Tokenizer, open_tokenizer, require_one_tokenizer
+from fledge.tokens.tokenizer import Tokenizer, require_one_tokenizer
 from fledge.training.settings import TrainingSettings
 
 
@@ -51,15 +54,24 @@ def open_task(run: Run, stage: Stage, content: Content) -> Task:
     if settings.keep and parent is None:
         raise ConfigError(f"{stage}.keep is {', '.join(settings.keep)}, but nothing is there to keep it from", f"set {stage}.start_from")
     scores = run.open(run.folder / "score", "scores", "score") if stage == "dpo" else None
-    inputs = {**tokens, **({"start_from": parent} if parent else {}), **({"scores": scores} if scores else {})}
+    base = _base(stage, parent) if settings.lora is not None else None
+    given = {"start_from": parent, "scores": scores, BASE: base}
+    inputs = {**tokens, **{role: found for role, found in given.items() if found is not None}}
     token_sets = tuple(open_token_set(found.path) for found in tokens.values())
-    tokenizer = open_tokenizer(parent.path if parent else Path(next(iter(tokens.values())).manifest.inputs["tokenizer"].path))
+    tokenizer = open_parent_tokenizer(parent, tokens)
     made_with = {f"token set {token_set.folder}": token_set.tokenizer_sha256 for token_set in token_sets}
     holder = f"checkpoint {parent.path}" if parent else f"tokenizer {tokenizer.folder}"
     require_one_tokenizer({**made_with, holder: tokenizer.sha256}, run.command)
     shape = None if parent else run.recipe.model
     wanted = artifact.request("training", {"stage": stage, "training": settings, "model": shape}, inputs)
     return Task(run, stage, settings, token_sets, tokenizer, parent, scores, wanted)
+
+
+def _base(stage: Stage, parent: Artifact | None) -> Artifact:
+    """What an adapter is trained for: the parent, or where that is an adapter, which is then trained on, what it was trained for."""
+    if parent is None:
+        raise ConfigError(f"{stage}.lora adds to weights that are there, and {stage} begins with random ones", f"set {stage}.start_from")
+    return open_base(find_base(parent.path)) if is_adapter(parent.path) else parent
 
 
 def open_parent(run: Run, stage: Stage) -> Artifact | None:

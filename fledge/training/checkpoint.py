@@ -1,7 +1,7 @@
 """Never lose a step: the whole state of a run as a folder that is complete or absent, and the way back from it.
 
     runs/NAME/STAGE/checkpoints/step-000500/     an artifact, and a Hugging Face folder as it lies
-        config.json, model.safetensors, ...      the model (`model.folder`), fp32
+        config.json, model.safetensors, ...      the model (`model.folder`), fp32; or an adapter, in peft's form
         resume/optimizer.safetensors             the optimizer's tensors by parameter name
         resume/state.json                        step, data order, recorded losses; no random state: every step is seeded anew
         manifest.json                            last: the SHA-256 of every file; figures of the step
@@ -28,7 +28,7 @@ from fledge.core import artifact, console, disk
 from fledge.core.artifact import Artifact, Request
 from fledge.core.config import differences
 from fledge.core.errors import ArtifactError, CheckpointError, MachineError, NumericsError
-from fledge.model.folder import WEIGHTS, save_model
+from fledge.model.folder import read_weights, save_model, stored_weights
 from fledge.model.llama import Llama
 from fledge.model.tensors import read_tensors, write_tensors
 from fledge.training.checkpoint_folders import (
@@ -157,7 +157,7 @@ def restore(checkpoint: Checkpoint, model: Llama, optimizer: Optimizer, plan: Pl
             f"{checkpoint.path} was trained on rows in another order ({'; '.join(changed[:5])})",
             "undo the change to continue, or start a new run from these weights with start_from",
         )
-    _load_weights(checkpoint.path / WEIGHTS, model)
+    _load_weights(checkpoint.path, model)
     optimizer.load_state(read_tensors(checkpoint.path / OPTIMIZER))
     validation_losses = tuple((int(step), float(loss)) for step, loss in state.pop("validation_losses"))
     scale = state.pop("loss_scale", None)
@@ -187,7 +187,7 @@ def retain(stage_folder: Path, keep: int) -> None:
 
 def require_disk_space(stage_folder: Path, model: Llama) -> None:
     """Raises MachineError unless one checkpoint can be written beside another one."""
-    needed_bytes = 2 * _BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in model.parameters())
+    needed_bytes = 2 * _BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in stored_weights(model).values())
     free_bytes = shutil.disk_usage(stage_folder).free
     if free_bytes < needed_bytes:
         raise MachineError(
@@ -259,7 +259,7 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def _load_weights(path: Path, model: Llama) -> None:
-    stored, expected = read_tensors(path), dict(model.named_parameters())
+    stored, expected = read_weights(path), stored_weights(model)
     odd = [
         f"{name}: {_shape(stored.get(name))} -> {_shape(expected.get(name))}"
         for name in sorted(stored.keys() | expected.keys())

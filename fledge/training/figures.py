@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from fledge.model.cost import flops_per_token
-from fledge.model.settings import ModelConfig
+from fledge.model.settings import LoraSettings, ModelConfig
 from fledge.training.peaks import peak_memory_bytes
 from fledge.training.plan import Plan
 from fledge.training.trainer import StepReport
@@ -90,12 +90,13 @@ class Gauge:
         device: torch.device,
         peak_flops_per_second: float | None,
         clock: Callable[[], float] = time.monotonic,
+        lora: LoraSettings | None = None,
     ) -> None:
         """`start_step`: steps done before this process began; `peak_flops_per_second`: of all processes together."""
-        self._config, self._plan, self._device, self._clock = config, plan, device, clock
+        self._config, self._plan, self._device, self._clock, self._lora = config, plan, device, clock, lora
         self._peak_flops_per_second = peak_flops_per_second
-        self._all_flops = training_flops(config, plan, plan.steps)
-        self._before = Work(start_step, plan.tokens(start_step), training_flops(config, plan, start_step))
+        self._all_flops = training_flops(config, plan, plan.steps, lora)
+        self._before = Work(start_step, plan.tokens(start_step), training_flops(config, plan, start_step, lora))
         self._smoothed = Work()
         self._started: tuple[float, float] | None = None
 
@@ -104,7 +105,7 @@ class Gauge:
         done = Work(
             steps=report.step,
             tokens=report.tokens,
-            flops=training_flops(self._config, self._plan, report.step),
+            flops=training_flops(self._config, self._plan, report.step, self._lora),
             seconds=report.seconds,
             wait_seconds=report.wait_seconds,
         )
@@ -133,6 +134,6 @@ class Gauge:
         )
 
 
-def training_flops(config: ModelConfig, plan: Plan, step: int) -> int:
+def training_flops(config: ModelConfig, plan: Plan, step: int, lora: LoraSettings | None = None) -> int:
     """FLOPs of forward and backward passes of the run's own steps until `step`, without those of a checkpoint before it."""
-    return sum(done * phase.batch_tokens * flops_per_token(config, phase.row_tokens) for phase, done in plan.done(step))
+    return sum(done * phase.batch_tokens * flops_per_token(config, phase.row_tokens, lora) for phase, done in plan.done(step))

@@ -75,6 +75,7 @@ def micro_batch(settings: TrainingSettings, length: StageLength, device: str, pr
         compiled,
         settings.isolate_documents or settings.objective.kind == "preference",
         settings.activation_checkpointing,
+        settings.lora,
     )
 
 

@@ -66,14 +66,14 @@ def shard(model: Llama, device: torch.device) -> None:
 
 
 def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters as they lie between steps: cut ones cut, also after a forward pass without a backward, as validation's is.
+    """What is trained, as it lies between steps: cut parameters cut, also after a forward pass without a backward, as validation's is.
 
     Only a backward pass takes the root unit apart again; until then the model shows buffers of FSDP2's in place of parameters.
     """
     take_apart = getattr(model, "reshard", None)
     if take_apart is not None:
         take_apart()
-    return dict(model.named_parameters())
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def is_sharded(tensor: Tensor) -> bool:

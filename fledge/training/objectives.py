@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fledge.model.head import TokenLoss, TokenNll
 from fledge.model.precision import sum_dtype
-from fledge.training.batches import Batch
+from fledge.training.batches import Batch, Pairs
 from fledge.training.settings import NextTokenSettings, PreferenceSettings
 
 Forward = Callable[..., Any]
@@ -67,13 +67,25 @@ class NextToken:
 
 @dataclass(frozen=True)
 class Preference:
-    """Direct preference optimisation (Rafailov et al. 2023, equation 7): mean of -log sigmoid(reward margin) over pairs.
+    """Direct preference optimisation: the mean over pairs of a loss of the difference d of two log-ratios, of the chosen and the rejected.
 
-    The reward of an answer is beta (log p(answer) - log p_reference(answer)). The measures have TRL's names.
+        sigmoid    -(1 - e) log sigmoid(beta d) - e log sigmoid(-beta d)    Rafailov et al. 2023, equation 7; e: label smoothing
+        ipo        (d - 1 / (2 beta))^2                                     Azar et al. 2023, equation 17
+
+    The log-ratio of an answer is log p(answer) - log p_reference(answer), divided by its tokens if `length_normalized`; its reward is beta
+    times that of the whole answer, whatever the loss. The measures have TRL's names and definitions.
     """
 
-    beta: float = 0.1
-    measures: ClassVar[tuple[str, ...]] = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
+    settings: PreferenceSettings
+    measures: ClassVar[tuple[str, ...]] = (
+        "loss",
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "rewards/accuracies",
+        "logps/chosen",
+        "logps/rejected",
+    )
 
     def weight(self, batch: Batch) -> Tensor:
         """Pairs."""
@@ -82,24 +94,46 @@ class Preference:
 
     def __call__(self, model: Forward, batch: Batch) -> Sums:
         assert batch.pairs is not None and batch.pairs.reference is not None, "preference training needs the reference's scores"
-        rewards = self.beta * (answer_log_probabilities(model, batch) - batch.pairs.reference)
+        log_probabilities = answer_log_probabilities(model, batch)
+        ratios = log_probabilities - batch.pairs.reference
+        rewards = self.settings.beta * ratios.detach()
+        compared = ratios / answer_tokens(batch).clamp(min=1) if self.settings.length_normalized else ratios
+        losses = pair_losses(compared[:, 0] - compared[:, 1], self.settings)
         margins = rewards[:, 0] - rewards[:, 1]
-        losses = F.softplus(-margins)
-        values = (losses, rewards[:, 0], rewards[:, 1], margins, (margins > 0).float())
+        values = (losses, *rewards.T, margins, (margins > 0).float(), *log_probabilities.T)
         return Sums(losses.sum(), {name: value.detach().sum() for name, value in zip(self.measures, values, strict=True)})
+
+
+def pair_losses(differences: Tensor, settings: PreferenceSettings) -> Tensor:
+    """(P,) differences of log-ratios -> (P,) losses."""
+    if settings.loss == "ipo":
+        return (differences - 1 / (2 * settings.beta)).square()
+    margins, smoothing = settings.beta * differences, settings.label_smoothing
+    # softplus(-m) = -log sigmoid(m), without overflow; -log sigmoid(-m) is m more.
+    return F.softplus(-margins) + smoothing * margins
 
 
 def answer_log_probabilities(model: Forward, batch: Batch) -> Tensor:
     """(P, 2) log-probabilities in nats of each pair's chosen and rejected answer after its prompt."""
     assert batch.pairs is not None
     result: TokenNll = model(batch.tokens, batch.documents, batch.targets)
-    totals = torch.zeros(1 + 2 * batch.pairs.count, device=result.nll.device)
-    totals = totals.index_add(0, batch.pairs.answers.flatten(), -result.nll.flatten().float())
-    return totals[1:].view(-1, 2)
+    return _summed_by_answer(batch.pairs, -result.nll.float())
+
+
+def answer_tokens(batch: Batch) -> Tensor:
+    """(P, 2) tokens of each pair's chosen and rejected answer."""
+    assert batch.pairs is not None
+    return _summed_by_answer(batch.pairs, batch.token_weight)
+
+
+def _summed_by_answer(pairs: Pairs, values: Tensor) -> Tensor:
+    """(B, T) -> (P, 2)."""
+    totals = torch.zeros(1 + 2 * pairs.count, device=values.device)
+    return totals.index_add(0, pairs.answers.flatten(), values.flatten())[1:].view(-1, 2)
 
 
 def make_objective(settings: NextTokenSettings | PreferenceSettings) -> Objective:
     """The objective that the settings name."""
     if isinstance(settings, PreferenceSettings):
-        return Preference(settings.beta)
+        return Preference(settings)
     return NextToken(settings.z_weight)

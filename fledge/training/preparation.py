@@ -191,7 +191,8 @@ def _one_pass(model: Llama, objective: Objective, machine: Machine, world: World
         result = objective(model, batch.to(world.device))
     torch.autograd.backward(result.loss)
     if world.device.type == "cuda":
-        needed_bytes = OPTIMIZER_BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in model.parameters())
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        needed_bytes = OPTIMIZER_BYTES_PER_PARAMETER * trained
         free_bytes, _ = torch.cuda.mem_get_info(world.device)
         if free_bytes < needed_bytes:
             raise torch.OutOfMemoryError(f"{free_bytes} bytes are left for the optimizer, {needed_bytes} are needed")

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from fledge.core.config import ByKind, operation, settings
 from fledge.core.settings import MetricsSettings
+from fledge.model.settings import LoraSettings
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -48,14 +49,23 @@ class NextTokenSettings:
 
 @settings
 class PreferenceSettings:
-    """Direct preference optimisation (Rafailov et al. 2023, sigmoid form) of pairs of a chosen and a rejected answer."""
+    """Direct preference optimisation (Rafailov et al. 2023) of pairs of a chosen and a rejected answer."""
 
     kind: Literal["preference"] = "preference"
     beta: float = 0.1
     """Strength of the pull towards the reference model: rewards are beta times the log-probability ratio (nats)."""
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    """sigmoid: DPO; ipo: the squared distance of the difference of log-ratios to 1 / (2 beta), which bounds it (Azar et al. 2023)."""
+    label_smoothing: float = 0.0
+    """Share of pairs whose answers may be the wrong way round (conservative DPO, Mitchell 2023); sigmoid only."""
+    length_normalized: bool = False
+    """Compare log-ratios per token instead of per answer, so that length counts for nothing; TRL calls this sigmoid_norm, and its ipo
+    always does so."""
 
     def __post_init__(self) -> None:
         _require(self.beta > 0, f"beta must be above 0, not {self.beta}")
+        _require(0 <= self.label_smoothing < 0.5, f"label_smoothing must lie in [0, 0.5), not {self.label_smoothing}")
+        _require(self.label_smoothing == 0 or self.loss == "sigmoid", "label_smoothing is for the sigmoid loss: leave it out with ipo")
 
 
 @settings
@@ -213,6 +223,8 @@ class TrainingSettings:
     """Decides the order of the rows and the initial weights."""
     objective: Annotated[NextTokenSettings | PreferenceSettings, ByKind()] = NextTokenSettings()
     """What is minimised."""
+    lora: LoraSettings | None = None
+    """Train low-rank additions to the weights it starts from, which stay as they are; unset: all weights."""
     optimizer: Annotated[AdamWSettings | MuonSettings, ByKind()] = AdamWSettings()
     """How weights follow gradients."""
     learning_rate: float = 1e-3
@@ -282,6 +294,9 @@ class TrainingSettings:
         _require(self.gradient_clip is None or self.gradient_clip > 0, f"gradient_clip must be above 0 or unset, not {self.gradient_clip}")
         _require_mixture(self.mixture)
         self._require_saved_validations()
+        if self.lora is not None:
+            _require(self.optimizer.kind == "adamw", "lora is trained by adamw: muon would orthogonalise factors, not the weights' change")
+            _require(not self.precision.startswith("fp8"), f"lora and precision {self.precision} exclude each other: choose bf16")
 
     @property
     def has_sequence_length(self) -> bool:

@@ -24,7 +24,7 @@ def export_tokens(place: str, folder: Path, small: bool) -> None:
     found = artifact.open_artifact(path, "tokens")
     token_set, tokenizer = open_token_set(path), open_tokenizer(found.manifest.inputs["tokenizer"].path)
     require_same_tokenizer(token_set.tokenizer_sha256, tokenizer.sha256, str(path))
-    _require_free(folder)
+    require_free(folder)
     with disk.staging(folder) as partial:
         counts = export_bin(token_set, tokenizer, partial)
     written = ", ".join(f"{count:,} {split} tokens" for split, count in counts.items())
@@ -43,6 +43,7 @@ def _token_folder(place: str) -> Path:
     raise ArtifactError(f"{folder} holds no token set", "name the folder of one, like runs/NAME/pack/documents, or a run that packed one")
 
 
-def _require_free(folder: Path) -> None:
+def require_free(folder: Path) -> None:
+    """Raises ConfigError unless a folder is not there yet, or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is already there", "name a folder that is not there yet")

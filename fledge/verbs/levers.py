@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from fledge.model.cost import flops_per_token
 from fledge.model.float8 import has_float8
 from fledge.model.llama import Llama
-from fledge.model.memory import LORA_RANK, MemoryBytes, MicroBatch, OptimizerKind, lora_memory, training_memory
+from fledge.model.memory import MemoryBytes, MicroBatch, OptimizerKind, training_memory
 from fledge.model.precision import fit_precisions, measure_product
+from fledge.model.settings import LoraSettings
 from fledge.training.devices import DEVICES
 from fledge.training.forecast import COMPILED_SPEEDUP
 from fledge.training.objectives import NextToken
@@ -63,7 +65,16 @@ def levers(plan: RunPlan, stage: StagePlan, optimizer: OptimizerKind) -> Iterato
     yield of("not compiled" if batch.compiled else "compiled", other, 1 / factor if batch.compiled else factor, said)
     yield from _checkpointing(plan, batch, model, of)
     yield from _precisions(plan, batch, of)
-    yield Lever(f"LoRA, rank {LORA_RANK}", lora_memory(config, batch), None, "memory estimated; Fledge trains all weights")
+    if batch.lora is None:
+        lora = LoraSettings()
+        changed = replace(batch, lora=lora)
+        flops = [flops_per_token(config, batch.row_tokens, chosen) for chosen in (None, lora)]
+        yield Lever(
+            f"LoRA, rank {lora.rank}",
+            training_memory(config, changed, "adamw", stage.memory.tokens),
+            flops[0] / flops[1],
+            "estimated from the FLOPs",
+        )
     yield from _masks(plan, batch, model, of)
 
 

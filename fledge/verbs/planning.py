@@ -16,11 +16,12 @@ import torch
 
 from fledge.core import artifact, process
 from fledge.core.errors import ArtifactError, ConfigError
-from fledge.model.cost import flops_per_token, parameter_count
+from fledge.model.adapters import add_adapter
+from fledge.model.cost import flops_per_token, parameter_count, trained_parameter_count
 from fledge.model.folder import read_config
 from fledge.model.llama import Llama
 from fledge.model.memory import MemoryBytes, MicroBatch, micro_batch_that_fits, training_memory
-from fledge.model.settings import ModelConfig, padded_vocabulary_size
+from fledge.model.settings import Adapter, LoraSettings, ModelConfig, padded_vocabulary_size
 from fledge.stages import TRAINING_STAGES, Stage, has_stage
 from fledge.stages.checkpoint_names import find_checkpoint
 from fledge.stages.making.report import CONTENT_OF
@@ -189,14 +190,22 @@ class _Prober:
             self._model = Llama(self.config, 0).to(self.world.device)
         return self._model
 
+    def _trained(self, lora: LoraSettings | None) -> Llama:
+        """The model as a stage trains it: an adapter is put into one of its own."""
+        if lora is None:
+            return self.model
+        adapted = Llama(self.config, 0)
+        add_adapter(adapted, Adapter(lora, Path()), 0)
+        return adapted.to(self.world.device)
+
     def step_seconds(self, settings: TrainingSettings, batch: MicroBatch, fits: bool) -> tuple[StepSeconds, bool]:
         """Of this stage, and whether that was measured: not where a row does not fit or would take too long."""
-        flops = batch.row_tokens * flops_per_token(self.config, batch.row_tokens)
+        flops = batch.row_tokens * flops_per_token(self.config, batch.row_tokens, settings.lora)
         device = self.world.device.type
         assumed = StepSeconds(flops / (ASSUMED_CPU_FLOPS * self.machine.threads), 0.0)
         if not fits or (device == "cpu" and assumed.row > self._budget_seconds):
             return assumed, False
-        started, model = time.monotonic(), self.model
+        started, model = time.monotonic(), self._trained(settings.lora)
         model.model.activation_checkpointing = settings.activation_checkpointing
         objective, optimizer = make_objective(settings.objective), make_optimizer(model, settings, device != "cpu")
         as_pairs = settings.objective.kind == "preference"
@@ -224,19 +233,19 @@ def _plan_stage(run: Run, stage: Stage, length: StageLength, prober: _Prober) ->
     batch = replace(whole, rows=rows or 1)
     step, is_measured = prober.step_seconds(settings, batch, rows is not None)
     validation_rows = counts[1] // length.row_tokens if counts else settings.validation_rows or 0
-    parameters = parameter_count(config)
+    trained = trained_parameter_count(config, settings.lora)
     return StagePlan(
         stage,
         length,
         length.tokens / counts[0] if counts and counts[0] else None,
-        flops_per_token(config, length.row_tokens),
+        flops_per_token(config, length.row_tokens, settings.lora),
         batch,
         rows is not None,
         training_memory(config, batch, settings.optimizer.kind, resident),
         available,
         step,
         is_measured,
-        stage_seconds(settings, length, step.step(length.batch_rows), step.row, parameters, validation_rows),
+        stage_seconds(settings, length, step.step(length.batch_rows), step.row, trained, validation_rows),
     )
 
 
@@ -285,7 +294,7 @@ def _disk(run: Run, config: ModelConfig, lengths: dict[Stage, StageLength]) -> I
         yield DiskUse("token shards", made or tokens, "there" if made else f"estimated, {BYTES_PER_TOKEN} bytes of text a token")
     for stage, length in lengths.items():
         settings = run.recipe.section(stage)
-        size = largest_checkpoint_bytes(settings, length, parameter_count(config))
+        size = largest_checkpoint_bytes(settings, length, trained_parameter_count(config, settings.lora))
         yield DiskUse(f"checkpoints of {stage}", size, f"{settings.keep_checkpoints} kept, the best, one being written")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from dataclasses import asdict, replace
 from typing import Any
@@ -11,16 +13,20 @@ import pytest
 from fledge.corpus.document import Conversation, Document, Message
 from fledge.evaluation.checkpoint import (
     CheckpointEvaluation,
+    answer_perplexity_score,
     context_window_tokens,
     evaluate_base,
     evaluate_chat,
     evaluation_from_plain,
     format_score,
     last_word_score,
+    results_csv,
     results_table,
+    results_text,
     score_title,
     yes_no_score,
 )
+from fledge.evaluation.generations import Answer, answer_scores
 from fledge.evaluation.settings import EvaluateSettings
 from fledge.evaluation.statistics import Score, share_score
 from fledge.model.llama import Llama
@@ -87,6 +93,37 @@ def test_a_chat_model_answers_and_stops(trained_model: Llama, corpus: Any) -> No
     assert found["answer_choice"].value > 0.9
     assert sum(answer.text == answer.reference for answer in answers) >= 28
     assert {answer.question for answer in answers} == {conversation.messages[0].content for conversation in corpus.conversations}
+
+
+def test_answers_are_likely_for_a_model_that_learned_them(trained_model: Llama, uniform_model: Llama, corpus: Any) -> None:
+    learned, unlearned = (
+        answer_perplexity_score(model, corpus.tokenizer, corpus.conversations, SETTINGS) for model in (trained_model, uniform_model)
+    )
+    assert learned is not None and unlearned is not None
+    assert learned.value < 1.2
+    assert unlearned.value == pytest.approx(uniform_model.config.vocabulary_size, rel=1e-3)
+    assert learned.n == 30
+
+
+def test_figures_of_answers() -> None:
+    repeated, plain = Answer("q", "r", "so it is so it is so it is", False), Answer("q", "r", "it is a bird", True)
+    found = {score.name: score for score in answer_scores([repeated, plain], 9)}
+    assert found["distinct_1"].value == 5 / 13
+    assert found["distinct_2"].value == 5 / 11
+    assert found["repetition"].value == pytest.approx((1 - 3 / 6) / 2)
+    assert found["answer_words"].value == 6.5
+    assert {score.name: score.value for score in answer_scores([Answer("q", "r", "", True)], 9)}["distinct_2"] == 0.0
+
+
+def test_results_as_text_and_as_a_table_for_programs() -> None:
+    one = CheckpointEvaluation(
+        "sft", (share_score("yes_no", 100, 200, chance=0.5), Score("answer_words", 6.5, 9, None, None, unit="words"))
+    )
+    text = results_text([one]).splitlines()
+    assert text[0].split() == ["score", "sft", "guessing", "n"]
+    assert "6.5" in text[2] and not text[2].endswith(" ")
+    rows = list(csv.DictReader(io.StringIO(results_csv([one]))))
+    assert (rows[0]["score"], float(rows[0]["value"]), float(rows[0]["baseline"]), rows[1]["low"]) == ("yes_no", 0.5, 0.5, "")
 
 
 def test_a_model_that_cannot_answer_is_seen_through(uniform_model: Llama, corpus: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +32,14 @@ def test_definitions() -> None:
     assert scores["reward_accuracy/repeat"].value == 1.0
     assert scores["raw_accuracy"].value == 0.75
     assert (scores["raw_accuracy/cut"].n, scores["raw_accuracy"].n) == (2, 4)
+
+
+def test_perplexities_are_per_token_over_all_answers() -> None:
+    pairs = PairLogProbabilities((-10.0, -20.0), (-12.0, -18.0), ("", ""), (5, 10), (3, 3))
+    scores = by_name(preference_scores(pairs, None))
+    assert scores["chosen_perplexity"].value == pytest.approx(math.exp(30 / 15))
+    assert scores["rejected_perplexity"].value == pytest.approx(math.exp(30 / 6))
+    assert scores["rejected_perplexity"].low is not None and scores["rejected_perplexity"].low < scores["rejected_perplexity"].value
 
 
 def test_ties_count_half_and_have_no_margin() -> None:
@@ -64,7 +73,7 @@ def test_pairs_are_scored_as_conversations_alone(random_model: Llama, corpus: An
         whole = render(corpus.tokenizer, conversation.messages).ids
         (likelihood,) = loglikelihoods(random_model, [continuation(prompt, whole[len(prompt) :])])
         expected[round(likelihood.log_probability, 2)] = likelihood.log_probability
-    assert len(found.chosen) == len(corpus.conversations)
+    assert len(found.chosen) == len(found.chosen_tokens) == len(corpus.conversations)
     assert sorted(found.chosen) == pytest.approx(sorted(expected.values()), rel=1e-5)
     assert set(found.damages) == {"cut", "repeat"}
 

@@ -7,19 +7,21 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from fledge.model.adapters import add_adapter
 from fledge.model.block_attention import BLOCK_QUERIES
 from fledge.model.head import CHUNK_TOKENS, MAXIMUM_CHUNKS
 from fledge.model.llama import Llama
 from fledge.model.memory import BLOCK_QUERIES as PLANNED_BLOCK
 from fledge.model.memory import CHUNK_TOKENS as PLANNED_CHUNK
 from fledge.model.memory import MAXIMUM_CHUNKS as PLANNED_CHUNKS
-from fledge.model.memory import MicroBatch, kept_bytes, lora_memory, micro_batch_that_fits, training_memory
-from fledge.model.settings import ModelConfig, ModelSettings
+from fledge.model.memory import MicroBatch, kept_bytes, micro_batch_that_fits, training_memory
+from fledge.model.settings import Adapter, LoraSettings, ModelConfig, ModelSettings
 
 SHAPES: list[dict[str, Any]] = [
     {},
@@ -38,6 +40,8 @@ def config_of(vocabulary_size: int = 512, **shape: Any) -> ModelConfig:
 def bytes_kept_by_autograd(config: ModelConfig, batch: MicroBatch) -> int:
     """Every storage that the forward pass saves, once, but for the parameters and buffers themselves."""
     model = Llama(config, 0)
+    if batch.lora is not None:
+        add_adapter(model, Adapter(batch.lora, Path("base")), 0)
     model.model.activation_checkpointing = batch.activation_checkpointing
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     found: dict[int, int] = {}
@@ -70,6 +74,15 @@ def test_what_is_kept_is_exact_on_a_cpu(shape: dict[str, Any], precision: Any, i
 def test_what_is_kept_is_exact_with_full_checkpointing(precision: Any) -> None:
     config, batch = config_of(), MicroBatch(3, 96, "cpu", precision, activation_checkpointing="full")
     assert kept_bytes(config, batch) == bytes_kept_by_autograd(config, batch)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("how", ["none", "full"])
+def test_what_is_kept_with_an_adapter_is_a_close_bound(precision: Any, how: Any) -> None:
+    config, lora = config_of(num_key_value_heads=2), LoraSettings(rank=8)
+    batch = MicroBatch(3, 96, "cpu", precision, activation_checkpointing=how, lora=lora)
+    measured = bytes_kept_by_autograd(config, batch)
+    assert measured <= kept_bytes(config, batch) <= 1.25 * measured
 
 
 def test_the_constants_of_others_are_theirs() -> None:
@@ -119,7 +132,7 @@ TRAIN = """
 import json, sys, torch
 from fledge.core import process
 from fledge.model.llama import Llama
-from fledge.model.settings import ModelConfig, ModelSettings
+from fledge.model.settings import Adapter, LoraSettings, ModelConfig, ModelSettings
 from fledge.training.probe import random_batch
 
 torch.set_num_threads(1)
@@ -156,9 +169,9 @@ def test_parts_move_as_they_should() -> None:
     full, selective = (training_memory(config, replace(batch, activation_checkpointing=how), "adamw") for how in ("full", "selective"))
     assert full.activations < selective.activations < plain.activations
     assert training_memory(config, replace(batch, rows=8), "adamw").activations > 1.8 * plain.activations
-    lora = lora_memory(config, batch)
-    assert lora.optimizer < plain.optimizer
-    assert lora.activations == plain.activations
+    lora = training_memory(config, replace(batch, lora=LoraSettings(rank=4)), "adamw")
+    assert 2 * lora.gradients == lora.optimizer < 0.1 * plain.optimizer
+    assert lora.weights == plain.weights + lora.gradients
 
 
 def test_the_micro_batch_that_fits_is_a_share_of_the_batch() -> None:

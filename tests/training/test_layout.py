@@ -11,6 +11,7 @@ import pytest
 import torch
 from training_assembly import start_all, train_as_asked
 
+from fledge.model.folder import read_weights
 from fledge.model.tensors import read_tensors
 from fledge.tokens.shards import TokenSet
 from fledge.training.checkpoint import CHECKPOINTS, list_checkpoints
@@ -66,6 +67,7 @@ def asked(documents: TokenSet, preferences: TokenSet, scores: Path) -> dict[str,
         "documents": {**common, "tokens": str(documents.folder)},
         "muon": {**common, "tokens": str(documents.folder), "muon": True},
         "preferences": {**common, **of_pairs, "learning_rate": 1e-3},
+        "adapter": {**common, "tokens": str(documents.folder), "lora": {"rank": 3, "weight_decomposed": True}},
     }
 
 
@@ -101,7 +103,7 @@ def require_same_course(found: dict[str, Any], expected: dict[str, Any]) -> None
 
 def state_at(folder: Path, step: int) -> dict[str, torch.Tensor]:
     [path] = [checkpoint.path for checkpoint in list_checkpoints(folder) if checkpoint.step == step]
-    return {**read_tensors(path / "model.safetensors"), **read_tensors(path / "resume/optimizer.safetensors")}
+    return {**read_weights(path), **read_tensors(path / "resume/optimizer.safetensors")}
 
 
 def half_way(folder: Path, target: Path) -> None:
@@ -111,7 +113,7 @@ def half_way(folder: Path, target: Path) -> None:
     assert [checkpoint.step for checkpoint in list_checkpoints(target)] == [HALF]
 
 
-@pytest.mark.parametrize("name", ["documents", "muon", "preferences"])
+@pytest.mark.parametrize("name", ["documents", "muon", "preferences", "adapter"])
 def test_processes_that_share_a_model_are_one(alone: Path, sharing: Path, name: str) -> None:
     expected = result(alone, name)
     for rank in range(2):
@@ -122,7 +124,7 @@ def test_processes_that_share_a_model_are_one(alone: Path, sharing: Path, name: 
     assert json.loads((sharing / name / MACHINE).read_text())["circumstances"]["parallel"] == "fsdp"
 
 
-@pytest.mark.parametrize("name", ["documents", "muon"])
+@pytest.mark.parametrize("name", ["documents", "muon", "adapter"])
 def test_a_shared_model_is_saved_whole(alone: Path, sharing: Path, name: str) -> None:
     found, expected = state_at(sharing / name, HALF), state_at(alone / name, HALF)
     assert found.keys() == expected.keys()
@@ -132,7 +134,7 @@ def test_a_shared_model_is_saved_whole(alone: Path, sharing: Path, name: str) ->
         torch.testing.assert_close(found[key], tensor, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["documents", "muon"])
+@pytest.mark.parametrize("name", ["documents", "muon", "adapter"])
 def test_one_process_continues_what_several_shared(tmp_path: Path, sharing: Path, asked: dict[str, Any], name: str) -> None:
     half_way(sharing / name, tmp_path / name)
     require_same_course(train_as_asked(tmp_path / name, **asked[name]), result(sharing, name))

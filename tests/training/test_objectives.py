@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from training_assembly import MODEL
 
+from fledge.core.config import Tree, parse
+from fledge.core.errors import ConfigError
 from fledge.model.head import IGNORE
 from fledge.model.llama import Llama
 from fledge.tokens.shards import TokenSet
@@ -53,39 +57,68 @@ def test_next_token_is_cross_entropy(model: Llama, conversations: TokenSet, z_we
     assert_close(gradients_of(result.loss, model), gradients_of(expected, model))
 
 
-def plain_preference(model: Llama, batch: Batch, reference: Tensor, beta: float) -> Tensor:
-    """Equation 7 of the paper, pair by pair and token by token."""
+PLAIN_LOSSES: dict[str, tuple[PreferenceSettings, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
+    # Equation 7 of Rafailov et al.; equation 3 of Mitchell's note; equation 17 of Azar et al.; TRL's ipo and sigmoid_norm.
+    "sigmoid": (PreferenceSettings(beta=0.3), lambda ratios, _, __: -torch.log(torch.sigmoid(0.3 * (ratios[0] - ratios[1])))),
+    "smoothed": (
+        PreferenceSettings(beta=0.3, label_smoothing=0.1),
+        lambda ratios, _, __: (
+            -0.9 * torch.log(torch.sigmoid(0.3 * (ratios[0] - ratios[1]))) - 0.1 * torch.log(torch.sigmoid(0.3 * (ratios[1] - ratios[0])))
+        ),
+    ),
+    "ipo": (PreferenceSettings(beta=0.2, loss="ipo"), lambda ratios, _, __: (ratios[0] - ratios[1] - 1 / 0.4) ** 2),
+    "ipo, per token": (
+        PreferenceSettings(beta=0.2, loss="ipo", length_normalized=True),
+        lambda ratios, chosen, rejected: (ratios[0] / chosen - ratios[1] / rejected - 1 / 0.4) ** 2,
+    ),
+    "sigmoid, per token": (
+        PreferenceSettings(beta=2.0, length_normalized=True),
+        lambda ratios, chosen, rejected: -torch.log(torch.sigmoid(2.0 * (ratios[0] / chosen - ratios[1] / rejected))),
+    ),
+}
+
+
+def plain_preference(
+    model: Llama, batch: Batch, reference: Tensor, loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The sum of losses, pair by pair and token by token, and the log-probabilities of all answers."""
     assert batch.pairs is not None
     chances = logits_of(model, batch).log_softmax(-1)
-    losses = []
+    losses, all_totals = [], []
     for pair in range(batch.pairs.count):
-        totals = []
+        totals, counts = [], []
         for side in (0, 1):
             places = (batch.pairs.answers == 1 + 2 * pair + side).nonzero().tolist()
             totals.append(torch.stack([chances[row, column, batch.targets[row, column]] for row, column in places]).sum())
-        ratio = (totals[0] - reference[pair, 0]) - (totals[1] - reference[pair, 1])
-        losses.append(-torch.log(torch.sigmoid(beta * ratio)))
-    return torch.stack(losses).sum()
+            counts.append(torch.tensor(float(len(places))))
+        all_totals.append(torch.stack(totals))
+        losses.append(loss(all_totals[-1] - reference[pair], *counts))
+    return torch.stack(losses).sum(), torch.stack(all_totals).detach()
 
 
-def test_preference_is_the_formula_of_the_paper(model: Llama, preferences: TokenSet) -> None:
+@pytest.mark.parametrize(("settings", "loss"), PLAIN_LOSSES.values(), ids=PLAIN_LOSSES.keys())
+def test_preference_is_the_formula_of_the_paper(
+    settings: PreferenceSettings, loss: Callable[[Tensor, Tensor, Tensor], Tensor], model: Llama, preferences: TokenSet
+) -> None:
     reader = open_rows([preferences], "train", None)
     batch = reader.batch(reader.all_rows()[:5], 6)
     assert batch.pairs is not None
     reference = answer_log_probabilities(Llama(MODEL, seed=2), batch).detach()
     batch = replace(batch, pairs=replace(batch.pairs, reference=reference))
-    result = Preference(beta=0.3)(model, batch)
-    expected = plain_preference(model, batch, reference, 0.3)
+    result = Preference(settings)(model, batch)
+    expected, totals = plain_preference(model, batch, reference, loss)
     assert result.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert_close(gradients_of(result.loss, model), gradients_of(expected, model))
 
-    rewards = 0.3 * (answer_log_probabilities(model, batch).detach() - reference)
+    rewards = settings.beta * (answer_log_probabilities(model, batch).detach() - reference)
     measures = {name: float(value) for name, value in result.measures.items()}
     assert measures["rewards/chosen"] == pytest.approx(float(rewards[:, 0].sum()))
     assert measures["rewards/rejected"] == pytest.approx(float(rewards[:, 1].sum()))
     assert measures["rewards/margins"] == pytest.approx(measures["rewards/chosen"] - measures["rewards/rejected"], abs=1e-5)
     assert measures["rewards/accuracies"] == int((rewards[:, 0] > rewards[:, 1]).sum())
-    assert Preference().weight(batch) == 5
+    assert measures["logps/chosen"] == pytest.approx(float(totals[:, 0].sum()), rel=1e-5)
+    assert measures["logps/rejected"] == pytest.approx(float(totals[:, 1].sum()), rel=1e-5)
+    assert Preference(settings).weight(batch) == 5
 
 
 def test_a_policy_that_is_its_reference_has_a_loss_of_ln_2(model: Llama, preferences: TokenSet) -> None:
@@ -93,7 +126,7 @@ def test_a_policy_that_is_its_reference_has_a_loss_of_ln_2(model: Llama, prefere
     batch = reader.batch(reader.all_rows()[:8], 8)
     assert batch.pairs is not None
     reference = answer_log_probabilities(model, batch).detach()
-    result = Preference()(model, replace(batch, pairs=replace(batch.pairs, reference=reference)))
+    result = Preference(PreferenceSettings())(model, replace(batch, pairs=replace(batch.pairs, reference=reference)))
     assert result.loss.item() / 8 == float(torch.tensor(2.0).log())
     assert result.loss.item() / 8 == pytest.approx(math.log(2), abs=1e-7)
 
@@ -102,11 +135,17 @@ def test_a_micro_batch_without_pairs_still_has_a_backward_pass(model: Llama, pre
     batch = open_rows([preferences], "train", None).batch([], 2)
     assert batch.pairs is not None
     batch = replace(batch, pairs=replace(batch.pairs, reference=torch.empty(0, 2)))
-    result = Preference()(model, batch)
-    assert Preference().weight(batch) == 0
+    result = Preference(PreferenceSettings())(model, batch)
+    assert Preference(PreferenceSettings()).weight(batch) == 0
     assert all(float(gradient.abs().sum()) == 0 for gradient in gradients_of(result.loss, model))
 
 
 def test_settings_name_objectives() -> None:
     assert make_objective(NextTokenSettings(z_weight=1e-4)) == NextToken(1e-4)
-    assert make_objective(PreferenceSettings(beta=0.5)) == Preference(0.5)
+    assert make_objective(PreferenceSettings(beta=0.5)) == Preference(PreferenceSettings(beta=0.5))
+
+
+@pytest.mark.parametrize("changes", [{"label_smoothing": 0.5}, {"loss": "ipo", "label_smoothing": 0.1}, {"loss": "hinge"}])
+def test_losses_that_mean_nothing_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        parse(PreferenceSettings, Tree(changes, {}))

@@ -26,9 +26,10 @@ from fledge.core.metrics import open_metrics
 from fledge.core.process import StopSignals
 from fledge.core.settings import MetricsSettings
 from fledge.corpus.document import Content, Split
+from fledge.model.adapters import add_adapter
 from fledge.model.cost import parameter_count
 from fledge.model.llama import Llama
-from fledge.model.settings import ModelConfig, ModelSettings
+from fledge.model.settings import Adapter, LoraSettings, ModelConfig, ModelSettings
 from fledge.tokens.shard_format import TokenSetMeta, record_shards, token_array
 from fledge.tokens.shard_writer import Segment, ShardWriter
 from fledge.tokens.shards import TokenSet, open_token_set
@@ -238,15 +239,25 @@ def main() -> None:
 
 
 def train_as_asked(
-    folder: Path, tokens: str, scores: str | None = None, muon: bool = False, preference: bool = False, **changes: Any
+    folder: Path,
+    tokens: str,
+    scores: str | None = None,
+    muon: bool = False,
+    preference: bool = False,
+    lora: Mapping[str, Any] | None = None,
+    **changes: Any,
 ) -> dict[str, Any]:
     """One run; returns, and writes beside its folder, what it measured."""
+    model = None
+    if lora is not None:
+        changes["lora"], model = LoraSettings(**lora), Llama(MODEL, 0)
+        add_adapter(model, Adapter(changes["lora"], folder.parent / "base"), seed=0)
     settings = training_settings(
         optimizer=MuonSettings() if muon else AdamWSettings(),
         objective=PreferenceSettings() if preference else NextTokenSettings(),
         **changes,
     )
-    with assembled(folder, settings, [open_token_set(Path(tokens))], Path(scores) if scores else None) as trainer:
+    with assembled(folder, settings, [open_token_set(Path(tokens))], Path(scores) if scores else None, model=model) as trainer:
         gradients = first_gradients(trainer) if trainer.progress.step == 0 else []
         progress = trainer.run()
         result = {"losses": progress.recent_losses, "gradients": gradients, "validation": progress.validation_losses}

@@ -105,3 +105,13 @@ def test_a_large_vocabulary_is_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     found = planned(make_run(tmp_path, "tokenizer.vocabulary_size=2000", "sft=null", "dpo=null"), capsys)
     assert found["warnings"][0].startswith("model: ")
     assert found["vocabulary_size"] == 2_048
+
+
+def test_an_adapter_is_planned_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(make_run(tmp_path, "sft.lora={rank: 2}", "dpo=null"), capsys)
+    whole, adapted = (stage["memory"] for stage in found["stages"])
+    # Rank 2 of four matrices of 32 x 32 and three of 32 x 48.
+    assert adapted["gradients"] == 4 * 2 * (4 * 64 + 3 * 80)
+    assert adapted["optimizer"] == 2 * adapted["gradients"] < 0.1 * whole["optimizer"]
+    assert {use["what"]: use["size_bytes"] for use in found["disk"]}["checkpoints of sft"] == 3 * adapted["gradients"]
+    assert found["stages"][1]["is_measured"]

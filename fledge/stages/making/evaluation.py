@@ -12,7 +12,15 @@ from fledge.core.artifact import Artifact
 from fledge.core.process import keep_freed_memory
 from fledge.corpus.document import Conversation, Document, Split, read_conversations, read_documents
 from fledge.corpus.filters.evaluation_files import EvaluationFile
-from fledge.evaluation.checkpoint import CheckpointEvaluation, evaluate_base, evaluate_chat, results_table
+from fledge.evaluation.checkpoint import (
+    CheckpointEvaluation,
+    answer_perplexity_score,
+    evaluate_base,
+    evaluate_chat,
+    results_csv,
+    results_table,
+    results_text,
+)
 from fledge.evaluation.compression import CompressorFigure, compressor_figures
 from fledge.evaluation.generations import Answer, Sample, continued_documents
 from fledge.evaluation.preference import PairLogProbabilities, pair_log_probabilities, preference_scores
@@ -23,6 +31,7 @@ from fledge.evaluation.text_files import text_file_scores
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.model.precision import use_fast_fp32
+from fledge.stages.checkpoint_names import is_checkpoint
 from fledge.stages.run import Run
 from fledge.tokens.settings import CorpusSplitSettings
 from fledge.tokens.shards import TokenSet, join_token_sets, open_token_set
@@ -81,6 +90,8 @@ def make_evaluation(
         "samples": [asdict(one) for one in samples],
     }
     disk.write_json(folder / RESULTS, results)
+    disk.write_text(folder / "results.csv", results_csv(evaluations))
+    disk.write_text(folder / "results.txt", results_text(evaluations))
     _print(evaluations, compressors)
     return evaluations
 
@@ -115,6 +126,9 @@ def _evaluate(name: str, checkpoint: Artifact, held_out: HeldOut) -> CheckpointE
             model, tokenizer, held_out.document_tokens, held_out.documents, held_out.settings, isolate_documents=isolated
         )
     scores += text_file_scores(model, tokenizer, held_out.files, held_out.settings, isolate_documents=isolated)
+    if tokenizer.turn_end is not None and held_out.conversations:
+        likely = answer_perplexity_score(model, tokenizer, held_out.conversations, held_out.settings)
+        scores += [likely] if likely is not None else []
     if tokenizer.turn_end in model.config.end_token_ids:
         if held_out.conversations:
             chat_scores, answers = evaluate_chat(model, tokenizer, held_out.conversations, held_out.settings)
@@ -135,7 +149,7 @@ def _preference_scores(checkpoint: Artifact, model: Llama, held_out: HeldOut) ->
     if "scores" not in manifest.inputs:
         return preference_scores(_pairs(checkpoint.id, model, held_out), None)
     parent = manifest.inputs["start_from"]
-    if parent.id not in held_out.pairs and not Path(parent.path, "config.json").is_file():
+    if parent.id not in held_out.pairs and not is_checkpoint(Path(parent.path)):
         console.warn(f"{parent.path} is not there any more: no rewards, which compare with it")
         return preference_scores(_pairs(checkpoint.id, model, held_out), None)
     reference = held_out.pairs.get(parent.id) or _pairs(parent.id, load_model(Path(parent.path)).eval(), held_out)

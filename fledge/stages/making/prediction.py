@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from fledge.core import console, disk, process
-from fledge.model.cost import parameter_count
+from fledge.model.cost import trained_parameter_count
 from fledge.model.llama import Llama
 from fledge.model.memory import training_memory
 from fledge.training.batches import BatchLoader
@@ -65,7 +65,8 @@ def predict(
         optimizer = make_optimizer(model, settings, world.device.type != "cpu" or machine.precision == "bf16")
         took = measure(model, objective, optimizer, machine, first, PROBE_RUNS.get(world.device.type, 3))
         step_seconds = took.step(rows_per_rank(length.batch_rows, world.size))
-        seconds = stage_seconds(settings, length, step_seconds, took.row, parameter_count(model.config), validation_rows)
+        trained = trained_parameter_count(model.config, settings.lora)
+        seconds = stage_seconds(settings, length, step_seconds, took.row, trained, validation_rows)
         del first, optimizer
         gc.collect()
         console.say(f"expected: {console.format_seconds(seconds)}, {console.format_bytes(memory.total)} of memory")

@@ -27,7 +27,7 @@ def make_scores(
     keep_freed_memory()
     with open_world(settings.device) as world:
         machine = settle_machine(folder, settings, world)
-        model = open_model(parent, run, tokenizer, answers=True, seed=settings.seed).to(world.device)
+        model = open_model(parent, run, tokenizer, answers=True, settings=settings).to(world.device)
         # The shape of training's micro-batches: another one would change the last bits, and with them the first loss.
         rows = rows_at_once(settings.batch_rows, settings.micro_batch_rows, world.size)
         readers = {split: open_rows(token_sets, split, None) for split in get_args(Split)}

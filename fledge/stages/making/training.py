@@ -19,10 +19,12 @@ from fledge.corpus.document import Message, Split
 from fledge.inference.engine import Engine
 from fledge.inference.settings import GenerationSettings
 from fledge.model.attention import attention_kernel
-from fledge.model.cost import parameter_count
+from fledge.model.cost import parameter_count, trained_parameter_count
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.model.settings import ModelConfig, padded_vocabulary_size
+from fledge.model.vocabulary import grow_vocabulary
+from fledge.stages.making.adapters import open_with_adapter
 from fledge.stages.making.prediction import forget_seconds, predict, predicted
 from fledge.stages.run import Run
 from fledge.stages.task import Task
@@ -43,6 +45,7 @@ from fledge.training.preparation import choose_computation, on_device, open_batc
 from fledge.training.profiling import Profile
 from fledge.training.resident import ResidentRows
 from fledge.training.score import read_scores
+from fledge.training.settings import TrainingSettings
 from fledge.training.trainer import Trainer
 
 
@@ -59,15 +62,36 @@ def make_checkpoints(task: Task) -> None:
             _finish(task, trainer, time.monotonic() - started)
 
 
-def open_model(parent: Artifact | None, run: Run, tokenizer: Tokenizer, answers: bool, seed: int) -> Llama:
-    """The parent's weights, or fresh ones in the recipe's shape, told where a text and a turn end."""
+def open_model(parent: Artifact | None, run: Run, tokenizer: Tokenizer, answers: bool, settings: TrainingSettings) -> Llama:
+    """The parent's weights, or fresh ones in the recipe's shape, told where a text and a turn end; with an adapter if one is trained."""
     ends = tokenizer.end_ids(answers)
     if parent is not None:
-        model = load_model(parent.path)
-        model.config = replace(model.config, end_token_ids=ends)
+        model = load_model(parent.path) if settings.lora is None else open_with_adapter(parent.path, settings.lora, settings.seed)
+        _require_vocabulary(parent.path, model, tokenizer, settings)
+        model.config = replace(
+            model.config, begin_token_id=tokenizer.document_start[0], end_token_ids=ends, padding_token_id=tokenizer.padding
+        )
         return model
     size = padded_vocabulary_size(tokenizer.vocabulary_size)
-    return Llama(ModelConfig(run.recipe.model, size, tokenizer.document_start[0], ends, tokenizer.padding), seed)
+    return Llama(ModelConfig(run.recipe.model, size, tokenizer.document_start[0], ends, tokenizer.padding), settings.seed)
+
+
+def _require_vocabulary(parent: Path, model: Llama, tokenizer: Tokenizer, settings: TrainingSettings) -> None:
+    """Make room for ids that a model of others does not have, such as those of turns."""
+    there, wanted = model.config.vocabulary_size, tokenizer.vocabulary_size
+    if wanted <= there:
+        return
+    if settings.lora is not None:
+        raise ConfigError(
+            f"the tokenizer has {wanted:,} ids, the model in {parent} {there:,}: the others would be frozen as they are",
+            "train all weights first, without lora, so that they are learned",
+        )
+    grow_vocabulary(model, padded_vocabulary_size(wanted))
+    console.say(f"{wanted - there} ids are new to the model, {', '.join(_names(tokenizer, there))}: they begin as the mean of the others")
+
+
+def _names(tokenizer: Tokenizer, first: int) -> list[str]:
+    return [name for name, token in tokenizer.specials.items() if token >= first]
 
 
 @contextmanager
@@ -77,13 +101,13 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     process_bytes = resident_bytes()
     settings, folder = task.settings, task.folder
     train, validation = _rows(task, "train"), _rows(task, "validation")
-    model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings.seed)
+    model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings)
     world = world.lay_out(settings.parallel, parameter_count(model.config))
     _require_context(task, train, model)
     _require_validation(task, validation)
     require_disk_space(folder, model)
     plan = make_plan(train.sources, settings, parameter_count(model.config), _start(task))
-    flops = training_flops(model.config, plan, plan.steps) / world.size
+    flops = training_flops(model.config, plan, plan.steps, settings.lora) / world.size
     machine = settle_machine(folder, settings, world, task.scores.path if task.scores else None, flops)
     if task.scores is not None:
         _require_same_arithmetic(task, task.scores.path, machine)
@@ -114,7 +138,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
         losses = progress.validation_losses
         validate = Validate(settings, plan, metrics, model, objective, validation, at_once, world, machine, byte_lengths, losses)
         peak = peak_flops_per_second(folder, machine, world.device) * world.size if world.main else None
-        log = Log(settings, plan, metrics, Gauge(model.config, plan, progress.step, world.device, peak))
+        log = Log(settings, plan, metrics, Gauge(model.config, plan, progress.step, world.device, peak, lora=settings.lora))
         samples = [] if world.sharded else [Sample(settings, plan, model, world, _sampler(task))]
         profiles = [Profile(settings.profile, folder, progress.step, plan.steps, world.main)] if settings.profile else []
         yield Trainer(
@@ -174,8 +198,7 @@ def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, world: W
     steps, tokens = plan.steps - plan.start.step, plan.tokens(plan.steps) - plan.start.tokens
     of_tokens = f"of {plan.phases[0].batch_tokens:,} tokens" if len(plan.phases) == 1 else f"in {len(plan.phases)} phases"
     console.say(
-        f"{task.stage}: {parameter_count(model.config):,} parameters, {steps:,} steps {of_tokens} "
-        f"= {tokens:,} tokens, {plan.epochs(plan.steps):.2f} epochs; {machine}"
+        f"{task.stage}: {_counted(model)}, {steps:,} steps {of_tokens} = {tokens:,} tokens, {plan.epochs(plan.steps):.2f} epochs; {machine}"
     )
     for line in described(plan):
         console.say(f"{task.stage}: {line}")
@@ -183,6 +206,16 @@ def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, world: W
         console.info(f"{task.stage}: no samples of text, for which one process would need the whole model; checkpoints have it")
     if progress.step:
         console.say(f"{task.stage}: continues after step {progress.step:,}")
+
+
+def _counted(model: Llama) -> str:
+    """The model's parameters, and how many of them are trained if not all."""
+    total = parameter_count(model.config)
+    if model.adapter is None:
+        return f"{total:,} parameters"
+    lora = model.adapter.settings
+    trained = trained_parameter_count(model.config, lora)
+    return f"{total:,} frozen parameters and {trained:,} of an adapter of rank {lora.rank} ({trained / total:.1%})"
 
 
 def _described(machine: Machine, world: World, batches: BatchLoader, isolate_documents: bool, model: Llama) -> str:
@@ -226,10 +259,11 @@ def _finish(task: Task, trainer: Trainer, seconds: float) -> None:
     expected = predicted(task.folder)
     stats = {
         "parameters": parameter_count(trainer.model.config),
+        "trained_parameters": trained_parameter_count(trainer.model.config, task.settings.lora),
         "steps": progress.step,
         "tokens": plan.tokens(progress.step),
         "planned_tokens": plan.tokens(plan.steps),
-        "flops": training_flops(trainer.model.config, plan, progress.step),
+        "flops": training_flops(trainer.model.config, plan, progress.step, task.settings.lora),
         "epochs": plan.epochs(progress.step),
         "sources": {name: asdict(use) for name, use in plan.use(progress.step).items()},
         "started_from": _origin(task),
