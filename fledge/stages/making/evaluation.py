@@ -35,7 +35,7 @@ from fledge.stages.checkpoint_names import is_checkpoint
 from fledge.stages.run import Run
 from fledge.tokens.settings import CorpusSplitSettings
 from fledge.tokens.shards import TokenSet, join_token_sets, open_token_set
-from fledge.tokens.tokenizer import open_tokenizer, require_same_tokenizer
+from fledge.tokens.tokenizer import Tokenizer, open_tokenizer, require_same_tokenizer
 from fledge.tokens.unpacking import unpacked_documents
 
 RESULTS = "results.json"
@@ -126,15 +126,24 @@ def _evaluate(name: str, checkpoint: Artifact, held_out: HeldOut) -> CheckpointE
             model, tokenizer, held_out.document_tokens, held_out.documents, held_out.settings, isolate_documents=isolated
         )
     scores += text_file_scores(model, tokenizer, held_out.files, held_out.settings, isolate_documents=isolated)
-    if tokenizer.turn_end is not None and held_out.conversations:
+    if tokenizer.template is not None and held_out.conversations:
         likely = answer_perplexity_score(model, tokenizer, held_out.conversations, held_out.settings)
         scores += [likely] if likely is not None else []
-    if tokenizer.turn_end in model.config.end_token_ids:
+    if _answers(checkpoint, model, tokenizer):
         if held_out.conversations:
             chat_scores, answers = evaluate_chat(model, tokenizer, held_out.conversations, held_out.settings)
             scores += chat_scores
         scores += _preference_scores(checkpoint, model, held_out)
     return CheckpointEvaluation(name, tuple(scores), tuple(answers))
+
+
+def _answers(checkpoint: Artifact, model: Llama, tokenizer: Tokenizer) -> bool:
+    """Whether a model was trained on conversations: told by what ends it, or, where turns have no end of their own, by its stage."""
+    if tokenizer.template is None:
+        return False
+    if tokenizer.template.has_turn_tokens:
+        return tokenizer.turn_end in model.config.end_token_ids
+    return checkpoint.manifest.settings.get("settings", {}).get("stage") in ("sft", "dpo")
 
 
 def _preference_scores(checkpoint: Artifact, model: Llama, held_out: HeldOut) -> list[Score]:
