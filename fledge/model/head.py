@@ -55,6 +55,10 @@ def weighted_loss(
     loss_sum = sum of token_weight (nll + z_weight log_z^2). `token_weight` is data of order one (a mask); divisors and loss
     scales belong on the result, whose gradient they multiply. A frozen `weight` gets no gradient and costs none.
     """
+    chosen = _targets_alone(targets)
+    if chosen is not None:
+        part = weighted_loss(hidden[chosen], weight, targets[chosen], token_weight[chosen], z_weight, chunk_tokens)
+        return TokenLoss(part.loss_sum, *(_spread(values, chosen, targets) for values in (part.nll, part.log_z)))
     differentiable = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     dtype = gemm_dtype(hidden)
     losses = _WeightedLoss.apply(hidden, weight, targets, token_weight, z_weight, chunk_tokens, dtype, differentiable)  # type: ignore[no-untyped-call]
@@ -63,8 +67,25 @@ def weighted_loss(
 
 def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int = CHUNK_TOKENS) -> TokenNll:
     """hidden (N, D), head weight (V, D), targets (N) -> nll (N), log_z (N)."""
+    chosen = _targets_alone(targets)
+    if chosen is not None:
+        part = token_losses(hidden[chosen], weight, targets[chosen], chunk_tokens)
+        return TokenNll(*(_spread(values, chosen, targets) for values in part))
     losses = _TokenLosses.apply(hidden, weight, targets, chunk_tokens, gemm_dtype(hidden))  # type: ignore[no-untyped-call]
     return TokenNll(*losses)
+
+
+def _targets_alone(targets: Tensor) -> Tensor | None:
+    """Where there are targets, if not everywhere: questions and padding need no logits. A GPU would have to be waited for: None there."""
+    if targets.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    chosen = (targets != IGNORE).nonzero()[:, 0]
+    return chosen if len(chosen) < len(targets) else None
+
+
+def _spread(values: Tensor, chosen: Tensor, targets: Tensor) -> Tensor:
+    """(C) -> (N), 0 where nothing was chosen."""
+    return values.new_zeros(len(targets)).index_put((chosen,), values)
 
 
 class _WeightedLoss(torch.autograd.Function):
