@@ -19,13 +19,15 @@ from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.tokens.shards import TokenSet
 from fledge.training.batches import open_rows
-from fledge.training.checkpoint import QUARANTINE, CheckpointWriter, Progress, newest_sound, require_disk_space, restore
+from fledge.training.checkpoint import Progress, require_disk_space, restore
 from fledge.training.checkpoint_folders import CHECKPOINTS, best_checkpoint, list_checkpoints
 from fledge.training.optimizer import Optimizer, make_optimizer
 from fledge.training.parallel import World
 from fledge.training.phases import make_plan
 from fledge.training.plan import Plan
+from fledge.training.saving import CheckpointWriter, Occasion
 from fledge.training.settings import MuonSettings
+from fledge.training.sound_checkpoints import QUARANTINE, newest_sound
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -44,13 +46,13 @@ def stepped(seed: int = 0) -> tuple[Llama, Optimizer]:
     return model, optimizer
 
 
-def save(folder: Path, plan: Plan, losses: dict[int, float | None], keep: int = 9) -> CheckpointWriter:
+def save(folder: Path, plan: Plan, losses: dict[int, float | None], keep: int = 9, occasion: Occasion = "cadence") -> CheckpointWriter:
     """A checkpoint per step; `losses` are validation losses."""
     writer = CheckpointWriter(folder, REQUEST, keep)
     model, optimizer = stepped()
     for step, loss in losses.items():
         validations = () if loss is None else ((step, loss),)
-        writer.save(model, optimizer, plan, Progress(step, 5.0, (5.0, 4.5), validations), ALONE)
+        writer.save(model, optimizer, plan, Progress(step, 5.0, (5.0, 4.5), validations), ALONE, occasion)
     return writer
 
 
@@ -103,9 +105,9 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path, plan: Plan) -> None:
 def test_without_validation_there_is_no_best(tmp_path: Path, plan: Plan) -> None:
     assert best_checkpoint(tmp_path) is None
     assert list_checkpoints(tmp_path) == []
-    save(tmp_path, plan, {1: None, 2: None, 3: None}, keep=1)
+    save(tmp_path, plan, {1: None, 2: None, 3: None}, keep=2)
     assert best_checkpoint(tmp_path) is None
-    assert steps(tmp_path) == [3]
+    assert steps(tmp_path) == [2, 3]
 
 
 def test_leftovers_of_a_killed_process_are_swept_away(tmp_path: Path, plan: Plan) -> None:
@@ -269,17 +271,17 @@ def test_a_kill_at_any_file_operation_of_a_save_loses_nothing(tmp_path: Path, pl
         shutil.copytree(tmp_path / "before", folder)
         monkeypatch.setattr(disk, "fail_point", kill_after(number))
         try:
-            save(folder, plan, {2: None}, keep=1)
+            save(folder, plan, {plan.steps: None}, keep=1, occasion="end")
             killed = False
         except Killed:
             number += 1
         monkeypatch.setattr(disk, "fail_point", None)
-        complete = (folder / CHECKPOINTS / "step-000002" / "manifest.json").is_file()
+        complete = (folder / CHECKPOINTS / "step-000008" / "manifest.json").is_file()
         found = newest_sound(folder)
         assert found is not None
-        assert found.step == (2 if complete else 1)
+        assert found.step == (plan.steps if complete else 1)
         assert json.loads((found.path / "resume/state.json").read_text())["step"] == found.step
-        assert {path.name for path in (folder / CHECKPOINTS).iterdir()} <= {"step-000001", "step-000002"}
+        assert {path.name for path in (folder / CHECKPOINTS).iterdir()} <= {"step-000001", "step-000008"}
         assert not (folder / QUARANTINE).exists()
     assert number > 30
-    assert steps(folder) == [2]
+    assert steps(folder) == [plan.steps]

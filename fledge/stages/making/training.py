@@ -29,7 +29,7 @@ from fledge.stages.task import Task
 from fledge.tokens.chat import render
 from fledge.tokens.tokenizer import Tokenizer, copy_tokenizer
 from fledge.training.batches import BatchLoader, RowReader, open_rows
-from fledge.training.checkpoint import CheckpointWriter, Progress, kept_start, load_kept_optimizer, require_disk_space, resume
+from fledge.training.checkpoint import Progress, kept_start, load_kept_optimizer, require_disk_space, resume
 from fledge.training.checkpoint_folders import best_checkpoint, list_checkpoints
 from fledge.training.figures import Gauge, training_flops
 from fledge.training.objectives import make_objective
@@ -42,6 +42,7 @@ from fledge.training.plan import FROM_THE_BEGINNING, Plan, Start
 from fledge.training.preparation import choose_computation, on_device, open_batches, prepare
 from fledge.training.profiling import Profile
 from fledge.training.resident import ResidentRows
+from fledge.training.saving import CheckpointWriter
 from fledge.training.score import read_scores
 from fledge.training.trainer import Trainer
 
@@ -104,7 +105,8 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     else:
         predict(folder, model, objective, machine, world, settings, batches, len(validation.all_rows()), process_bytes)
     copy = partial(copy_tokenizer, task.tokenizer, answers=task.answers, maximum_tokens=model.config.settings.max_position_embeddings)
-    writer = CheckpointWriter(folder, task.wanted, settings.keep_checkpoints, copy)
+    kept = settings.keep_checkpoints, copy, settings.keep_every_steps
+    writer = CheckpointWriter(folder, task.wanted, *kept, asynchronous=settings.asynchronous_saves)
     run_name = f"{task.run.folder.name}-{task.stage}"
     with StopSignals() as stop, open_metrics(folder, settings.metrics, run_name, progress.step) as metrics:
         at_once = batches.micro_batch_rows
