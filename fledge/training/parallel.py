@@ -212,6 +212,11 @@ def chosen_machine(folder: Path) -> Machine | None:
     return Machine(**record["chosen"]) if record else None
 
 
+def machine_changes(folder: Path) -> list[str]:
+    """How the machine of a stage has changed since its first start, in order; then the last bits may differ."""
+    return list((_read(folder) or {}).get("changes", []))
+
+
 def keep_trial(folder: Path, machine: Machine, compiled: bool, micro_batch_rows: int | None) -> Machine:
     """The machine as trying showed it to be; noted in machine.json for the next start. The main process calls this for all."""
     tried = replace(machine, compiled=compiled, micro_batch_rows=micro_batch_rows)

@@ -35,7 +35,7 @@ from fledge.training.figures import Gauge, training_flops
 from fledge.training.objectives import make_objective
 from fledge.training.observers import Log, Sample, Validate
 from fledge.training.optimizer import make_optimizer
-from fledge.training.parallel import Machine, World, chosen_machine, open_world, settle_machine
+from fledge.training.parallel import Machine, World, chosen_machine, machine_changes, open_world, settle_machine
 from fledge.training.peaks import peak_flops_per_second, peak_memory_bytes
 from fledge.training.phases import described, make_plan, used
 from fledge.training.plan import FROM_THE_BEGINNING, Plan, Start
@@ -181,8 +181,19 @@ def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, world: W
         console.say(f"{task.stage}: {line}")
     if world.sharded:
         console.info(f"{task.stage}: no samples of text, for which one process would need the whole model; checkpoints have it")
-    if progress.step:
-        console.say(f"{task.stage}: continues after step {progress.step:,}")
+    if progress.step > plan.start.step and world.main:
+        console.say(f"{task.stage}: {_restored(task, plan, progress)}")
+
+
+def _restored(task: Task, plan: Plan, progress: Progress) -> str:
+    """What a continued run has of the one before, and what may differ from an undisturbed one."""
+    found = list_checkpoints(task.folder)[-1]
+    changes = machine_changes(task.folder)
+    exactness = f"the last bits may differ ({'; '.join(changes)})" if changes else "from here on bitwise as if undisturbed"
+    return (
+        f"continues after step {progress.step:,} ({plan.tokens(progress.step):,} tokens, loss {progress.recent_losses[-1]:.4f}) from "
+        f"checkpoint {found.artifact.id[:12]}: weights, optimizer, order of rows, random numbers and losses are restored; {exactness}"
+    )
 
 
 def _described(machine: Machine, world: World, batches: BatchLoader, isolate_documents: bool, model: Llama) -> str:
