@@ -27,7 +27,7 @@ from fledge.training.checkpoint_folders import Checkpoint
 from fledge.training.optimizer import Optimizer
 from fledge.training.parallel import World
 from fledge.training.plan import Plan
-from fledge.training.sound_checkpoints import KEPT_WHILE_RUNNING, problems_of, retain, sweep_partial
+from fledge.training.sound_checkpoints import KEPT_WHILE_RUNNING, problems_of, retain, sweep
 
 Occasion = Literal["cadence", "stop", "end"]
 """Why to save: it is time; a signal stops the run; the run has ended."""
@@ -137,7 +137,7 @@ class CheckpointWriter:
         return saved
 
     def _write(self, snapshot: Snapshot, keep: int) -> Checkpoint:
-        sweep_partial(self.stage_folder)
+        sweep(self.stage_folder)
         saved = write_checkpoint(snapshot, self.stage_folder, self._request, self._copy_tokenizer)
         problems = problems_of(saved.path)
         if problems:

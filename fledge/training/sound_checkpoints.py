@@ -81,16 +81,11 @@ def retain(stage_folder: Path, keep: int, keep_every_steps: int | None = None, k
 
 def sweep(stage_folder: Path) -> None:
     """A killed save leaves NAME.partial; a killed removal leaves a folder without its manifest, which goes first."""
-    sweep_partial(stage_folder)
+    for path in sorted((stage_folder / CHECKPOINTS).glob(f"step-*{disk.PARTIAL_SUFFIX}")):
+        disk.remove(path)
     for _, path in step_folders(stage_folder):
         if not (path / artifact.MANIFEST).is_file():
             disk.remove(path)
-
-
-def sweep_partial(stage_folder: Path) -> None:
-    """Remove what saves that did not end have left."""
-    for path in sorted((stage_folder / CHECKPOINTS).glob(f"step-*{disk.PARTIAL_SUFFIX}")):
-        disk.remove(path)
 
 
 def checkpoint_at(path: Path) -> Path:

@@ -124,5 +124,5 @@ def test_a_file_and_nothing_at_all_are_told_apart(make_run: MakeRun, tmp_path: P
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(CheckpointError, match="is a file, not the folder of a checkpoint"):
         resuming(make_run(), PRETRAIN, str(tmp_path / "file"))
-    with pytest.raises(CheckpointError, match="there is no .*absent"):
+    with pytest.raises(CheckpointError, match=r"there is no .*absent"):
         resuming(make_run(), PRETRAIN, str(tmp_path / "absent"))
