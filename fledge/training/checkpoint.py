@@ -138,7 +138,7 @@ def restore(checkpoint: Checkpoint, model: Llama, optimizer: Optimizer, plan: Pl
     """Bring a model and its optimizer to the state of a checkpoint. Raises CheckpointError if it belongs to another run."""
     path = checkpoint.path / STATE
     state = _read_state(path)
-    changed = [f"{name}: {old} -> {new}" for name, old, new in differences(state.pop("plan"), plan.identity())]
+    changed = [f"{name}: {old} -> {new}" for name, old, new in differences(state.pop("plan", {}), plan.identity())]
     if changed:
         raise CheckpointError(
             f"{checkpoint.path} was trained on rows in another order ({'; '.join(changed[:5])})",
