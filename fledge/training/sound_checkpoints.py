@@ -151,9 +151,10 @@ def _sound(stage_folder: Path, found: Iterable[Checkpoint], known: set[str]) -> 
 
 def _strangeness(found: Artifact, stage: Request | None) -> list[str]:
     """Whether a checkpoint that is whole in itself lies under the name of another step, or in the stage of another run."""
-    manifest, stage_folder = found.manifest, found.path.parents[1]
-    wrong = [] if found.path.name == checkpoint_folder(stage_folder, found.stats["step"]).name else ["step"]
-    if stage is not None and manifest.settings["settings"] != stage.settings:
+    manifest, stage_folder, step = found.manifest, found.path.parents[1], found.stats.get("step")
+    is_named_so = isinstance(step, int) and found.path.name == checkpoint_folder(stage_folder, step).name
+    wrong = [] if is_named_so else ["step"]
+    if stage is not None and manifest.settings.get("settings") != stage.settings:
         wrong.append("settings")
     if stage is not None and _ids(manifest.inputs) != _ids(stage.inputs):
         wrong.append("inputs")

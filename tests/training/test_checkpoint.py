@@ -14,7 +14,7 @@ from training_assembly import MODEL, REQUEST, assembled, training_settings
 
 from fledge.core import disk
 from fledge.core.artifact import verify
-from fledge.core.errors import CheckpointError, MachineError, NumericsError
+from fledge.core.errors import ArtifactError, CheckpointError, MachineError, NumericsError
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.tokens.shards import TokenSet
@@ -28,6 +28,7 @@ from fledge.training.plan import Plan
 from fledge.training.saving import CheckpointWriter, Occasion
 from fledge.training.settings import MuonSettings
 from fledge.training.sound_checkpoints import QUARANTINE, newest_sound
+from fledge.verbs import inspection
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -194,6 +195,29 @@ def test_a_run_continues_from_the_checkpoint_before_a_damaged_one(tmp_path: Path
         assert again.progress.step == 6
         again.run()
     assert all(torch.equal(first, second) for first, second in zip(whole.model.parameters(), again.model.parameters(), strict=True))
+
+
+def test_verify_names_every_bad_file(tmp_path: Path, plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path, plan, {1: None})
+    folder = file_in(tmp_path, 1, "")
+    inspection.verify(str(folder), small=False)
+    assert "every byte is as it was written" in capsys.readouterr().out
+    flip_a_bit(folder / "model.safetensors")
+    cut(folder / "resume/optimizer.safetensors")
+    (folder / "generation_config.json").unlink()
+    (folder / "model.py").write_text("")
+    with pytest.raises(ArtifactError) as error:
+        inspection.verify(str(folder), small=False)
+    assert error.value.exit_code == 4
+    assert [
+        f"{name}{problem}" in error.value.problem
+        for name, problem in (
+            ("model.safetensors", ": sha256 is"),
+            ("resume/optimizer.safetensors", ": sha256 is"),
+            ("generation_config.json", " is missing"),
+            ("model.py", " is none of its files"),
+        )
+    ] == [True] * 4
 
 
 @pytest.mark.parametrize("part", ["weight", "optimizer"])

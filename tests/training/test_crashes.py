@@ -1,7 +1,7 @@
 """Killed at any instant, a stage ends bit for bit as if undisturbed; damaged in any bit, a checkpoint is found and not used.
 
 A killed process is a fork of this one, so a kill costs a fraction of a second; what it leaves on the disk is real. What the system has
-not yet written to the device is not lost with a process, so `fsync` is left out here; its places are checked by `test_write_order.py`.
+not yet written to the device is not lost with a process, so `fsync` is left out here; its places are checked by tests/core/test_disk.py.
 """
 
 from __future__ import annotations
