@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from crash_assembly import SMALL, leftovers, run_stage, stage_settings
-from training_assembly import REQUEST, assembled, training_settings
+from crash_assembly import SMALL, ended, forked, leftovers, run_stage, stage_settings
+from training_assembly import REQUEST, assembled, free_port, training_settings
 
 from fledge.core import artifact, disk
-from fledge.core.errors import DistributedError, MachineError, NumericsError
+from fledge.core.errors import DistributedError, FledgeError, MachineError, NumericsError
 from fledge.core.metrics import read_metrics
 from fledge.model.llama import Llama
 from fledge.tokens.shards import TokenSet
@@ -356,3 +358,39 @@ def test_permanent_ones_are_among_those_that_are_saved() -> None:
             training_settings(save_every_steps=2, keep_every_steps=every_steps)
     with pytest.raises(ValueError, match="keep_every_steps must be a multiple"):
         replace(training_settings(), keep_every_steps=4)
+
+
+# ---- several processes
+
+
+def two_processes(folder: Path, tokens: TokenSet, fail_point: Callable[[str, Path], None], **changes: object) -> list[int]:
+    """Train in two copies of this process, the main one with a fail-point; returns how they ended: 0, or our exit code."""
+    port = free_port()
+
+    def act(rank: int) -> None:
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in places.items()})
+        disk.fail_point = fail_point if rank == 0 else None
+        try:
+            with assembled(folder, stage_settings(**changes), [tokens], model=Llama(SMALL, 0)) as trainer:
+                trainer.run()
+        except FledgeError as error:
+            os._exit(error.exit_code)
+
+    children = [forked(functools.partial(act, rank)) for rank in range(2)]
+    return [ended(child) for child in children]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has loaded torch")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:.*broadcast_buffers:FutureWarning")
+def test_two_processes_decide_alike_when_the_main_one_cannot_save(tmp_path: Path, documents: TokenSet) -> None:
+    """One failed save: both go on. The last one fails: both stop."""
+
+    def full_at(step: int, operation: str, path: Path) -> None:
+        if operation == "create" and f"step-{step:06d}" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert two_processes(tmp_path / "goes-on", documents, functools.partial(full_at, 2)) == [0, 0]
+    assert steps(tmp_path / "goes-on")[-1] == 6
+    assert two_processes(tmp_path / "stops", documents, functools.partial(full_at, 6)) == [5, 7]
+    assert steps(tmp_path / "stops")[-1] == 4
