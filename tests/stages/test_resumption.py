@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fledge.commands import making
 from fledge.core import artifact
 from fledge.core.errors import ArtifactError, CheckpointError, ConfigError
 from fledge.model.folder import load_model
@@ -126,3 +127,19 @@ def test_a_file_and_nothing_at_all_are_told_apart(make_run: MakeRun, tmp_path: P
         resuming(make_run(), PRETRAIN, str(tmp_path / "file"))
     with pytest.raises(CheckpointError, match=r"there is no .*absent"):
         resuming(make_run(), PRETRAIN, str(tmp_path / "absent"))
+
+
+def test_the_verbs_take_it(make_run: MakeRun, walk: Walk, capsys: pytest.CaptureFixture[str]) -> None:
+    """`fledge pretrain` and `fledge run`; of another stage, or with --force, it is refused before anything is moved."""
+    run = make_run()
+    walk(run, "pretrain")
+    first = artifact.open_artifact(run.folder / "pretrain").id
+    verb, where = making.stage_verb("pretrain"), f"{run.folder}/pretrain@4"
+    with pytest.raises(ConfigError, match="--resume continues what --force would move away"):
+        verb(run.command, name=str(run.folder), resume=where, force=True)
+    with pytest.raises(CheckpointError, match="is a checkpoint of pretrain, not of sft"):
+        making.stage_verb("sft")(run.command, name=str(run.folder), resume=where)
+    verb(run.command, name=str(run.folder), resume=where)
+    making.run(run.command, first="pretrain", last="pretrain", name=str(run.folder), resume=where)
+    assert capsys.readouterr().out.count("continues after step 4") == 2
+    assert artifact.open_artifact(run.folder / "pretrain").id == first
