@@ -28,6 +28,10 @@ SmokeRun = Annotated[bool, typer.Option("--smoke", help="Of the run that --smoke
 Smoke = Annotated[bool, typer.Option("--smoke", help="Shrink everything to about a minute on a CPU, keeping every stage.")]
 NoWandb = Annotated[bool, typer.Option("--no-wandb", help="Never send metrics to wandb, whatever the recipe says.")]
 LogLevel = Annotated[console.LogLevel, typer.Option("--log-level", help="From which level on notes and warnings are shown.")]
+Resume = Annotated[
+    str | None,
+    typer.Option("--resume", metavar="CHECKPOINT", help="Continue from this checkpoint of the stage; later ones are moved aside."),
+]
 Processes = Annotated[
     int | None,
     typer.Option("--processes", min=1, help="Train in so many processes of this machine, each on a GPU of its own where there are GPUs."),

@@ -227,6 +227,7 @@ def _small_training(training: TrainingSettings | None) -> TrainingSettings | Non
         validation_rows=SMOKE_ROWS,
         sample_every_steps=training.sample_every_steps and steps,
         save_every_steps=training.save_every_steps and steps // 2,
+        keep_every_steps=None,
     )
     # Packed rows bring their length, which `_small_pack` has made at most twice that of others.
     row_tokens = small.sequence_length or 2 * SMOKE_TOKENS

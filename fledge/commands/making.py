@@ -21,6 +21,7 @@ from fledge.options import (
     Processes,
     RecipeArgument,
     RecipeOrPlace,
+    Resume,
     Smoke,
     prepare,
     refuse_contradictions,
@@ -40,6 +41,7 @@ def run(
     last: Annotated[str | None, typer.Option("--to", metavar="STAGE", help="End after this stage.")] = None,
     processes: Processes = None,
     gpus: Gpus = None,
+    resume: Resume = None,
     name: Name = None,
     force: Force = False,
     small: Smoke = False,
@@ -50,14 +52,15 @@ def run(
     stages = stretch(first, last)
     this = prepare(recipe, overrides, name, small, no_wandb)
     refuse_ranks("run")
-    _run_stages(this, stages, force, launching.starter(processes, gpus, launching.passed_on(no_wandb, log_level)))
+    _require_resumable(resume, force)
+    _run_stages(this, stages, force, launching.starter(processes, gpus, launching.passed_on(no_wandb, log_level)), resume)
     if stages[-1] == STAGES[-1]:
         from fledge.verbs.closing import close
 
         close(this)
 
 
-def _stage_verb(stage: Stage, start: Callable[[Stage, Run], None] = run_stage) -> Callable[..., None]:
+def _stage_verb(stage: Stage, start: Callable[[Stage, Run], None] = run_stage, resume: str | None = None) -> Callable[..., None]:
     def verb(
         recipe: RecipeArgument,
         overrides: Overrides = None,
@@ -74,21 +77,36 @@ def _stage_verb(stage: Stage, start: Callable[[Stage, Run], None] = run_stage) -
         if not has_stage(stage, this):
             raise ConfigError(f"the recipe has no stage {stage!r}", "add its section to the recipe, or run another stage")
         if not process.is_main():
-            run_stage(stage, this)
+            run_stage(stage, _resuming(this, (stage,), resume)[1])
             return
-        _run_stages(this, (stage,), force, start)
+        _run_stages(this, (stage,), force, start, resume)
 
     return verb
 
 
-def _run_stages(this: Run, stages: Sequence[Stage], force: bool, start: Callable[[Stage, Run], None]) -> None:
-    """Run what the recipe has of these stages, under the run's lock."""
+def _run_stages(this: Run, stages: Sequence[Stage], force: bool, start: Callable[[Stage, Run], None], resume: str | None = None) -> None:
+    """Run what the recipe has of these stages, under the run's lock; `resume` names a checkpoint of one of them."""
     with process.run_lock(this.folder):
         if force:
             set_aside(this, STAGES[STAGES.index(stages[0]) :])
+        resumed, continued = _resuming(this, stages, resume)
         for stage in stages:
             if has_stage(stage, this):
-                start(stage, this)
+                start(stage, continued if stage == resumed else this)
+
+
+def _resuming(this: Run, stages: Sequence[Stage], resume: str | None) -> tuple[Stage | None, Run]:
+    """Known before the first stage starts, so that a wrong name costs no work."""
+    if resume is None:
+        return None, this
+    from fledge.stages.resumption import resuming
+
+    return resuming(this, stages, resume)
+
+
+def _require_resumable(resume: str | None, force: bool) -> None:
+    if resume is not None and force:
+        raise ConfigError("--resume continues what --force would move away", "give one of them")
 
 
 def _training_verb(stage: Stage) -> Callable[..., None]:
@@ -97,14 +115,16 @@ def _training_verb(stage: Stage) -> Callable[..., None]:
         overrides: Overrides = None,
         processes: Processes = None,
         gpus: Gpus = None,
+        resume: Resume = None,
         name: Name = None,
         force: Force = False,
         small: Smoke = False,
         no_wandb: NoWandb = False,
         log_level: LogLevel = "info",
     ) -> None:
+        _require_resumable(resume, force)
         start = launching.starter(processes, gpus, launching.passed_on(no_wandb, log_level))
-        _stage_verb(stage, start)(recipe, overrides, name, force, small, no_wandb, log_level)
+        _stage_verb(stage, start, resume)(recipe, overrides, name, force, small, no_wandb, log_level)
 
     return verb
 

@@ -126,12 +126,15 @@ def state(folder: Path, wanted: Request, anew: str = "move it aside and make it 
 
 
 @contextlib.contextmanager
-def build(folder: Path, wanted: Request) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Make a short artifact: yields (folder to fill, statistics to fill); it appears at `folder` when the block ends well."""
+def build(folder: Path, wanted: Request, written: Mapping[str, disk.FileDigest] | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Make a short artifact: yields (folder to fill, statistics to fill); it appears at `folder` when the block ends well.
+
+    `written` may be filled meanwhile with digests that were taken on the way to the disk; other files are read again.
+    """
     stats: dict[str, Any] = {}
     with disk.staging(folder) as partial:
         yield partial, stats
-        _write_manifest(partial, wanted, stats, _digest_files(partial))
+        _write_manifest(partial, wanted, stats, _digest_files(partial, known=written or {}))
 
 
 def begin(folder: Path, wanted: Request) -> None:
@@ -150,8 +153,8 @@ def finish(folder: Path, wanted: Request, files: Mapping[str, disk.FileDigest], 
     return open_artifact(folder)
 
 
-def open_artifact(folder: Path, kind: str | None = None) -> Artifact:
-    """Open a finished artifact and check the sizes of its files. Raises ArtifactError."""
+def open_artifact(folder: Path, kind: str | None = None, sizes: bool = True) -> Artifact:
+    """Open a finished artifact and check the sizes of its files, unless `verify` will. Raises ArtifactError."""
     path = folder / MANIFEST
     if not path.is_file():
         what = f"{kind} artifact" if kind else "artifact"
@@ -168,7 +171,9 @@ def open_artifact(folder: Path, kind: str | None = None) -> Artifact:
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(f"{folder} is a {manifest.kind}, not a {kind}", f"name a folder that holds a {kind}")
     for name, digest in files.items():
-        _require_size(folder, name, digest)
+        _require_inside(folder, name)
+        if sizes:
+            _require_size(folder, name, digest)
     return Artifact(folder, manifest)
 
 
@@ -182,15 +187,31 @@ def foreign(folder: Path, kind: str) -> Artifact:
     return Artifact(folder, manifest)
 
 
+def started_as(folder: Path) -> Request | None:
+    """What a long artifact was begun for; None if none was. Raises ArtifactError."""
+    path = folder / STARTED
+    if not path.is_file():
+        return None
+    with _well_formed(path):
+        started = _read_json(path)
+        return Request(str(started["kind"]), started["settings"], _inputs(started["inputs"], folder))
+
+
 def read_key(path: Path) -> str:
     """The key in a `manifest.json` or `stage.json`, whether or not the rest of the artifact is whole. Raises ArtifactError."""
     with _well_formed(path):
         return str(_read_json(path)["key"])
 
 
-def verify(artifact: Artifact) -> list[str]:
-    """Re-hash every file of an artifact and its own id; returns what is wrong, one line each."""
+def verify(artifact: Artifact, exact: bool = False) -> list[str]:
+    """Re-hash every file of an artifact and its own id; returns what is wrong, one line each.
+
+    With `exact` a file that the manifest does not name is wrong too; hidden ones, which some systems leave behind, are not.
+    """
     manifest, problems = artifact.manifest, []
+    if exact:
+        strange = set(_file_names(artifact.path, hidden=False)) - manifest.files.keys() - {MANIFEST}
+        problems += [f"{artifact.path / name} is none of its files" for name in sorted(strange)]
     for name, expected in manifest.files.items():
         if not (artifact.path / name).is_file():
             problems.append(f"{artifact.path / name} is missing")
@@ -259,10 +280,14 @@ def _write_manifest(folder: Path, wanted: Request, stats: dict[str, Any], files:
     disk.write_json(folder / MANIFEST, {**content, "checksum": hash_json(content)})
 
 
-def _digest_files(folder: Path, hidden: bool = True) -> dict[str, disk.FileDigest]:
+def _digest_files(folder: Path, hidden: bool = True, known: Mapping[str, disk.FileDigest] | None = None) -> dict[str, disk.FileDigest]:
+    known = known or {}
+    return {name: known[name] if name in known else disk.digest_file(folder / name) for name in _file_names(folder, hidden)}
+
+
+def _file_names(folder: Path, hidden: bool = True) -> list[str]:
     names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    chosen = (name for name in names if hidden or not any(part.startswith(".") for part in name.parts))
-    return {name.as_posix(): disk.digest_file(folder / name) for name in chosen}
+    return [name.as_posix() for name in names if hidden or not any(part.startswith(".") for part in name.parts)]
 
 
 def _artifact_id(key: str, files: Mapping[str, disk.FileDigest]) -> str:
@@ -286,10 +311,17 @@ def _require_same(folder: Path, key: str, kind: str, settings: Any, inputs: Mapp
     )
 
 
-def _require_size(folder: Path, name: str, digest: disk.FileDigest) -> None:
+def _require_inside(folder: Path, name: str) -> None:
     path = folder / name
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ArtifactError(f"{folder / MANIFEST} names a file outside its folder: {name}", "do not trust this folder")
+    link = next((part for part in (path, *path.parents[: len(Path(name).parts) - 1]) if part.is_symlink()), None)
+    if link is not None:
+        raise ArtifactError(f"{link} is a link, which an artifact never holds", "put the file itself there, if you trust it")
+
+
+def _require_size(folder: Path, name: str, digest: disk.FileDigest) -> None:
+    path = folder / name
     size_bytes = path.stat().st_size if path.is_file() else None
     if size_bytes != digest.size_bytes:
         found = "missing" if size_bytes is None else f"{size_bytes:,} bytes long"

@@ -7,4 +7,4 @@ from fledge.stages.training import train
 
 
 def run(run: Run) -> None:
-    train(run, "dpo", "preferences")
+    train(run, "dpo")

@@ -7,4 +7,4 @@ from fledge.stages.training import train
 
 
 def run(run: Run) -> None:
-    train(run, "pretrain", "documents")
+    train(run, "pretrain")

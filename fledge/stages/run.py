@@ -33,6 +33,8 @@ class Run:
     folder: Path
     command: str
     """The recipe (and options) as the user gave them, for messages that name the next command."""
+    resume: Path | None = None
+    """The checkpoint that the training stage continues from, where it is not the newest."""
 
     def corpora(self, given: Sequence[str], content: str) -> dict[str, Artifact]:
         """The corpora of one content, by role: those given by path, or this run's own (none if it has none)."""

@@ -22,6 +22,9 @@ from fledge.tokens.shards import TokenSet, open_token_set
 from fledge.tokens.tokenizer import Tokenizer, require_one_tokenizer
 from fledge.training.settings import TrainingSettings
 
+CONTENTS: dict[Stage, Content] = {"pretrain": "documents", "sft": "conversations", "dpo": "preferences"}
+"""What each training stage learns from."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -46,10 +49,10 @@ class Task:
         return self.token_sets[0].content != "documents"
 
 
-def open_task(run: Run, stage: Stage, content: Content) -> Task:
+def open_task(run: Run, stage: Stage) -> Task:
     """Open the inputs of a stage. Raises ArtifactError naming the command that makes what is missing."""
     settings: TrainingSettings = run.recipe.section(stage)
-    tokens = run.token_sets(settings.tokens, content)
+    tokens = run.token_sets(settings.tokens, CONTENTS[stage])
     parent = open_parent(run, stage)
     if settings.keep and parent is None:
         raise ConfigError(f"{stage}.keep is {', '.join(settings.keep)}, but nothing is there to keep it from", f"set {stage}.start_from")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from fledge.core import console
-from fledge.corpus.document import Content
 from fledge.stages import Stage
+from fledge.stages.resumption import rewind_task
 from fledge.stages.run import Run
 from fledge.stages.task import open_task
 
 
-def train(run: Run, stage: Stage, content: Content) -> None:
+def train(run: Run, stage: Stage) -> None:
     """Run one training stage, on this process or on its share of many, unless it is finished."""
-    task = open_task(run, stage, content)
+    task = open_task(run, stage)
+    rewind_task(task)
     # Each process looks for itself: the first cannot finish a stage without the others, so it is finished for all of them or for none.
     if run.state(stage, task.wanted) == "finished":
         console.info(f"{stage}: already done")

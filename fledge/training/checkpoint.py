@@ -5,19 +5,17 @@
         resume/optimizer.safetensors             the optimizer's tensors by parameter name
         resume/state.json                        step, data order, recorded losses; no random state: every step is seeded anew
         manifest.json                            last: the SHA-256 of every file; figures of the step
-    runs/NAME/STAGE/quarantine/                  checkpoints that were found damaged, kept for a look
 
 Whatever the processes share, a checkpoint holds whole tensors: it is continued by one process, by more or fewer, and by another
-layout. The newest checkpoint whose every byte is as the manifest says is the one to continue from. If there are only damaged ones, that
-is an error: starting over silently would bury them.
+layout. The newest sound one is continued from (`sound_checkpoints`); `saving` says when one is written, and what happens if it cannot be.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +25,23 @@ from torch import Tensor
 from fledge.core import artifact, console, disk
 from fledge.core.artifact import Artifact, Request
 from fledge.core.config import differences
-from fledge.core.errors import ArtifactError, CheckpointError, MachineError, NumericsError
+from fledge.core.errors import CheckpointError, MachineError, NumericsError
 from fledge.model.folder import read_weights, save_model, stored_weights
 from fledge.model.llama import Llama
 from fledge.model.tensors import read_tensors, write_tensors
-from fledge.training.checkpoint_folders import (
-    CHECKPOINTS,
-    Checkpoint,
-    best_checkpoint,
-    checkpoint_folder,
-    list_checkpoints,
-    step_folders,
-)
+from fledge.training.checkpoint_folders import Checkpoint, checkpoint_folder
 from fledge.training.layout import parameters_by_name, part_of
 from fledge.training.loss_scale import LossScale
 from fledge.training.optimizer import Optimizer
 from fledge.training.parallel import World
 from fledge.training.plan import Plan, Start
+from fledge.training.sound_checkpoints import newest_sound
 
-QUARANTINE = "quarantine"
 OPTIMIZER = "resume/optimizer.safetensors"
 STATE = "resume/state.json"
 
+STATE_FORMAT = 2
+"""Of state.json; raise it when an older Fledge would misread what is written. Every format is read, see tests/training/fixtures."""
 RECENT_LOSSES = 256
 """Losses of the last steps that a checkpoint carries."""
 
@@ -78,62 +71,55 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class CheckpointWriter:
-    """Saves the checkpoints of a stage and removes those that are no longer kept."""
+class Snapshot:
+    """The whole state of a run at one moment, in the main process."""
 
-    stage_folder: Path
-    request: Request
-    """What the stage was asked for; a checkpoint is that and a step."""
-    keep: int
-    """Newest ones to keep, besides the best."""
-    copy_tokenizer: Callable[[Path], object] | None = None
-    """Fills a checkpoint folder with the tokenizer's files."""
+    model: Llama
+    """Tells the shape; its weights are those below."""
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    plan: Plan
+    progress: Progress
 
-    def save(self, model: Llama, optimizer: Optimizer, plan: Plan, progress: Progress, world: World) -> Checkpoint | None:
-        """Write the state of a run, in the main process; None in the others, which hand their parts over.
-
-        Raises NumericsError if any of it is not finite, MachineError if the disk is full.
-        """
-        weights, state = world.gather(parameters_by_name(model)), world.gather(optimizer.state())
-        if not world.main:
-            return None
-        _require_finite({**weights, **state}, progress.step)
-        asked = {"stage": self.request.kind, "step": progress.step, "settings": self.request.settings}
-        wanted = Request("checkpoint", asked, self.request.inputs)
-        path = checkpoint_folder(self.stage_folder, progress.step)
-        with artifact.build(path, wanted) as (partial, stats):
-            save_model(model, partial, weights=weights)
-            if self.copy_tokenizer is not None:
-                self.copy_tokenizer(partial)
-            write_tensors(partial / OPTIMIZER, state)
-            disk.write_json(partial / STATE, {**asdict(progress), "plan": plan.identity()})
-            stats.update(_stats(plan, progress))
-        retain(self.stage_folder, self.keep)
-        return Checkpoint(progress.step, path, artifact.open_artifact(path, "checkpoint"))
-
-
-def newest_sound(stage_folder: Path) -> Checkpoint | None:
-    """The checkpoint to continue from, every byte of it checked; None if none was ever finished.
-
-    Leftovers of interrupted saves and removals are swept away; damaged checkpoints go to `quarantine/` with a warning. Raises
-    CheckpointError if nothing but damaged ones is left.
-    """
-    _sweep(stage_folder)
-    for step, path in reversed(step_folders(stage_folder)):
-        problem = _problem(path)
-        if problem is None:
-            return Checkpoint(step, path, artifact.open_artifact(path, "checkpoint"))
-        target = _free_place(stage_folder / QUARANTINE / path.name)
-        disk.make_folder(target.parent)
-        disk.move(path, target)
-        console.warn(f"the checkpoint of step {step} is damaged and now lies in {target}: {problem}")
-    damaged = sorted(path.name for path in (stage_folder / QUARANTINE).glob("step-*"))
-    if damaged:
-        raise CheckpointError(
-            f"{stage_folder} has no sound checkpoint, only damaged ones in {QUARANTINE}/ ({', '.join(damaged)})",
-            "bring one back from a copy, or start this stage over with --force",
+    def copied(self) -> Snapshot:
+        """The same in memory of its own, on the CPU: what training does next does not reach it. Takes 12 bytes per parameter."""
+        weights, optimizer = (
+            {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()} for tensors in (self.weights, self.optimizer)
         )
-    return None
+        return replace(self, weights=weights, optimizer=optimizer)
+
+    def require_finite(self) -> None:
+        """Raises NumericsError, naming the tensor, if any value is none that training can continue from."""
+        for name, tensor in {**self.weights, **self.optimizer}.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise NumericsError(
+                    f"no checkpoint is written at step {self.progress.step}: {name} holds values that are not finite",
+                    "continue from the checkpoint before with a lower learning_rate",
+                )
+
+
+def take_snapshot(model: Llama, optimizer: Optimizer, plan: Plan, progress: Progress, world: World) -> Snapshot:
+    """The state of a run, for the main process to write; the others hand their parts over and get an empty one. Copies nothing."""
+    return Snapshot(model, world.gather(parameters_by_name(model)), world.gather(optimizer.state()), plan, progress)
+
+
+def write_checkpoint(
+    snapshot: Snapshot, stage_folder: Path, request: Request, copy_tokenizer: Callable[[Path], object] | None = None
+) -> Checkpoint:
+    """Publish a checkpoint, `request` being what its stage was asked for. Raises MachineError; then nothing has appeared."""
+    step = snapshot.progress.step
+    wanted = Request("checkpoint", {"stage": request.kind, "step": step, "settings": request.settings}, request.inputs)
+    path = checkpoint_folder(stage_folder, step)
+    written: dict[str, disk.FileDigest] = {}
+    with artifact.build(path, wanted, written) as (partial, stats):
+        written.update(save_model(snapshot.model, partial, weights=snapshot.weights))
+        if copy_tokenizer is not None:
+            copy_tokenizer(partial)
+        written[OPTIMIZER] = write_tensors(partial / OPTIMIZER, snapshot.optimizer)
+        state = {"format": STATE_FORMAT, **asdict(snapshot.progress), "plan": snapshot.plan.identity()}
+        written[STATE] = disk.write_json(partial / STATE, state)
+        stats.update(_stats(snapshot.plan, snapshot.progress))
+    return Checkpoint(step, path, artifact.open_artifact(path, "checkpoint"))
 
 
 def resume(stage_folder: Path, model: Llama, optimizer: Optimizer, plan: Plan, world: World) -> Progress:
@@ -150,19 +136,18 @@ def resume(stage_folder: Path, model: Llama, optimizer: Optimizer, plan: Plan, w
 
 def restore(checkpoint: Checkpoint, model: Llama, optimizer: Optimizer, plan: Plan) -> Progress:
     """Bring a model and its optimizer to the state of a checkpoint. Raises CheckpointError if it belongs to another run."""
-    state = _read_state(checkpoint.path / STATE)
-    changed = [f"{name}: {old} -> {new}" for name, old, new in differences(state.pop("plan"), plan.identity())]
+    path = checkpoint.path / STATE
+    state = _read_state(path)
+    changed = [f"{name}: {old} -> {new}" for name, old, new in differences(state.pop("plan", {}), plan.identity())]
     if changed:
         raise CheckpointError(
             f"{checkpoint.path} was trained on rows in another order ({'; '.join(changed[:5])})",
             "undo the change to continue, or start a new run from these weights with start_from",
         )
+    progress = _progress(state, path)
     _load_weights(checkpoint.path, model)
     optimizer.load_state(read_tensors(checkpoint.path / OPTIMIZER))
-    validation_losses = tuple((int(step), float(loss)) for step, loss in state.pop("validation_losses"))
-    scale = state.pop("loss_scale", None)
-    loss_scale = None if scale is None else LossScale(**scale)
-    return Progress(**{**state, "recent_losses": tuple(state["recent_losses"])}, validation_losses=validation_losses, loss_scale=loss_scale)
+    return progress
 
 
 def kept_start(parent: Artifact) -> Start:
@@ -175,14 +160,6 @@ def load_kept_optimizer(parent: Artifact, optimizer: Optimizer) -> None:
     """Begin a new run with the optimizer's state of the checkpoint it starts from. Raises CheckpointError if it does not fit."""
     _require_own(parent)
     optimizer.load_state(read_tensors(parent.path / OPTIMIZER))
-
-
-def retain(stage_folder: Path, keep: int) -> None:
-    """Remove all checkpoints but the `keep` newest and the best."""
-    found, best = list_checkpoints(stage_folder), best_checkpoint(stage_folder)
-    for checkpoint in found[:-keep]:
-        if best is None or checkpoint.step != best.step:
-            disk.remove(checkpoint.path)
 
 
 def require_disk_space(stage_folder: Path, model: Llama) -> None:
@@ -212,50 +189,31 @@ def _stats(plan: Plan, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _require_finite(tensors: dict[str, Tensor], step: int) -> None:
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise NumericsError(
-                f"no checkpoint is written at step {step}: {name} holds values that are not finite",
-                "continue from the checkpoint before with a lower learning_rate",
-            )
-
-
-def _problem(path: Path) -> str | None:
-    """What is wrong with a checkpoint, after reading all of it."""
-    try:
-        problems = artifact.verify(artifact.open_artifact(path, "checkpoint"))
-    except ArtifactError as error:
-        return error.problem
-    return problems[0] if problems else None
-
-
-def _sweep(stage_folder: Path) -> None:
-    """A killed save leaves NAME.partial; a killed removal leaves a folder without its manifest, which goes first."""
-    for path in _partial_folders(stage_folder / CHECKPOINTS):
-        disk.remove(path)
-    for _, path in step_folders(stage_folder):
-        if not (path / artifact.MANIFEST).is_file():
-            disk.remove(path)
-
-
-def _partial_folders(folder: Path) -> Iterable[Path]:
-    return sorted(folder.glob(f"step-*{disk.PARTIAL_SUFFIX}"))
-
-
-def _free_place(path: Path) -> Path:
-    number, candidate = 2, path
-    while candidate.exists():
-        candidate, number = path.with_name(f"{path.name}.{number}"), number + 1
-    return candidate
-
-
 def _read_state(path: Path) -> dict[str, Any]:
+    """Of any format up to ours: format 1 did not say its number."""
     try:
         state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        number = int(state.pop("format", 1))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}", "name a checkpoint of a training stage of Fledge") from error
+    if number > STATE_FORMAT:
+        raise CheckpointError(
+            f"{path} has format {number}, this Fledge reads formats up to {STATE_FORMAT}", "continue with the Fledge that wrote it"
+        )
     return state
+
+
+def _progress(state: dict[str, Any], path: Path) -> Progress:
+    try:
+        scale = state.get("loss_scale")
+        typed = {
+            "recent_losses": tuple(state["recent_losses"]),
+            "validation_losses": tuple((int(step), float(loss)) for step, loss in state["validation_losses"]),
+            "loss_scale": None if scale is None else LossScale(**scale),
+        }
+        return Progress(**{**state, **typed})
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is no state of a run of ours: {error}", "continue with the Fledge that wrote it") from error
 
 
 def _load_weights(path: Path, model: Llama) -> None:

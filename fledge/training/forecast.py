@@ -16,6 +16,7 @@ from fledge.model.settings import ModelConfig
 from fledge.training.phases import make_plan
 from fledge.training.plan import Plan, Source
 from fledge.training.settings import TrainingSettings
+from fledge.training.sound_checkpoints import KEPT_WHILE_RUNNING
 
 if TYPE_CHECKING:
     from fledge.model.precision import Precision
@@ -104,7 +105,8 @@ def checkpoint_bytes(settings: TrainingSettings, parameters: int) -> int:
 
 def largest_checkpoint_bytes(settings: TrainingSettings, length: StageLength, parameters: int) -> int:
     """Of all that lie there at the largest moment: the kept ones, the best, and the next one while it is written beside them."""
-    count = min(settings.keep_checkpoints + 2, times(length.steps, settings.save_every_steps))
+    permanent = length.steps // settings.keep_every_steps if settings.keep_every_steps else 0
+    count = min(max(settings.keep_checkpoints, KEPT_WHILE_RUNNING) + 2 + permanent, times(length.steps, settings.save_every_steps))
     return count * checkpoint_bytes(settings, parameters)
 
 

@@ -49,6 +49,7 @@ class Log:
             "train/tokens": report.tokens,
             "train/epoch": report.epochs,
             **figures.record(),
+            **({"checkpoint_failures": report.checkpoint_failures} if report.checkpoint_failures else {}),
         }
         self._metrics.record(report.step, record)
         console.info(progress_line(f"{report.step:,}/{self._plan.steps:,}", record, figures, console.columns()))

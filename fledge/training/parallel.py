@@ -213,6 +213,11 @@ def chosen_machine(folder: Path) -> Machine | None:
     return Machine(**record["chosen"]) if record else None
 
 
+def machine_changes(folder: Path) -> list[str]:
+    """How the machine of a stage has changed since its first start, in order; then the last bits may differ."""
+    return list((_read(folder) or {}).get("changes", []))
+
+
 def keep_trial(folder: Path, machine: Machine, tried: Machine) -> Machine:
     """The machine as trying showed it to be; noted in machine.json for the next start. The main process calls this for all."""
     record = _read(folder)

@@ -274,7 +274,11 @@ class TrainingSettings:
     save_every_steps: int | None = operation(None)
     """Optimizer steps between checkpoints; unset: at the end only."""
     keep_checkpoints: int = operation(2)
-    """Newest checkpoints that are kept; the best by validation loss is kept besides."""
+    """Newest checkpoints that are kept, until the end at least two; the best by validation loss is kept besides."""
+    keep_every_steps: int | None = operation(None)
+    """Checkpoints of every so many steps are kept for good; a multiple of save_every_steps; unset: none."""
+    asynchronous_saves: bool = operation(False)
+    """Write a checkpoint while the next steps are computed, from a copy in memory: 12 bytes per parameter."""
     profile: ProfileSettings | None = operation(None)
     """Write a trace of some steps, which shows where their time goes; unset: none."""
     metrics: MetricsSettings = operation(default_factory=MetricsSettings)
@@ -284,7 +288,8 @@ class TrainingSettings:
         self._require_one_length()
         for name in ("batch_rows", "log_every_steps", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        optional = ("threads", "micro_batch_rows", "validate_every_steps", "validation_rows", "sample_every_steps", "save_every_steps")
+        every = ("validate_every_steps", "sample_every_steps", "save_every_steps", "keep_every_steps")
+        optional = ("threads", "micro_batch_rows", "validation_rows", *every)
         for name in optional:
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name} must be at least 1 or unset, not {value}")
@@ -297,6 +302,9 @@ class TrainingSettings:
         if self.lora is not None:
             _require(self.optimizer.kind == "adamw", "lora is trained by adamw: muon would orthogonalise factors, not the weights' change")
             _require(not self.precision.startswith("fp8"), f"lora and precision {self.precision} exclude each other: choose bf16")
+        if self.keep_every_steps is not None:
+            is_saved = self.save_every_steps is not None and self.keep_every_steps % self.save_every_steps == 0
+            _require(is_saved, f"keep_every_steps must be a multiple of save_every_steps, not {self.keep_every_steps}")
 
     @property
     def has_sequence_length(self) -> bool:

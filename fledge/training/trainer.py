@@ -30,13 +30,14 @@ from fledge.core.errors import NumericsError, Stopped
 from fledge.core.process import only_new_garbage
 from fledge.model.llama import Llama
 from fledge.training.batches import Batch, BatchLoader
-from fledge.training.checkpoint import RECENT_LOSSES, CheckpointWriter, Progress
+from fledge.training.checkpoint import RECENT_LOSSES, Progress
 from fledge.training.early_stopping import EarlyStop, early_stop
 from fledge.training.layout import whole
 from fledge.training.loss_scale import LossScale
 from fledge.training.objectives import Objective
 from fledge.training.optimizer import Optimizer, learning_rate_fraction
 from fledge.training.parallel import Machine, World
+from fledge.training.saving import CheckpointWriter, Occasion
 from fledge.training.settings import TrainingSettings
 
 
@@ -60,6 +61,8 @@ class StepReport:
     """Of these, spent waiting for data."""
     stop_signal: int | None
     """A signal that asked the run to stop."""
+    checkpoint_failures: int = 0
+    """Saves of this process that did not succeed so far."""
 
 
 class Observer(Protocol):
@@ -137,15 +140,20 @@ class Trainer:
     def run(self) -> Progress:
         """Train from where the run stands to its last step, or to its early stop; saves at its cadence and at the end.
 
-        Raises NumericsError if the loss leaves the finite numbers, Stopped, with everything saved, if a signal came.
+        Raises NumericsError if the loss leaves the finite numbers, Stopped, with everything saved, if a signal came, MachineError if the
+        disk does not take the end of the run, or takes no checkpoint any more.
         """
         gc.collect()  # of the stage before, whose tensors would stay
-        with only_new_garbage():
+        with only_new_garbage(), self.writer:
             while self.progress.step < self.plan.steps and self.early_stop is None:
                 report = self.step()
                 self._observe(report)
-                if is_due(report.step, self.settings.save_every_steps, self.plan.steps) or report.stop_signal is not None:
-                    self.save()
+                if report.step == self.plan.steps or self.early_stop is not None:
+                    self.save("end")
+                elif report.stop_signal is not None:
+                    self.save("stop")
+                elif is_due(report.step, self.settings.save_every_steps, self.plan.steps):
+                    self.save("cadence")
                 if report.stop_signal is not None:
                     name = signal.Signals(report.stop_signal).name
                     problem = f"stopped by {name} after step {report.step:,} of {self.plan.steps:,}; everything is saved"
@@ -162,6 +170,7 @@ class Trainer:
 
         Raises NumericsError if it, or on a GPU the step before, is not finite; on a CPU the weights then are as they were.
         """
+        self.writer.notice()
         started, step = time.monotonic(), self.progress.step
         # Seeded by the step alone, so a resumed run draws the same and an observer cannot disturb it.
         torch.manual_seed(self.settings.seed * 1_000_003 + step * self.world.size + self.world.rank)
@@ -189,10 +198,14 @@ class Trainer:
             seconds=self.seconds,
             wait_seconds=self.wait_seconds,
             stop_signal=self._stop_signal,
+            checkpoint_failures=self.writer.failures,
         )
 
-    def save(self) -> None:
-        """Write a checkpoint of this moment; every process takes part. Raises NumericsError if the last step was not finite."""
+    def save(self, occasion: Occasion = "stop") -> None:
+        """Write a checkpoint of this moment; every process takes part.
+
+        Raises NumericsError if the last step was not finite, MachineError if the disk did not take what had to be saved.
+        """
         if self._unread is not None:
             self._read(self._unread)
             self._unread = None
@@ -200,7 +213,7 @@ class Trainer:
         self._unread_losses.clear()
         recent_losses = (*self.progress.recent_losses, *losses)[-RECENT_LOSSES:]
         self.progress = replace(self.progress, recent_losses=recent_losses)
-        self.writer.save(self.model, self.optimizer, self.plan, self.progress, self.world)
+        self.writer.save(self.model, self.optimizer, self.plan, self.progress, self.world, occasion)
 
     def _accumulate_gradients(self, given: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor]:
         """Gradients of the mean loss over the whole batch; returns the means of what the objective measures, and the stop signals."""

@@ -35,7 +35,7 @@ def verify(place: str, small: bool) -> None:
     """Hash every file again, here and along the lineage. Raises ArtifactError if anything differs."""
     checked: dict[str, Artifact] = {}
     absent: set[str] = set()
-    for found in _artifacts(place, small):
+    for found in _artifacts(place, small, sizes=False):
         checked[found.id] = found
         for _, role, given, there in artifact.lineage(found):
             if there is None:
@@ -56,25 +56,25 @@ def verify(place: str, small: bool) -> None:
 
 
 def _problems(found: Artifact) -> list[str]:
-    """What is wrong with an artifact; of a token set also where in its files."""
-    problems = artifact.verify(found)
+    """What is wrong with an artifact; of a checkpoint also strange files, of a token set also where in its files."""
+    problems = artifact.verify(found, exact=found.manifest.kind == "checkpoint")
     return problems + list(damaged_blocks(found.path)) if problems and found.manifest.kind == "tokens" else problems
 
 
-def _artifacts(place: str, small: bool) -> Iterator[Artifact]:
+def _artifacts(place: str, small: bool, sizes: bool = True) -> Iterator[Artifact]:
     place = smoke_name(place) if small else place
     folder = Path(place) if Path(place).is_dir() else RUNS / place
     if "@" in place or not folder.is_dir():
-        yield artifact.open_artifact(find_checkpoint(place))
+        yield artifact.open_artifact(find_checkpoint(place), sizes=sizes)
         return
     if (folder / artifact.MANIFEST).is_file():
-        yield artifact.open_artifact(folder)
+        yield artifact.open_artifact(folder, sizes=sizes)
         return
     finished = [path.parent for stage in STAGES for path in _manifests(folder / stage)]
     if not finished:
         raise ArtifactError(f"{folder} holds nothing finished", "name an artifact, a run or a checkpoint")
     for path in finished:
-        yield artifact.open_artifact(path)
+        yield artifact.open_artifact(path, sizes=sizes)
 
 
 def _manifests(stage: Path) -> list[Path]:

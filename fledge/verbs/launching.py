@@ -70,9 +70,14 @@ def starter(processes: int | None, gpus: int | None, options: Sequence[str]) -> 
 
     def start(stage: Stage, run: Run) -> None:
         # What is finished, and what was made differently, is told without starting anything.
-        if stage not in TRAINING_STAGES or (run.folder / stage / artifact.MANIFEST).is_file():
+        is_finished = (run.folder / stage / artifact.MANIFEST).is_file() and run.resume is None
+        if stage not in TRAINING_STAGES or is_finished:
             run_stage(stage, run)
             return
+        if run.resume is not None:
+            from fledge.stages.resumption import rewound
+
+            run = rewound(run, stage)
         device = [f"{stage}.device=cuda"] if gpus else []
         launch([stage, *shlex.split(run.command), *device, *options], count)
 

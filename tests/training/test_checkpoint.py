@@ -14,18 +14,21 @@ from training_assembly import MODEL, REQUEST, assembled, training_settings
 
 from fledge.core import disk
 from fledge.core.artifact import verify
-from fledge.core.errors import CheckpointError, MachineError, NumericsError
+from fledge.core.errors import ArtifactError, CheckpointError, MachineError, NumericsError
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.tokens.shards import TokenSet
 from fledge.training.batches import open_rows
-from fledge.training.checkpoint import QUARANTINE, CheckpointWriter, Progress, newest_sound, require_disk_space, restore
+from fledge.training.checkpoint import Progress, require_disk_space, restore
 from fledge.training.checkpoint_folders import CHECKPOINTS, best_checkpoint, list_checkpoints
 from fledge.training.optimizer import Optimizer, make_optimizer
 from fledge.training.parallel import World
 from fledge.training.phases import make_plan
 from fledge.training.plan import Plan
+from fledge.training.saving import CheckpointWriter, Occasion
 from fledge.training.settings import MuonSettings
+from fledge.training.sound_checkpoints import QUARANTINE, newest_sound
+from fledge.verbs import inspection
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -44,13 +47,13 @@ def stepped(seed: int = 0) -> tuple[Llama, Optimizer]:
     return model, optimizer
 
 
-def save(folder: Path, plan: Plan, losses: dict[int, float | None], keep: int = 9) -> CheckpointWriter:
+def save(folder: Path, plan: Plan, losses: dict[int, float | None], keep: int = 9, occasion: Occasion = "cadence") -> CheckpointWriter:
     """A checkpoint per step; `losses` are validation losses."""
     writer = CheckpointWriter(folder, REQUEST, keep)
     model, optimizer = stepped()
     for step, loss in losses.items():
         validations = () if loss is None else ((step, loss),)
-        writer.save(model, optimizer, plan, Progress(step, 5.0, (5.0, 4.5), validations), ALONE)
+        writer.save(model, optimizer, plan, Progress(step, 5.0, (5.0, 4.5), validations), ALONE, occasion)
     return writer
 
 
@@ -103,9 +106,9 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path, plan: Plan) -> None:
 def test_without_validation_there_is_no_best(tmp_path: Path, plan: Plan) -> None:
     assert best_checkpoint(tmp_path) is None
     assert list_checkpoints(tmp_path) == []
-    save(tmp_path, plan, {1: None, 2: None, 3: None}, keep=1)
+    save(tmp_path, plan, {1: None, 2: None, 3: None}, keep=2)
     assert best_checkpoint(tmp_path) is None
-    assert steps(tmp_path) == [3]
+    assert steps(tmp_path) == [2, 3]
 
 
 def test_leftovers_of_a_killed_process_are_swept_away(tmp_path: Path, plan: Plan) -> None:
@@ -194,6 +197,29 @@ def test_a_run_continues_from_the_checkpoint_before_a_damaged_one(tmp_path: Path
     assert all(torch.equal(first, second) for first, second in zip(whole.model.parameters(), again.model.parameters(), strict=True))
 
 
+def test_verify_names_every_bad_file(tmp_path: Path, plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path, plan, {1: None})
+    folder = file_in(tmp_path, 1, "")
+    inspection.verify(str(folder), small=False)
+    assert "every byte is as it was written" in capsys.readouterr().out
+    flip_a_bit(folder / "model.safetensors")
+    cut(folder / "resume/optimizer.safetensors")
+    (folder / "generation_config.json").unlink()
+    (folder / "model.py").write_text("")
+    with pytest.raises(ArtifactError) as error:
+        inspection.verify(str(folder), small=False)
+    assert error.value.exit_code == 4
+    assert [
+        f"{name}{problem}" in error.value.problem
+        for name, problem in (
+            ("model.safetensors", ": sha256 is"),
+            ("resume/optimizer.safetensors", ": sha256 is"),
+            ("generation_config.json", " is missing"),
+            ("model.py", " is none of its files"),
+        )
+    ] == [True] * 4
+
+
 @pytest.mark.parametrize("part", ["weight", "optimizer"])
 def test_what_is_not_finite_is_not_saved(tmp_path: Path, plan: Plan, part: str) -> None:
     model, optimizer = stepped()
@@ -269,17 +295,17 @@ def test_a_kill_at_any_file_operation_of_a_save_loses_nothing(tmp_path: Path, pl
         shutil.copytree(tmp_path / "before", folder)
         monkeypatch.setattr(disk, "fail_point", kill_after(number))
         try:
-            save(folder, plan, {2: None}, keep=1)
+            save(folder, plan, {plan.steps: None}, keep=1, occasion="end")
             killed = False
         except Killed:
             number += 1
         monkeypatch.setattr(disk, "fail_point", None)
-        complete = (folder / CHECKPOINTS / "step-000002" / "manifest.json").is_file()
+        complete = (folder / CHECKPOINTS / "step-000008" / "manifest.json").is_file()
         found = newest_sound(folder)
         assert found is not None
-        assert found.step == (2 if complete else 1)
+        assert found.step == (plan.steps if complete else 1)
         assert json.loads((found.path / "resume/state.json").read_text())["step"] == found.step
-        assert {path.name for path in (folder / CHECKPOINTS).iterdir()} <= {"step-000001", "step-000002"}
+        assert {path.name for path in (folder / CHECKPOINTS).iterdir()} <= {"step-000001", "step-000008"}
         assert not (folder / QUARANTINE).exists()
     assert number > 30
-    assert steps(folder) == [2]
+    assert steps(folder) == [plan.steps]

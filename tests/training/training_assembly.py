@@ -34,7 +34,7 @@ from fledge.tokens.shard_format import TokenSetMeta, record_shards, token_array
 from fledge.tokens.shard_writer import Segment, ShardWriter
 from fledge.tokens.shards import TokenSet, open_token_set
 from fledge.training.batches import BatchLoader, Scores, open_rows, rows_at_once
-from fledge.training.checkpoint import CheckpointWriter, kept_start, load_kept_optimizer, resume
+from fledge.training.checkpoint import kept_start, load_kept_optimizer, resume
 from fledge.training.figures import Gauge
 from fledge.training.layout import whole
 from fledge.training.objectives import make_objective
@@ -43,6 +43,7 @@ from fledge.training.optimizer import make_optimizer
 from fledge.training.parallel import open_world, settle_machine
 from fledge.training.phases import make_plan
 from fledge.training.plan import FROM_THE_BEGINNING
+from fledge.training.saving import CheckpointWriter
 from fledge.training.score import read_scores, score_preferences, write_scores
 from fledge.training.settings import AdamWSettings, MuonSettings, NextTokenSettings, PreferenceSettings, ScheduleSettings, TrainingSettings
 from fledge.training.trainer import Trainer
@@ -177,7 +178,9 @@ def assembled(
                 world=world,
                 machine=machine,
                 observers=[*(observers if watched else []), *([Sample(settings, plan, model, world, sample)] if sample else [])],
-                writer=CheckpointWriter(folder, request, settings.keep_checkpoints),
+                writer=CheckpointWriter(
+                    folder, request, settings.keep_checkpoints, None, settings.keep_every_steps, settings.asynchronous_saves
+                ),
                 stop=stop,
                 progress=progress,
             )

@@ -31,19 +31,20 @@ from fledge.stages.task import Task
 from fledge.tokens.chat import render
 from fledge.tokens.tokenizer import Tokenizer, copy_tokenizer
 from fledge.training.batches import BatchLoader, RowReader, open_rows
-from fledge.training.checkpoint import CheckpointWriter, Progress, kept_start, load_kept_optimizer, require_disk_space, resume
+from fledge.training.checkpoint import Progress, kept_start, load_kept_optimizer, require_disk_space, resume
 from fledge.training.checkpoint_folders import best_checkpoint, list_checkpoints
 from fledge.training.figures import Gauge, training_flops
 from fledge.training.objectives import make_objective
 from fledge.training.observers import Log, Sample, Validate
 from fledge.training.optimizer import make_optimizer
-from fledge.training.parallel import Machine, World, chosen_machine, open_world, settle_machine
+from fledge.training.parallel import Machine, World, chosen_machine, machine_changes, open_world, settle_machine
 from fledge.training.peaks import peak_flops_per_second, peak_memory_bytes
 from fledge.training.phases import described, make_plan, used
 from fledge.training.plan import FROM_THE_BEGINNING, Plan, Start
 from fledge.training.preparation import choose_computation, on_device, open_batches, prepare
 from fledge.training.profiling import Profile
 from fledge.training.resident import ResidentRows
+from fledge.training.saving import CheckpointWriter
 from fledge.training.score import read_scores
 from fledge.training.settings import TrainingSettings
 from fledge.training.trainer import Trainer
@@ -130,7 +131,8 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     else:
         predict(folder, model, objective, machine, world, settings, batches, len(validation.all_rows()), process_bytes)
     copy = partial(copy_tokenizer, task.tokenizer, answers=task.answers, maximum_tokens=model.config.settings.max_position_embeddings)
-    writer = CheckpointWriter(folder, task.wanted, settings.keep_checkpoints, copy)
+    kept = settings.keep_checkpoints, copy, settings.keep_every_steps
+    writer = CheckpointWriter(folder, task.wanted, *kept, asynchronous=settings.asynchronous_saves)
     run_name = f"{task.run.folder.name}-{task.stage}"
     with StopSignals() as stop, open_metrics(folder, settings.metrics, run_name, progress.step) as metrics:
         at_once = batches.micro_batch_rows
@@ -204,8 +206,19 @@ def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, world: W
         console.say(f"{task.stage}: {line}")
     if world.sharded:
         console.info(f"{task.stage}: no samples of text, for which one process would need the whole model; checkpoints have it")
-    if progress.step:
-        console.say(f"{task.stage}: continues after step {progress.step:,}")
+    if progress.step > plan.start.step and world.main:
+        console.say(f"{task.stage}: {_restored(task, plan, progress)}")
+
+
+def _restored(task: Task, plan: Plan, progress: Progress) -> str:
+    """What a continued run has of the one before, and what may differ from an undisturbed one."""
+    found = list_checkpoints(task.folder)[-1]
+    changes = machine_changes(task.folder)
+    exactness = f"the last bits may differ ({'; '.join(changes)})" if changes else "from here on bitwise as if undisturbed"
+    return (
+        f"continues after step {progress.step:,} ({plan.tokens(progress.step):,} tokens, loss {progress.recent_losses[-1]:.4f}) from "
+        f"checkpoint {found.artifact.id[:12]}: weights, optimizer, order of rows, random numbers and losses are restored; {exactness}"
+    )
 
 
 def _counted(model: Llama) -> str:
