@@ -32,6 +32,7 @@ from fledge.corpus.document import Content, Split
 from fledge.model.head import IGNORE
 from fledge.tokens.blocks import BLOCK_BYTES
 from fledge.tokens.shards import TokenSet, TokenShard, join_token_sets, open_token_set
+from fledge.training.ledger import described, parts_of_step
 from fledge.training.permutation import shuffled
 from fledge.training.plan import Phase, Plan, Row, Source, rows_per_rank, slice_for_rank
 
@@ -86,7 +87,7 @@ class RowReader:
 
     def __init__(
         self,
-        shards: Sequence[TokenShard],
+        shards: tuple[TokenShard, ...],
         content: Content,
         row_tokens: int,
         isolate_documents: bool,
@@ -179,6 +180,7 @@ class Rows(Protocol):
     """Makes batches of rows: a `RowReader`, or tokens that are on the device already."""
 
     row_tokens: int
+    shards: tuple[TokenShard, ...]
 
     def with_row_tokens(self, row_tokens: int) -> Rows:
         """The same tokens in rows of another length."""
@@ -216,6 +218,10 @@ class BatchLoader:
         ready = self._next[1].result() if self._next is not None and self._next[0] == step else self._read(step)
         self._next = (step + 1, self._executor.submit(self._read, step + 1)) if step + 1 < self.plan.steps else None
         return [batch.pin() for batch in ready]
+
+    def described(self, step: int) -> str:
+        """The documents of the step after `step` steps, of all processes."""
+        return described(parts_of_step(self.plan, self.reader.shards, step))
 
     def _read(self, step: int) -> list[Batch]:
         phase = self.plan.phase(step)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from fledge.training.checkpoint_folders import (
     list_checkpoints,
     step_folders,
 )
+from fledge.training.guard import Health, LeftOut, read_health
 from fledge.training.layout import parameters_by_name, part_of
 from fledge.training.loss_scale import LossScale
 from fledge.training.optimizer import Optimizer
@@ -65,11 +66,15 @@ class Progress:
     initial_loss: float | None = None
     """Of the first step, before any update; None before it."""
     recent_losses: tuple[float, ...] = ()
-    """Of the last steps, oldest first."""
+    """Of the last steps, oldest first; those that were not finite are left out."""
     validation_losses: tuple[tuple[int, float], ...] = ()
     """(step, loss) of every validation."""
     loss_scale: LossScale | None = None
     """In fp16: what the loss is multiplied by."""
+    health: Health = field(default_factory=Health)
+    """What the steps were like, see `guard`."""
+    left_out: LeftOut = ()
+    """Steps that are passed over, because they went wrong before the run came back to a checkpoint."""
 
     @property
     def validation_loss(self) -> float | None:
@@ -162,7 +167,23 @@ def restore(checkpoint: Checkpoint, model: Llama, optimizer: Optimizer, plan: Pl
     validation_losses = tuple((int(step), float(loss)) for step, loss in state.pop("validation_losses"))
     scale = state.pop("loss_scale", None)
     loss_scale = None if scale is None else LossScale(**scale)
-    return Progress(**{**state, "recent_losses": tuple(state["recent_losses"])}, validation_losses=validation_losses, loss_scale=loss_scale)
+    health = read_health(state.pop("health", None))
+    left_out = tuple((int(first), int(end)) for first, end in state.pop("left_out", ()))
+    recent_losses = tuple(state.pop("recent_losses"))
+    return Progress(
+        **state,
+        recent_losses=recent_losses,
+        validation_losses=validation_losses,
+        loss_scale=loss_scale,
+        health=health,
+        left_out=left_out,
+    )
+
+
+def read_order(checkpoint: Path) -> tuple[dict[str, Any], LeftOut]:
+    """The identity of a checkpoint's plan, and the steps that its run passes over. Raises CheckpointError if it cannot be read."""
+    state = _read_state(checkpoint / STATE)
+    return state["plan"], tuple((int(first), int(end)) for first, end in state.get("left_out", ()))
 
 
 def kept_start(parent: Artifact) -> Start:
@@ -183,6 +204,13 @@ def retain(stage_folder: Path, keep: int) -> None:
     for checkpoint in found[:-keep]:
         if best is None or checkpoint.step != best.step:
             disk.remove(checkpoint.path)
+
+
+def remove_after(stage_folder: Path, step: int) -> None:
+    """Remove the checkpoints of more than so many steps, newest first: broken off anywhere, what is left is a run to continue."""
+    for found, path in reversed(step_folders(stage_folder)):
+        if found > step:
+            disk.remove(path)
 
 
 def require_disk_space(stage_folder: Path, model: Llama) -> None:

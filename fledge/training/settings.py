@@ -192,6 +192,23 @@ class ProfileSettings:
 
 
 @settings
+class GuardSettings:
+    """What a run does about steps that are not finite, or whose loss leaps up."""
+
+    maximum_bad_steps: int = operation(8)
+    """Bad steps in a row after which the run goes back to the checkpoint before them and leaves them out."""
+    maximum_rollbacks: int = operation(2)
+    """How often a run goes back; then it ends with exit code 6, naming the documents of the step."""
+    spike_deviations: float = operation(6.0)
+    """Robust standard deviations above the median of the last 128 steps from which on a loss or a gradient is a spike."""
+
+    def __post_init__(self) -> None:
+        _require(self.maximum_bad_steps >= 1, f"maximum_bad_steps must be at least 1, not {self.maximum_bad_steps}")
+        _require(self.maximum_rollbacks >= 0, f"maximum_rollbacks must not be negative, not {self.maximum_rollbacks}")
+        _require(self.spike_deviations > 0, f"spike_deviations must be above 0, not {self.spike_deviations}")
+
+
+@settings
 class TrainingSettings:
     """One training stage: what is learned, from which rows in which order, with which optimizer, watched how."""
 
@@ -261,6 +278,8 @@ class TrainingSettings:
     """Optimizer steps between checkpoints; unset: at the end only."""
     keep_checkpoints: int = operation(2)
     """Newest checkpoints that are kept; the best by validation loss is kept besides."""
+    guard: GuardSettings = operation(default_factory=GuardSettings)
+    """What happens when the loss or the gradient leaves the finite numbers, or leaps up."""
     profile: ProfileSettings | None = operation(None)
     """Write a trace of some steps, which shows where their time goes; unset: none."""
     metrics: MetricsSettings = operation(default_factory=MetricsSettings)

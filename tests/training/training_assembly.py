@@ -35,6 +35,7 @@ from fledge.tokens.shards import TokenSet, open_token_set
 from fledge.training.batches import BatchLoader, Scores, open_rows, rows_at_once
 from fledge.training.checkpoint import CheckpointWriter, kept_start, load_kept_optimizer, resume
 from fledge.training.figures import Gauge
+from fledge.training.guard import LeftOut
 from fledge.training.layout import whole
 from fledge.training.objectives import make_objective
 from fledge.training.observers import Log, Sample, Validate
@@ -122,6 +123,7 @@ def assembled(
     sample: Callable[[Llama], str] | None = None,
     watched: bool = True,
     parent: Artifact | None = None,
+    left_out: LeftOut = (),
 ) -> Iterator[Trainer]:
     """The parts of a run, put together; `watched` adds the observers that every stage has, `parent` is what `keep` takes from."""
     with open_world(settings.device) as world, StopSignals() as stop:
@@ -147,12 +149,13 @@ def assembled(
         optimizer = make_optimizer(model, settings, has_fast_bf16=machine.precision == "bf16")
         objective = make_objective(settings.objective)
         progress = resume(folder, model, optimizer, plan, world)
+        progress = replace(progress, left_out=left_out or progress.left_out)
         if parent is not None and "optimizer" in settings.keep and progress.step == start.step:
             load_kept_optimizer(parent, optimizer)
         with open_metrics(folder, settings.metrics, folder.name, progress.step) as metrics:
             byte_lengths = np.ones(VOCABULARY, dtype=np.int64)
             observers = [
-                Log(settings, plan, metrics, Gauge(model.config, plan, progress.step, world.device, peak_flops_per_second=1e12)),
+                Log(settings, plan, metrics, Gauge(model.config, plan, progress.step, world.device, peak_flops_per_second=1e12), model),
                 Validate(
                     settings,
                     plan,

@@ -32,6 +32,7 @@ from fledge.training.batches import BatchLoader, RowReader, open_rows
 from fledge.training.checkpoint import CheckpointWriter, Progress, kept_start, load_kept_optimizer, require_disk_space, resume
 from fledge.training.checkpoint_folders import best_checkpoint, list_checkpoints
 from fledge.training.figures import Gauge, training_flops
+from fledge.training.guard import LeftOut
 from fledge.training.objectives import make_objective
 from fledge.training.observers import Log, Sample, Validate
 from fledge.training.optimizer import make_optimizer
@@ -42,7 +43,9 @@ from fledge.training.plan import FROM_THE_BEGINNING, Plan, Start
 from fledge.training.preparation import choose_computation, on_device, open_batches, prepare
 from fledge.training.profiling import Profile
 from fledge.training.resident import ResidentRows
+from fledge.training.rollback import run_with_rollbacks
 from fledge.training.score import read_scores
+from fledge.training.sentinels import FirstLoss, expected_loss, require_stop_token, require_targets
 from fledge.training.trainer import Trainer
 
 
@@ -53,8 +56,7 @@ def make_checkpoints(task: Task) -> None:
         if world.main:
             artifact.begin(task.folder, task.wanted)
         world.barrier()
-        with _assemble(task, world) as trainer:
-            trainer.run()
+        trainer = run_with_rollbacks(partial(_assemble, task, world), task.folder, world)
         if world.main:
             _finish(task, trainer, time.monotonic() - started)
 
@@ -71,8 +73,8 @@ def open_model(parent: Artifact | None, run: Run, tokenizer: Tokenizer, answers:
 
 
 @contextmanager
-def _assemble(task: Task, world: World) -> Iterator[Trainer]:
-    """Build the parts and put them together; nothing runs yet."""
+def _assemble(task: Task, world: World, left_out: LeftOut) -> Iterator[Trainer]:
+    """Build the parts and put them together, to pass over the steps that are left out; nothing runs yet."""
     keep_freed_memory()
     process_bytes = resident_bytes()
     settings, folder = task.settings, task.folder
@@ -83,6 +85,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     _require_validation(task, validation)
     require_disk_space(folder, model)
     plan = make_plan(train.sources, settings, parameter_count(model.config), _start(task))
+    _require_something_to_learn(task, train, plan)
     flops = training_flops(model.config, plan, plan.steps) / world.size
     machine = settle_machine(folder, settings, world, task.scores.path if task.scores else None, flops)
     if task.scores is not None:
@@ -96,6 +99,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     optimizer = make_optimizer(model, settings, has_fast_bf16)
     batches = open_batches(plan, rows, machine.micro_batch_rows or settings.micro_batch_rows, world)
     progress = resume(folder, model, optimizer, plan, world)
+    progress = replace(progress, left_out=left_out or progress.left_out)
     if task.parent is not None and progress.step == plan.start.step and "optimizer" in settings.keep:
         load_kept_optimizer(task.parent, optimizer)
     _announce(task, plan, model, progress, world, _described(machine, world, batches, train.isolate_documents, model))
@@ -112,7 +116,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
         losses = progress.validation_losses
         validate = Validate(settings, plan, metrics, model, objective, validation, at_once, world, machine, byte_lengths, losses)
         peak = peak_flops_per_second(folder, machine, world.device) * world.size if world.main else None
-        log = Log(settings, plan, metrics, Gauge(model.config, plan, progress.step, world.device, peak))
+        log = Log(settings, plan, metrics, Gauge(model.config, plan, progress.step, world.device, peak), model)
         samples = [] if world.sharded else [Sample(settings, plan, model, world, _sampler(task))]
         profiles = [Profile(settings.profile, folder, progress.step, plan.steps, world.main)] if settings.profile else []
         yield Trainer(
@@ -123,7 +127,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
             batches=batches,
             world=world,
             machine=machine,
-            observers=[log, validate, *samples, *profiles],
+            observers=[log, _first_loss(task, plan, model, world), validate, *samples, *profiles],
             writer=writer,
             stop=stop,
             progress=progress,
@@ -153,6 +157,20 @@ def _require_context(task: Task, rows: RowReader, model: Llama) -> None:
             f"{task.stage} reads rows of {rows.row_tokens} tokens, the model's context is max_position_embeddings = {context_tokens}",
             "shorten the rows (sequence_length), or raise model.max_position_embeddings",
         )
+
+
+def _require_something_to_learn(task: Task, rows: RowReader, plan: Plan) -> None:
+    """In every step, and at the end of an answer."""
+    require_targets(plan, rows.shards)
+    if rows.content == "conversations":
+        stop_ids = task.tokenizer.end_ids(answers=True)
+        names = {number: name for name, number in task.tokenizer.specials.items()}
+        require_stop_token(rows.shards, stop_ids, " or ".join(names.get(number, str(number)) for number in stop_ids))
+
+
+def _first_loss(task: Task, plan: Plan, model: Llama, world: World) -> FirstLoss:
+    is_preference = task.settings.objective.kind == "preference"
+    return FirstLoss(expected_loss(task.stage, is_preference, model.config.vocabulary_size, task.parent), plan, world.main)
 
 
 def _start(task: Task) -> Start:
