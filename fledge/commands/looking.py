@@ -8,9 +8,9 @@ import typer
 
 from fledge.core import console
 from fledge.options import LogLevel, Name, Overrides, Place, RecipeArgument, Smoke, SmokeRun, prepare, refuse_ranks
-from fledge.stages import Stage
 
 Split = Literal["train", "validation"]
+TrainingStage = Literal["pretrain", "sft", "dpo"]
 
 
 def plan(
@@ -66,7 +66,7 @@ def inspect(
 
 def which(
     place: Place,
-    stage: Annotated[Stage | None, typer.Option("--stage", help="Of this stage; default: the last one with a checkpoint.")] = None,
+    stage: Annotated[TrainingStage | None, typer.Option("--stage", help="Of this stage; default: the last one with a checkpoint.")] = None,
     step: Annotated[int | None, typer.Option("--step", help="List the documents of this step.", min=1)] = None,
     text: Annotated[str | None, typer.Option("--text", help="Say at which steps documents with this text are seen.")] = None,
     small: SmokeRun = False,

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from fledge.core import artifact, console
 from fledge.core.errors import ConfigError, DataError
-from fledge.stages import Stage
 from fledge.stages.checkpoint_names import find_checkpoint
 from fledge.stages.run import smoke_name
 from fledge.tokens.shards import TokenShard, open_token_set
@@ -40,7 +39,7 @@ class Ledger:
         return is_left_out(step, self.left_out, self.plan.steps)
 
 
-def which(place: str, stage: Stage | None, step: int | None, text: str | None, small: bool) -> None:
+def which(place: str, stage: str | None, step: int | None, text: str | None, small: bool) -> None:
     """Print what a step trained on or will train on, or when a text is seen.
 
     Raises ConfigError unless one of the two is asked for and the step is one of the plan, CheckpointError if the run has no checkpoint
@@ -87,7 +86,7 @@ def _of_step(ledger: Ledger, step: int) -> Iterator[str]:
 
 def _going_on(part: Part) -> str:
     went_on = f", from its token {part.from_token:,} on" if part.from_token else ""
-    return f"{went_on}, for the {part.epoch + 1}. time" if part.epoch else went_on
+    return f"{went_on}, epoch {part.epoch + 1}" if part.epoch else went_on
 
 
 def _of_text(ledger: Ledger, text: str) -> Iterator[str]:
