@@ -1,7 +1,7 @@
 """Which documents a step trains on, and at which steps a text is seen: plan + token shards -> answers, with no log kept.
 
 The order of rows is a pure function of the step, and where documents lie in the shards is in their index, so both questions are
-computed. The second runs the plan forward, block by block as training does: half a second for a million rows, and no second
+computed. The second runs the plan forward, block by block as training does: two seconds for a million rows, and no second
 formula that would have to agree with the first.
 
 Shapes: D documents of a shard, N tokens.

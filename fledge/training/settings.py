@@ -258,6 +258,8 @@ class TrainingSettings:
     """Arithmetic of matrix products; auto: chosen at the first start (on a CPU by measurement) and kept in machine.json."""
     compile: Literal["auto", "on", "off"] = operation("auto")
     """Compile the model with torch.compile; auto: on a GPU, and on a CPU in runs of more than about ten minutes; preference pairs never."""
+    determinism: Literal["usual", "elastic"] = operation("usual")
+    """usual: the same bits for the same number of processes; elastic: for every number that divides 8, at a price that is printed."""
     activation_checkpointing: Literal["none", "selective", "full"] = operation("none")
     """Save memory by computing again in the backward pass: selective all but matrix products and attention, full whole layers."""
     tokens_on_device: Literal["auto", "on", "off"] = operation("auto")
