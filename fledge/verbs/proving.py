@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 from fledge.core import console, disk
 from fledge.core.artifact import hash_json
@@ -72,7 +73,8 @@ def prove(run: Run, trial: Trial, arguments: Sequence[str]) -> None:
         folders = [Path(place) / name for name in ("undisturbed", "killed")]
         for folder in folders:
             _link_inputs(run, trial.stage, folder)
-        _Training(arguments, trial, folders[0], 1).wait()
+        with _Training(arguments, trial, folders[0], 1) as training:
+            training.wait()
         console.say(f"undisturbed: {trial.steps:,} steps in one process")
         _disturb([*arguments, *_as_computed(folders[0] / trial.stage, trial.stage)], trial, folders[1])
         expected, found = (_outcome(folder / trial.stage) for folder in folders)
@@ -83,7 +85,7 @@ def prove(run: Run, trial: Trial, arguments: Sequence[str]) -> None:
     if problems:
         raise CheckpointError(
             f"the training that was killed is not the undisturbed one: {problems[0]}",
-            "look whether the machine is the same for both (threads, precision, processes); else this is a mistake of Fledge's own: report it",
+            "look whether both had the same threads, precision and processes; else this is a mistake of Fledge's own: please report it",
         )
     console.say("certificate: equal, bit for bit" if is_bitwise else "certificate: equal in order of data, and in losses to rounding")
 
@@ -127,25 +129,37 @@ def _disturb(arguments: Sequence[str], trial: Trial, folder: Path) -> None:
     chance = random.Random(trial.seed)
     steps = sorted(chance.sample(range(1, trial.steps), min(trial.kills, trial.steps - 1)))
     for number, step in enumerate(steps):
-        training = _Training(arguments, trial, folder, 1 if number % 2 == 0 else trial.processes)
-        training.kill_after(step, chance.random())
+        with _Training(arguments, trial, folder, _processes(trial, number)) as training:
+            training.kill_after(step, chance.random())
         newest = max((found.step for found in list_checkpoints(folder / trial.stage)), default=0)
         console.say(f"killed after step {step:,} ({training.processes} at work); the newest checkpoint is of step {newest:,}")
-    last = _Training(arguments, trial, folder, 1 if len(steps) % 2 == 0 else trial.processes)
-    last.wait()
-    console.say(f"continued to the end ({last.processes} at work)")
+    with _Training(arguments, trial, folder, _processes(trial, len(steps))) as training:
+        training.wait()
+    console.say(f"continued to the end ({training.processes} at work)")
+
+
+def _processes(trial: Trial, start: int) -> int:
+    return 1 if start % 2 == 0 else trial.processes
 
 
 class _Training:
-    """A training stage as a process of its own."""
+    """A training stage as a process of its own, while the block lasts; what it says is kept for the case that it fails."""
 
     def __init__(self, arguments: Sequence[str], trial: Trial, folder: Path, processes: int) -> None:
         self.processes = processes
         self._folder = folder / trial.stage
         many = ["--processes", str(processes)] if processes > 1 else []
-        command = [sys.executable, "-m", "fledge", trial.stage, *arguments, "--name", str(folder), "--no-wandb", *many]
-        self._words = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=self._words)
+        self._command = [sys.executable, "-m", "fledge", trial.stage, *arguments, "--name", str(folder), "--no-wandb", *many]
+
+    def __enter__(self) -> _Training:
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115: closed on leaving
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=self._words)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._words.close()
 
     def wait(self) -> None:
         """Raises DistributedError unless it ends well."""
@@ -180,11 +194,8 @@ def _as_computed(folder: Path, stage: Stage) -> list[str]:
     """What a stage measured at its start, so that another start does not find it otherwise."""
     machine = chosen_machine(folder)
     assert machine is not None, "a stage that has trained knows its machine"
-    return [
-        f"{stage}.precision={machine.precision}",
-        f"{stage}.threads={machine.threads}",
-        f"{stage}.compile={'on' if machine.compiled else 'off'}",
-    ]
+    values = {"precision": machine.precision, "threads": machine.threads, "compile": "on" if machine.compiled else "off"}
+    return [f"{stage}.{name}={value}" for name, value in values.items()]
 
 
 def _link_inputs(run: Run, stage: Stage, folder: Path) -> None:
