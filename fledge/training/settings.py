@@ -268,6 +268,8 @@ class TrainingSettings:
     """CPU threads per process; unset: torch's own choice at the first start, kept in machine.json."""
     micro_batch_rows: int | None = operation(None)
     """Rows that a process computes at once, of the longest phase; of shorter rows as many more. Unset: its whole share of the batch."""
+    hang_timeout_seconds: int = operation(1_800)
+    """Of several processes: one that stands still for so long inside a step, a validation or a save prints its stacks and ends the job."""
     log_every_steps: int = operation(10)
     """Optimizer steps between lines of progress."""
     validate_every_steps: int | None = operation(None)
@@ -289,7 +291,7 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         self._require_one_length()
-        for name in ("batch_rows", "log_every_steps", "keep_checkpoints"):
+        for name in ("batch_rows", "hang_timeout_seconds", "log_every_steps", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         optional = ("threads", "micro_batch_rows", "validate_every_steps", "validation_rows", "sample_every_steps", "save_every_steps")
         for name in optional:

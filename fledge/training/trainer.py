@@ -29,6 +29,7 @@ from torch import Tensor
 from fledge.core import console
 from fledge.core.errors import NumericsError, Stopped
 from fledge.core.process import only_new_garbage
+from fledge.core.watch import Watch
 from fledge.model.llama import Llama
 from fledge.training.batches import Batch, BatchLoader
 from fledge.training.checkpoint import RECENT_LOSSES, CheckpointWriter, Progress
@@ -139,6 +140,7 @@ class Trainer:
         self._unread_losses: list[Tensor] = []
         self._unread: _Verdict | None = None
         self._stop_signal: int | None = None
+        self.watch = Watch(settings.hang_timeout_seconds if world.size > 1 else None)
         if machine.precision == "fp16" and progress.loss_scale is None:
             self.progress = replace(progress, loss_scale=LossScale())
 
@@ -149,7 +151,7 @@ class Trainer:
         saved, if a signal came.
         """
         gc.collect()  # of the stage before, whose tensors would stay
-        with only_new_garbage():
+        with only_new_garbage(), self.watch:
             while self.progress.step < self.plan.steps and self.early_stop is None:
                 report = self.step()
                 self._observe(report)
@@ -177,9 +179,12 @@ class Trainer:
         started, step = time.monotonic(), next_step(self.progress.step, self.progress.left_out, self.plan.steps)
         # Seeded by the step alone, so a resumed run draws the same and an observer cannot disturb it.
         torch.manual_seed(self.settings.seed * 1_000_003 + step * self.world.size + self.world.rank)
+        self.watch.at("data", step)
         micro_batches = self.batches.micro_batches(step)
         waited = time.monotonic() - started
+        self.watch.at("forward", step)
         measures, signals = self._accumulate_gradients(micro_batches)
+        self.watch.at("apply", step)
         gradient_norm = self._clip_gradients()
         applies = self._judge(_Verdict(step, measures["loss"], gradient_norm, signals))
         fraction = learning_rate_fraction(self.settings.schedule, step, self.plan.steps)
@@ -208,6 +213,7 @@ class Trainer:
 
         Raises what reading the last step does.
         """
+        self.watch.at("save", self.progress.step - 1)
         if self._unread is not None:
             unread, self._unread = self._unread, None
             self._read(unread)
@@ -237,6 +243,7 @@ class Trainer:
                     result = self.objective(self.forward, batch)
                 torch.autograd.backward(result.loss * scale)
             sums[:-1] += torch.stack([result.measures[name] for name in names])
+        self.watch.at("reduce", self.progress.step)
         totals = self.world.sum(sums)
         return dict(zip(names, totals[:-1] / weight.float(), strict=True)), totals[-1]
 
@@ -310,6 +317,7 @@ class Trainer:
         due = [observer for observer in self.observers if observer.due(report.step)]
         if not due:
             return
+        self.watch.at("look", report.step - 1)
         report = self._awaited(report)
         self.model.eval()
         # Compiling once more for a pass without gradients costs more than it saves.

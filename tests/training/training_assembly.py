@@ -6,12 +6,14 @@ python training_assembly.py FOLDER JSON      trains what the JSON lists and writ
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ import torch
 
 from fledge.core import artifact
 from fledge.core.artifact import Artifact, Request
+from fledge.core.errors import DataError
 from fledge.core.metrics import open_metrics
 from fledge.core.process import StopSignals
 from fledge.core.settings import MetricsSettings
@@ -46,6 +49,7 @@ from fledge.training.plan import FROM_THE_BEGINNING
 from fledge.training.score import read_scores, score_preferences, write_scores
 from fledge.training.settings import AdamWSettings, MuonSettings, NextTokenSettings, PreferenceSettings, ScheduleSettings, TrainingSettings
 from fledge.training.trainer import Trainer
+from fledge.verbs import launching
 
 VOCABULARY = 128
 END_OF_TEXT, PADDING = 100, 103
@@ -233,15 +237,54 @@ def start_all(folder: Path, asked: Sequence[Mapping[str, Any]], world_size: int,
 
 
 def main() -> None:
-    """Train what is asked for, one run after the other."""
+    """Train what is asked for, one run after the other; tells a process that launched this one why it failed."""
     folder = Path(sys.argv[1])
     for asked in json.loads(sys.argv[2]):
-        os.environ["MASTER_PORT"] = str(asked.pop("port", 0))
-        train_as_asked(folder / asked.pop("name"), **asked)
+        if "port" in asked:
+            os.environ["MASTER_PORT"] = str(asked.pop("port"))
+        try:
+            train_as_asked(folder / asked.pop("name"), **asked)
+        except Exception as error:
+            if not launching.report(error):
+                raise
+            sys.exit(getattr(error, "exit_code", 1))
+
+
+def fail_at(trainer: Trainer, rank: int, phase: str, step: int, kind: str) -> None:
+    """Let one process go wrong when it comes to a phase of a step."""
+    note = trainer.watch.at
+
+    def at(reached: str, reached_step: int) -> None:
+        note(reached, reached_step)
+        if (trainer.world.rank, reached, reached_step) == (rank, phase, step):
+            FAULTS[kind]()
+
+    trainer.watch.at = at  # type: ignore[method-assign]
+
+
+def _raise() -> None:
+    raise ValueError("planted")
+
+
+FAULTS: dict[str, Callable[[], object]] = {
+    "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "SIGSEGV": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    "exception": _raise,
+    "exit": lambda: os._exit(3),
+    "hang": lambda: time.sleep(600),
+    "hang with the lock": lambda: ctypes.PyDLL(None).sleep(600),
+    "no data": lambda: (_ for _ in ()).throw(DataError("the shard is gone", "bring it back")),
+}
 
 
 def train_as_asked(
-    folder: Path, tokens: str, scores: str | None = None, muon: bool = False, preference: bool = False, **changes: Any
+    folder: Path,
+    tokens: str,
+    scores: str | None = None,
+    muon: bool = False,
+    preference: bool = False,
+    fault: Mapping[str, Any] | None = None,
+    **changes: Any,
 ) -> dict[str, Any]:
     """One run; returns, and writes beside its folder, what it measured."""
     settings = training_settings(
@@ -250,7 +293,9 @@ def train_as_asked(
         **changes,
     )
     with assembled(folder, settings, [open_token_set(Path(tokens))], Path(scores) if scores else None) as trainer:
-        gradients = first_gradients(trainer) if trainer.progress.step == 0 else []
+        if fault is not None:
+            fail_at(trainer, **fault)
+        gradients = first_gradients(trainer) if trainer.progress.step == 0 and fault is None else []
         progress = trainer.run()
         result = {"losses": progress.recent_losses, "gradients": gradients, "validation": progress.validation_losses}
         Path(f"{folder}-result-{trainer.world.rank}.json").write_text(json.dumps(result))
