@@ -34,6 +34,7 @@ from fledge.model.llama import Llama
 from fledge.training.batches import Batch, BatchLoader
 from fledge.training.checkpoint import RECENT_LOSSES, CheckpointWriter, Progress
 from fledge.training.early_stopping import EarlyStop, early_stop
+from fledge.training.elastic import ElasticSteps
 from fledge.training.guard import decide, next_step
 from fledge.training.layout import whole
 from fledge.training.loss_scale import LossScale
@@ -140,6 +141,7 @@ class Trainer:
         self._unread_losses: list[Tensor] = []
         self._unread: _Verdict | None = None
         self._stop_signal: int | None = None
+        self.elastic = ElasticSteps(world, list(model.parameters()), settings.seed) if world.elastic else None
         self.watch = Watch(settings.hang_timeout_seconds if world.size > 1 else None)
         if machine.precision == "fp16" and progress.loss_scale is None:
             self.progress = replace(progress, loss_scale=LossScale())
@@ -183,7 +185,7 @@ class Trainer:
         micro_batches = self.batches.micro_batches(step)
         waited = time.monotonic() - started
         self.watch.at("forward", step)
-        measures, signals = self._accumulate_gradients(micro_batches)
+        measures, signals = self._accumulate_gradients(micro_batches, step)
         self.watch.at("apply", step)
         gradient_norm = self._clip_gradients()
         applies = self._judge(_Verdict(step, measures["loss"], gradient_norm, signals))
@@ -225,27 +227,40 @@ class Trainer:
         self.progress = replace(self.progress, recent_losses=recent_losses)
         self.writer.save(self.model, self.optimizer, self.plan, self.progress, self.world)
 
-    def _accumulate_gradients(self, given: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor]:
+    def _accumulate_gradients(self, given: Sequence[Batch], step: int) -> tuple[dict[str, Tensor], Tensor]:
         """Gradients of the mean loss over the whole batch; returns the means of what the objective measures, and the stop signals."""
         micro_batches = [batch.to(self.world.device) for batch in given]
         # At least one: a batch without any target is a step with zero gradients.
         weight = self.world.sum(torch.stack([self.objective.weight(batch) for batch in micro_batches]).sum()).clamp(min=1.0)
         # Averaging over processes divides by their number, the sum of losses asks for none of that.
-        scale = (self.world.size * self._loss_scale / weight).float()
+        averaged_over = 1 if self.elastic is not None else self.world.size
+        scale = (averaged_over * self._loss_scale / weight).float()
         names = self.objective.measures
-        # The last number is the signal, so that it travels with the others.
-        sums = torch.zeros(len(names) + 1, device=self.world.device)
-        if self.stop.requested:
-            sums[-1] = float(self.stop.requested)
-        for number, batch in enumerate(micro_batches, start=1):
-            with self.world.gradient_sync(self.forward, last=number == len(micro_batches)):
-                with self.machine.autocast(self.world.device):
-                    result = self.objective(self.forward, batch)
-                torch.autograd.backward(result.loss * scale)
-            sums[:-1] += torch.stack([result.measures[name] for name in names])
-        self.watch.at("reduce", self.progress.step)
-        totals = self.world.sum(sums)
-        return dict(zip(names, totals[:-1] / weight.float(), strict=True)), totals[-1]
+
+        def compute(batch: Batch) -> tuple[Tensor, Tensor]:
+            with self.machine.autocast(self.world.device):
+                result = self.objective(self.forward, batch)
+            return result.loss * scale, torch.stack([result.measures[name] for name in names])
+
+        if self.elastic is not None:
+            totals = self.elastic.accumulate(micro_batches, step, compute)
+            signals = self.world.sum(self._signal())
+        else:
+            # The signal travels with the other numbers.
+            sums = torch.cat((torch.zeros(len(names), device=self.world.device), self._signal()))
+            for number, batch in enumerate(micro_batches, start=1):
+                with self.world.gradient_sync(self.forward, last=number == len(micro_batches)):
+                    loss, measures = compute(batch)
+                    torch.autograd.backward(loss)
+                sums[:-1] += measures
+            self.watch.at("reduce", step)
+            sums = self.world.sum(sums)
+            totals, signals = sums[:-1], sums[-1:]
+        return dict(zip(names, totals / weight.float(), strict=True)), signals[0]
+
+    def _signal(self) -> Tensor:
+        """(1,) the signal that asked this process to stop, or zero."""
+        return torch.full((1,), float(self.stop.requested or 0), device=self.world.device)
 
     def _clip_gradients(self) -> Tensor:
         """The norm of the whole gradient, before it is shortened to what the settings allow."""

@@ -134,7 +134,7 @@ def assembled(
         if world.main:
             artifact.begin(folder, request)
         model = model or Llama(MODEL, settings.seed)
-        world = world.lay_out(settings.parallel, parameter_count(MODEL))
+        world = world.lay_out(settings.parallel, parameter_count(MODEL), settings.determinism == "elastic")
         machine = settle_machine(folder, settings, world, like=scores_folder)
         train, validation = (
             open_rows(
@@ -148,7 +148,7 @@ def assembled(
         )
         start = kept_start(parent) if parent is not None and "step" in settings.keep else FROM_THE_BEGINNING
         plan = make_plan(train.sources, settings, parameter_count(model.config), start)
-        batches = BatchLoader(plan, train, settings.micro_batch_rows, world.rank, world.size, ahead=world.device.type == "cuda")
+        batches = BatchLoader(plan, train, settings.micro_batch_rows, world.rank, world.size, world.device.type == "cuda", world.elastic)
         world.place(model)
         optimizer = make_optimizer(model, settings, has_fast_bf16=machine.precision == "bf16")
         objective = make_objective(settings.objective)
@@ -168,7 +168,7 @@ def assembled(
                     objective,
                     validation,
                     batches.micro_batch_rows,
-                    world,
+                    world.alone_if_elastic,
                     machine,
                     byte_lengths,
                     progress.validation_losses,
@@ -284,6 +284,7 @@ def train_as_asked(
     muon: bool = False,
     preference: bool = False,
     fault: Mapping[str, Any] | None = None,
+    stop_after: int | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """One run; returns, and writes beside its folder, what it measured."""
@@ -296,6 +297,11 @@ def train_as_asked(
         if fault is not None:
             fail_at(trainer, **fault)
         gradients = first_gradients(trainer) if trainer.progress.step == 0 and fault is None else []
+        if stop_after is not None:
+            while trainer.progress.step < stop_after:
+                trainer._observe(trainer.step())
+            trainer.save()
+            return {}
         progress = trainer.run()
         result = {"losses": progress.recent_losses, "gradients": gradients, "validation": progress.validation_losses}
         Path(f"{folder}-result-{trainer.world.rank}.json").write_text(json.dumps(result))
@@ -304,7 +310,7 @@ def train_as_asked(
 
 def first_gradients(trainer: Trainer) -> list[float]:
     """Every gradient of the first step, flat; the step is not applied."""
-    trainer._accumulate_gradients(trainer.batches.micro_batches(0))
+    trainer._accumulate_gradients(trainer.batches.micro_batches(0), 0)
     flat = torch.cat([whole(parameter.grad).flatten() for parameter in trainer.model.parameters() if parameter.grad is not None])
     trainer.optimizer.clear_gradients()
     values: list[float] = flat.tolist()

@@ -31,6 +31,8 @@ from fledge.tokens.tokenizer import Tokenizer, copy_tokenizer
 from fledge.training.batches import BatchLoader, RowReader, open_rows
 from fledge.training.checkpoint import CheckpointWriter, Progress, kept_start, load_kept_optimizer, require_disk_space, resume
 from fledge.training.checkpoint_folders import best_checkpoint, list_checkpoints
+from fledge.training.elastic import described as described_elastic
+from fledge.training.elastic import require_elastic
 from fledge.training.figures import Gauge, training_flops
 from fledge.training.guard import LeftOut
 from fledge.training.objectives import make_objective
@@ -80,7 +82,9 @@ def _assemble(task: Task, world: World, left_out: LeftOut) -> Iterator[Trainer]:
     settings, folder = task.settings, task.folder
     train, validation = _rows(task, "train"), _rows(task, "validation")
     model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings.seed)
-    world = world.lay_out(settings.parallel, parameter_count(model.config))
+    world = world.lay_out(settings.parallel, parameter_count(model.config), settings.determinism == "elastic")
+    if world.elastic:
+        require_elastic(world)
     _require_context(task, train, model)
     _require_validation(task, validation)
     require_disk_space(folder, model)
@@ -102,7 +106,7 @@ def _assemble(task: Task, world: World, left_out: LeftOut) -> Iterator[Trainer]:
     progress = replace(progress, left_out=left_out or progress.left_out)
     if task.parent is not None and progress.step == plan.start.step and "optimizer" in settings.keep:
         load_kept_optimizer(task.parent, optimizer)
-    _announce(task, plan, model, progress, world, _described(machine, world, batches, train.isolate_documents, model))
+    _announce(task, batches, model, progress, world, _described(machine, world, batches, train.isolate_documents, model))
     if progress.step > plan.start.step:
         forget_seconds(folder, world)
     else:
@@ -111,10 +115,10 @@ def _assemble(task: Task, world: World, left_out: LeftOut) -> Iterator[Trainer]:
     writer = CheckpointWriter(folder, task.wanted, settings.keep_checkpoints, copy)
     run_name = f"{task.run.folder.name}-{task.stage}"
     with StopSignals() as stop, open_metrics(folder, settings.metrics, run_name, progress.step) as metrics:
-        at_once = batches.micro_batch_rows
+        at_once, measuring = batches.micro_batch_rows, world.alone_if_elastic
         byte_lengths = task.tokenizer.document_byte_lengths
         losses = progress.validation_losses
-        validate = Validate(settings, plan, metrics, model, objective, validation, at_once, world, machine, byte_lengths, losses)
+        validate = Validate(settings, plan, metrics, model, objective, validation, at_once, measuring, machine, byte_lengths, losses)
         peak = peak_flops_per_second(folder, machine, world.device) * world.size if world.main else None
         log = Log(settings, plan, metrics, Gauge(model.config, plan, progress.step, world.device, peak), model)
         samples = [] if world.sharded else [Sample(settings, plan, model, world, _sampler(task))]
@@ -186,7 +190,8 @@ def _require_validation(task: Task, rows: RowReader) -> None:
         )
 
 
-def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, world: World, machine: str) -> None:
+def _announce(task: Task, batches: BatchLoader, model: Llama, progress: Progress, world: World, machine: str) -> None:
+    plan = batches.plan
     steps, tokens = plan.steps - plan.start.step, plan.tokens(plan.steps) - plan.start.tokens
     of_tokens = f"of {plan.phases[0].batch_tokens:,} tokens" if len(plan.phases) == 1 else f"in {len(plan.phases)} phases"
     console.say(
@@ -197,6 +202,8 @@ def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, world: W
         console.say(f"{task.stage}: {line}")
     if world.sharded:
         console.info(f"{task.stage}: no samples of text, for which one process would need the whole model; checkpoints have it")
+    if world.elastic:
+        console.say(f"{task.stage}: {described_elastic(world, batches.micro_batch_rows, parameter_count(model.config))}")
     if progress.step:
         console.say(f"{task.stage}: continues after step {progress.step:,}")
 
