@@ -161,7 +161,7 @@ def open_world(device: DeviceName) -> Iterator[World]:
     if size == 1:
         yield World(rank, size, chosen)
         return
-    torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    _meet("nccl" if chosen.type == "cuda" else "gloo", rank, size)
     alone = False
     try:
         yield World(rank, size, chosen)
@@ -175,6 +175,16 @@ def open_world(device: DeviceName) -> Iterator[World]:
         # Taking leave of a process that is gone can wait for ever.
         if not alone:
             torch.distributed.destroy_process_group()
+
+
+def _meet(backend: str, rank: int, size: int) -> None:
+    """Connect the processes: where the environment says; those that Fledge launched by a file, with nothing that listens on the network."""
+    folder = process.report_folder()
+    if folder is None:
+        torch.distributed.init_process_group(backend)
+    else:
+        store = torch.distributed.FileStore(str(folder / "processes"), size)  # type: ignore[attr-defined]
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 @dataclass(frozen=True)

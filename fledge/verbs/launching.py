@@ -94,12 +94,13 @@ def launch(arguments: Sequence[str], processes: int, module: str = "fledge") -> 
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from fledge.verbs import rendezvous
+
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()  # what stages of this process have left
     with tempfile.TemporaryDirectory(prefix="fledge-") as folder, _torchrun_in_this_process(Path(folder), processes):
-        place = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(processes)]
         try:
-            torchrun.run(torchrun.parse_args([*place, "-m", module, *arguments]))  # type: ignore[no-untyped-call]
+            torchrun.run(torchrun.parse_args([*rendezvous.arguments(Path(folder), processes), "-m", module, *arguments]))  # type: ignore[no-untyped-call]
         except ChildFailedError as error:
             reports = _reports(Path(folder))
             # Who left no report had no time to: the others, even if they were seen to end before, may only have missed it.

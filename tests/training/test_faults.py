@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from fledge.verbs import launching
 CASES = [
     ("SIGKILL", 1, "forward", "process 1 was ended by SIGKILL in forward of step 5", 7),
     ("hang", 1, "data", "process 1 stood still in data of step 5", 7),
+    pytest.param("listening", 0, "data", "listens at []", 3, marks=pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")),
     ("no data", 1, "data", "the shard is gone", 3),
 ]
 SLOW_CASES = [

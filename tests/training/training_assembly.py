@@ -266,11 +266,21 @@ def _raise() -> None:
     raise ValueError("planted")
 
 
+def _tell_where_it_listens() -> None:
+    """The error names every address, but for the machine's own, at which this process or the one that started it listens."""
+    entries = [entry for pid in (os.getpid(), os.getppid()) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()]
+    own = {str(entry.readlink()) for entry in entries if entry.is_symlink()}
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    listening = [line[1] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in own]
+    raise DataError(f"listens at {[address for address in listening if not address.startswith('0100007F')]}", "")
+
+
 FAULTS: dict[str, Callable[[], object]] = {
     "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "SIGSEGV": lambda: os.kill(os.getpid(), signal.SIGSEGV),
     "exception": _raise,
     "exit": lambda: os._exit(3),
+    "listening": _tell_where_it_listens,
     "hang": lambda: time.sleep(600),
     "hang with the lock": lambda: ctypes.PyDLL(None).sleep(600),
     "no data": lambda: (_ for _ in ()).throw(DataError("the shard is gone", "bring it back")),
