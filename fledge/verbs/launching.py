@@ -163,9 +163,8 @@ def first_cause(
 
 def _stands_still(culprit: Place, found: Sequence[Place]) -> DistributedError:
     others = ", ".join(f"process {one.rank} {one.words}" for one in found if one != culprit)
-    seconds = max(one.unix_seconds for one in found) - culprit.unix_seconds
     return DistributedError(
-        f"process {culprit.rank} stood still {culprit.words}, {seconds:.1f} s before the last of the others ({others})",
+        f"process {culprit.rank} stood still {culprit.words} ({others})",
         f"its stack is above; raise hang_timeout_seconds if it was only slow; then {_CONTINUE}",
     )
 

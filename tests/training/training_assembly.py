@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import os
 import signal
 import socket
@@ -295,6 +296,7 @@ def train_as_asked(
     preference: bool = False,
     fault: Mapping[str, Any] | None = None,
     stop_after: int | None = None,
+    poison: Mapping[str, int] | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """One run; returns, and writes beside its folder, what it measured."""
@@ -306,6 +308,11 @@ def train_as_asked(
     with assembled(folder, settings, [open_token_set(Path(tokens))], Path(scores) if scores else None) as trainer:
         if fault is not None:
             fail_at(trainer, **fault)
+        if poison is not None and trainer.world.rank == poison["rank"]:
+            read = trainer.batches.micro_batches
+            trainer.batches.micro_batches = lambda step: [  # type: ignore[method-assign]
+                replace(batch, token_weight=batch.token_weight * (math.nan if step == poison["step"] else 1.0)) for batch in read(step)
+            ]
         gradients = first_gradients(trainer) if trainer.progress.step == 0 and fault is None else []
         if stop_after is not None:
             while trainer.progress.step < stop_after:
@@ -313,7 +320,12 @@ def train_as_asked(
             trainer.save()
             return {}
         progress = trainer.run()
-        result = {"losses": progress.recent_losses, "gradients": gradients, "validation": progress.validation_losses}
+        result = {
+            "losses": progress.recent_losses,
+            "gradients": gradients,
+            "validation": progress.validation_losses,
+            "skipped": progress.health.skipped_steps,
+        }
         Path(f"{folder}-result-{trainer.world.rank}.json").write_text(json.dumps(result))
     return result
 
