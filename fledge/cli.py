@@ -31,6 +31,8 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "config": (looking.show_config, "Print every value of a recipe and where it comes from."),
     "show": (looking.show, "Print what a result is, its figures, and what it was made from."),
     "inspect": (looking.inspect, "Print packed tokens with their borders and loss mask."),
+    "prove-resume": (making.prove_resume, "Kill a training again and again, and compare it with one left alone."),
+    "which": (looking.which, "List the documents of a training step, or the steps that saw a text."),
     "verify": (looking.verify, "Hash a result and everything it was made from again."),
 }
 """In the order of `fledge --help`: what each calls, and its line there."""

@@ -28,7 +28,7 @@ MAY_IMPORT = {
 NO_TORCH = {"core", "corpus", "tokens"}
 # Where an import of a heavy or delicate module may stand; a package name allows the whole package.
 ONLY_IN = {
-    "torch.distributed": {"training/parallel.py", "training/layout.py", "verbs/launching.py"},
+    "torch.distributed": {"training/parallel.py", "training/layout.py", "verbs/launching.py", "verbs/rendezvous.py"},
     "wandb": {"core/metrics.py"},
     "tensorboard": {"core/metrics.py"},
     "yaml": {"core/config.py"},

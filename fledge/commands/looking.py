@@ -1,4 +1,4 @@
-"""The verbs that look and change nothing: `plan`, `config`, `show`, `inspect`, `verify`."""
+"""The verbs that look and change nothing: `plan`, `config`, `show`, `inspect`, `which`, `verify`."""
 
 from __future__ import annotations
 
@@ -63,6 +63,20 @@ def inspect(
     from fledge.verbs import token_rows
 
     token_rows.inspect(place, stage, split, row, document, small)
+
+
+def which(
+    place: Place,
+    stage: Annotated[TrainedStage | None, typer.Option("--stage", help="Of this stage; default: the last one with a checkpoint.")] = None,
+    step: Annotated[int | None, typer.Option("--step", help="List the documents of this step.", min=1)] = None,
+    text: Annotated[str | None, typer.Option("--text", help="Say at which steps documents with this text are seen.")] = None,
+    small: SmokeRun = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    from fledge.verbs import which as verbs
+
+    verbs.which(place, stage, step, text, small)
 
 
 def verify(place: Place, small: SmokeRun = False, log_level: LogLevel = "info") -> None:

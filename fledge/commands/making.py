@@ -1,10 +1,10 @@
-"""The verbs that make something: `run`, and one for each stage."""
+"""The verbs that make something: `run`, one for each stage, and `prove-resume`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -32,6 +32,8 @@ from fledge.options import (
 from fledge.stages import STAGES, TRAINING_STAGES, Stage, has_stage, run_stage
 from fledge.stages.run import Run, set_aside
 from fledge.verbs import launching
+
+TrainingStage = Literal["pretrain", "sft", "dpo"]
 
 
 def run(
@@ -211,6 +213,31 @@ def tokenizer(
     if recipe is None:
         raise ConfigError("no recipe is given", "name one to train by, or a tokenizer with --compare, --encode or --decode")
     _stage_verb("tokenizer")(recipe, overrides, name, force, small, no_wandb, log_level)
+
+
+def prove_resume(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    stage: Annotated[TrainingStage | None, typer.Option("--stage", help="Default: the first that trains.")] = None,
+    steps: Annotated[int, typer.Option("--steps", help="Optimizer steps of the trial.", min=4)] = 24,
+    kills: Annotated[int, typer.Option("--kills", help="How often the training is killed.", min=1)] = 5,
+    seed: Annotated[int, typer.Option("--seed", help="Decides when.")] = 0,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Every other start trains in so many processes.")] = 1,
+    name: Name = None,
+    small: Smoke = False,
+    log_level: LogLevel = "warning",
+) -> None:
+    console.configure(log_level)
+    refuse_ranks("prove-resume")
+    this = prepare(recipe, overrides, name, small, no_wandb=True)
+    from fledge.verbs import proving
+
+    proved = proving.stage_to_prove(this, stage)
+    _run_stages(this, STAGES[: STAGES.index(proved)], False, run_stage)
+    changes = [*(overrides or []), *proving.shortened(this, proved, steps, processes)]
+    settings = prepare(recipe, changes, name, small, no_wandb=True).recipe.section(proved)
+    trial = proving.Trial(proved, settings.steps, kills, seed, processes, settings.determinism == "elastic")
+    proving.prove(this, trial, [recipe, *changes, *(["--smoke"] if small else [])])
 
 
 def stage_verb(stage: Stage) -> Callable[..., None]:

@@ -100,6 +100,18 @@ def overwrite_start(path: Path, content: bytes) -> None:
             file.write(content)
 
 
+class Mark:
+    """A short line in a file of its own, overwritten in place and never flushed: where a process is, for whoever outlives it."""
+
+    _BYTES = 128
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+
+    def write(self, line: str) -> None:
+        os.pwrite(self._descriptor, line.encode()[: self._BYTES].ljust(self._BYTES), 0)
+
+
 def try_lock(path: Path, holder: str) -> int | None:
     """Lock a file for this process and write the holder's name into it; the lock lasts until the descriptor is closed.
 

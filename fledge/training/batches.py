@@ -32,8 +32,12 @@ from fledge.corpus.document import Content, Split
 from fledge.model.head import IGNORE
 from fledge.tokens.blocks import BLOCK_BYTES
 from fledge.tokens.shards import TokenSet, TokenShard, join_token_sets, open_token_set
+from fledge.training.ledger import described, parts_of_step
 from fledge.training.permutation import shuffled
-from fledge.training.plan import Phase, Plan, Row, Source, rows_per_rank, slice_for_rank
+from fledge.training.plan import Phase, Plan, Row, Source, rows_per_rank
+
+CANONICAL_MICRO_BATCHES = 8
+"""Of a batch, at least, where nothing may depend on the number of processes: a power of two, which that number must divide."""
 
 Scores = Mapping[str, NDArray[np.float32]]
 """By source: (pairs, 2) log-probabilities in nats of the chosen and the rejected answers under the reference model."""
@@ -86,7 +90,7 @@ class RowReader:
 
     def __init__(
         self,
-        shards: Sequence[TokenShard],
+        shards: tuple[TokenShard, ...],
         content: Content,
         row_tokens: int,
         isolate_documents: bool,
@@ -179,6 +183,7 @@ class Rows(Protocol):
     """Makes batches of rows: a `RowReader`, or tokens that are on the device already."""
 
     row_tokens: int
+    shards: tuple[TokenShard, ...]
 
     def with_row_tokens(self, row_tokens: int) -> Rows:
         """The same tokens in rows of another length."""
@@ -192,8 +197,21 @@ class Rows(Protocol):
 class BatchLoader:
     """What one process computes in a step: its share of the plan's rows, in micro-batches of one shape per phase."""
 
-    def __init__(self, plan: Plan, reader: Rows, micro_batch_rows: int | None, rank: int, world_size: int, ahead: bool) -> None:
-        """`micro_batch_rows` counts the longest rows; of shorter ones as many more are read at once as have as many tokens."""
+    def __init__(
+        self,
+        plan: Plan,
+        reader: Rows,
+        micro_batch_rows: int | None,
+        rank: int,
+        world_size: int,
+        ahead: bool,
+        elastic: bool = False,
+    ) -> None:
+        """`micro_batch_rows` counts the longest rows; of shorter ones as many more are read at once as have as many tokens.
+
+        `elastic`: cut into micro-batches that do not depend on the number of processes.
+        """
+        self._elastic = elastic
         self.plan = plan
         self.reader = reader
         self.readers = {phase.row_tokens: reader.with_row_tokens(phase.row_tokens) for phase in plan.phases}
@@ -207,7 +225,7 @@ class BatchLoader:
     def rows_at_once(self, phase: Phase) -> int:
         """Rows of a micro-batch of a phase."""
         asked = self._asked_rows and self._asked_rows * self.plan.longest_row_tokens // phase.row_tokens
-        return rows_at_once(phase.batch_rows, asked, self.world_size)
+        return rows_at_once(phase.batch_rows, asked, self.world_size, self._elastic)
 
     def micro_batches(self, step: int) -> list[Batch]:
         """The micro-batches of the step after `step` steps; with `ahead` pinned, and the next step's are read meanwhile."""
@@ -217,11 +235,18 @@ class BatchLoader:
         self._next = (step + 1, self._executor.submit(self._read, step + 1)) if step + 1 < self.plan.steps else None
         return [batch.pin() for batch in ready]
 
+    def described(self, step: int) -> str:
+        """The documents of the step after `step` steps, of all processes."""
+        return described(parts_of_step(self.plan, self.reader.shards, step))
+
     def _read(self, step: int) -> list[Batch]:
         phase = self.plan.phase(step)
         reader, at_once = self.readers[phase.row_tokens], self.rows_at_once(phase)
-        rows = slice_for_rank(self.plan.rows(step), self.rank, self.world_size)
-        starts = range(0, rows_per_rank(phase.batch_rows, self.world_size), at_once)
+        share = rows_per_rank(phase.batch_rows, self.world_size)
+        if self._elastic:
+            share = at_once * max(1, canonical_micro_batches(phase.batch_rows, at_once) // self.world_size)
+        rows = self.plan.rows(step)[self.rank * share : (self.rank + 1) * share]
+        starts = range(0, share, at_once)
         try:
             return [reader.batch(rows[start : start + at_once], at_once) for start in starts]
         except DataError as error:
@@ -229,8 +254,16 @@ class BatchLoader:
             raise DataError(problem, f"{error.remedy}; training then continues from its last checkpoint") from error
 
 
-def rows_at_once(batch_rows: int, micro_batch_rows: int | None, world_size: int) -> int:
-    """Rows of a micro-batch: as many as asked for, at most a process's share of the batch."""
+def canonical_micro_batches(batch_rows: int, rows: int) -> int:
+    """How many micro-batches of at most so many rows a batch is cut into, whoever computes them: a power of two."""
+    needed = -(-batch_rows // rows)
+    return max(CANONICAL_MICRO_BATCHES, 1 << (needed - 1).bit_length())
+
+
+def rows_at_once(batch_rows: int, micro_batch_rows: int | None, world_size: int, elastic: bool = False) -> int:
+    """Rows of a micro-batch: as many as asked for, at most a process's share of the batch; `elastic`: at most those of a canonical one."""
+    if elastic:
+        return -(-batch_rows // canonical_micro_batches(batch_rows, micro_batch_rows or batch_rows))
     share = rows_per_rank(batch_rows, world_size)
     return min(micro_batch_rows or share, share)
 

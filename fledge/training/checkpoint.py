@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from fledge.model.folder import read_weights, save_model, stored_weights
 from fledge.model.llama import Llama
 from fledge.model.tensors import read_tensors, write_tensors
 from fledge.training.checkpoint_folders import Checkpoint, checkpoint_folder
+from fledge.training.guard import Health, LeftOut, read_health
 from fledge.training.layout import parameters_by_name, part_of
 from fledge.training.loss_scale import LossScale
 from fledge.training.optimizer import Optimizer
@@ -58,11 +59,15 @@ class Progress:
     initial_loss: float | None = None
     """Of the first step, before any update; None before it."""
     recent_losses: tuple[float, ...] = ()
-    """Of the last steps, oldest first."""
+    """Of the last steps, oldest first; those that were not finite are left out."""
     validation_losses: tuple[tuple[int, float], ...] = ()
     """(step, loss) of every validation."""
     loss_scale: LossScale | None = None
     """In fp16: what the loss is multiplied by."""
+    health: Health = field(default_factory=Health)
+    """What the steps were like, see `guard`."""
+    left_out: LeftOut = ()
+    """Steps that are passed over, because they went wrong before the run came back to a checkpoint."""
 
     @property
     def validation_loss(self) -> float | None:
@@ -150,6 +155,12 @@ def restore(checkpoint: Checkpoint, model: Llama, optimizer: Optimizer, plan: Pl
     return progress
 
 
+def read_order(checkpoint: Path) -> tuple[dict[str, Any], LeftOut]:
+    """The identity of a checkpoint's plan, and the steps that its run passes over. Raises CheckpointError if it cannot be read."""
+    state = _read_state(checkpoint / STATE)
+    return state["plan"], tuple((int(first), int(end)) for first, end in state.get("left_out", ()))
+
+
 def kept_start(parent: Artifact) -> Start:
     """The step and tokens of the checkpoint that a new run starts from. Raises CheckpointError if it is none of a run of ours."""
     _require_own(parent)
@@ -210,6 +221,8 @@ def _progress(state: dict[str, Any], path: Path) -> Progress:
             "recent_losses": tuple(state["recent_losses"]),
             "validation_losses": tuple((int(step), float(loss)) for step, loss in state["validation_losses"]),
             "loss_scale": None if scale is None else LossScale(**scale),
+            "health": read_health(state.get("health")),
+            "left_out": tuple((int(first), int(end)) for first, end in state.get("left_out", ())),
         }
         return Progress(**{**state, **typed})
     except (KeyError, TypeError, ValueError) as error:

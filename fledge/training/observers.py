@@ -20,6 +20,7 @@ from fledge.model.llama import Llama
 from fledge.model.precision import sum_dtype
 from fledge.training.batches import Batch, RowReader
 from fledge.training.figures import Figures, Gauge
+from fledge.training.layout import parameters_by_name, whole
 from fledge.training.objectives import NextToken, Objective
 from fledge.training.parallel import Machine, World
 from fledge.training.plan import Plan, Row, rows_per_rank, slice_for_rank
@@ -33,8 +34,8 @@ WORTH_TELLING_WAIT_SHARE = 0.01
 class Log:
     """A line for people and a record for `Metrics`; the first step too, whose loss tells whether the start is sane."""
 
-    def __init__(self, settings: TrainingSettings, plan: Plan, metrics: Metrics, gauge: Gauge) -> None:
-        self._settings, self._plan, self._metrics, self._gauge = settings, plan, metrics, gauge
+    def __init__(self, settings: TrainingSettings, plan: Plan, metrics: Metrics, gauge: Gauge, model: Llama) -> None:
+        self._settings, self._plan, self._metrics, self._gauge, self._model = settings, plan, metrics, gauge, model
 
     def due(self, step: int) -> bool:
         return step == self._plan.start.step + 1 or is_due(step, self._settings.log_every_steps, self._plan.steps)
@@ -46,6 +47,10 @@ class Log:
             **values,
             "train/learning_rate": report.learning_rate,
             "train/gradient_norm": float(report.gradient_norm),
+            "train/clip_factor": clip_factor(float(report.gradient_norm), self._settings.gradient_clip),
+            "train/weight_norm": float(whole(torch.nn.utils.get_total_norm(parameters_by_name(self._model).values()))),
+            "train/skipped_steps": report.skipped_steps,
+            "train/spikes": report.spikes,
             "train/tokens": report.tokens,
             "train/epoch": report.epochs,
             **figures.record(),
@@ -76,6 +81,11 @@ def progress_line(step: str, record: Mapping[str, float], figures: Figures, colu
         if columns is None or len(line) <= columns:
             break
     return line
+
+
+def clip_factor(gradient_norm: float, gradient_clip: float | None) -> float:
+    """What clipping multiplies a gradient by, as torch does it."""
+    return 1.0 if gradient_clip is None else min(1.0, gradient_clip / (gradient_norm + 1e-6))
 
 
 class Validate:

@@ -115,12 +115,20 @@ class Optimizer:
         for group in self._groups():
             group[_PEAK] = group["lr"]
 
-    def step(self, learning_rate_fraction: float) -> None:
-        """Apply the gradients, each group with this fraction of its peak learning rate."""
+    def step(self, learning_rate_fraction: float, applies: Tensor | None = None) -> None:
+        """Apply the gradients, each group with this fraction of its peak learning rate.
+
+        `applies`: () on the device; where it is false, no bit of the weights and the state changes, and nobody waits to know it.
+        """
         for group in self._groups():
             group["lr"] = group[_PEAK] * learning_rate_fraction
         for optimizer in self._optimizers:
-            optimizer.step()
+            if applies is None:
+                optimizer.step()
+            elif isinstance(optimizer, torch.optim.AdamW):
+                _step_adamw_if(applies, optimizer)
+            else:
+                _step_muon_if(applies, optimizer)
 
     def keep_gradient_memory(self) -> None:
         """Let gradients stay at one place from now on, where passes add to them; a CUDA graph writes over tensors that it made itself."""
@@ -211,6 +219,31 @@ def learning_rate_fraction(schedule: ScheduleSettings, step: int, steps: int) ->
     progress = min(1.0, (step - start) / max(1, steps - start))
     height = (1 + math.cos(math.pi * progress)) / 2 if schedule.kind == "cosine" else 1 - progress
     return schedule.final_fraction + (1 - schedule.final_fraction) * height
+
+
+def _step_adamw_if(applies: Tensor, optimizer: torch.optim.AdamW) -> None:
+    """By what torch's fused kernel has for scaled gradients: it reads a flag on the device."""
+    optimizer.found_inf = (~applies).float()  # type: ignore[attr-defined]
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.found_inf  # type: ignore[attr-defined]
+
+
+def _step_muon_if(applies: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Muon knows no such flag: what it changed is put back where it must not apply, so one matrix at a time has a copy."""
+    (group,) = optimizer.param_groups
+    parameters = group["params"]
+    for parameter in parameters:
+        group["params"] = [parameter]
+        state = optimizer.state[parameter]
+        before = [value.detach().clone() for value in (parameter, *state.values())]
+        optimizer.step()
+        # A momentum that was not there before begins at zero.
+        before += [torch.zeros_like(value) for value in [parameter, *state.values()][len(before) :]]
+        for value, old in zip((parameter, *state.values()), before, strict=True):
+            value.detach().copy_(torch.where(applies, value.detach(), old))
+    group["params"] = parameters
 
 
 def _is_muon(names: Iterable[str]) -> bool:

@@ -52,11 +52,18 @@ class World:
     device: torch.device
     sharded: bool = False
     """Whether each process holds a part of every parameter (FSDP2)."""
+    elastic: bool = False
+    """Whether nothing that is computed may depend on the number of processes, see `elastic`."""
 
     @property
     def layout(self) -> Layout:
         """How the processes share the model."""
         return "single" if self.size == 1 else "fsdp" if self.sharded else "ddp"
+
+    @property
+    def alone_if_elastic(self) -> World:
+        """For sums of what is measured in between: each process makes them alone where their order may not depend on the others."""
+        return replace(self, rank=0, size=1) if self.elastic else self
 
     @property
     def main(self) -> bool:
@@ -67,6 +74,21 @@ class World:
         """The sum over all processes, elementwise, in place; the same bits for each of them."""
         if self.size > 1:
             torch.distributed.all_reduce(values)
+        return values
+
+    def tree_sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes, a power of two, in place: of neighbours, then of pairs of them, and so on."""
+        distance = 1
+        while distance < self.size:
+            theirs, partner = torch.empty_like(values), self.rank ^ distance
+            exchanges = [
+                torch.distributed.P2POp(torch.distributed.isend, values, partner),
+                torch.distributed.P2POp(torch.distributed.irecv, theirs, partner),
+            ]
+            for exchange in torch.distributed.batch_isend_irecv(exchanges):
+                exchange.wait()
+            values += theirs
+            distance *= 2
         return values
 
     def from_main(self, number: int) -> int:
@@ -85,12 +107,12 @@ class World:
         """Wait for all processes."""
         self.from_main(0)
 
-    def lay_out(self, wanted: Literal["auto", "ddp", "fsdp"], parameters: int) -> World:
+    def lay_out(self, wanted: Literal["auto", "ddp", "fsdp"], parameters: int, elastic: bool = False) -> World:
         """The same processes, sharing a model of so many parameters as wanted; for auto the main one's memory decides."""
         if self.size == 1:
-            return self
+            return replace(self, elastic=elastic)
         main_bytes = self.from_main(device_bytes(self.device))
-        return replace(self, sharded=choose_layout(wanted, self.size, parameters, main_bytes) == "fsdp")
+        return replace(self, sharded=choose_layout(wanted, self.size, parameters, main_bytes) == "fsdp", elastic=elastic)
 
     def place(self, model: Llama) -> Llama:
         """The model on this process's device, all of it or a part; with other parameters than before, so optimizers are made later."""
@@ -101,7 +123,7 @@ class World:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The module to call in training: its backward pass averages the gradients over all processes."""
-        if self.size == 1 or self.sharded:
+        if self.size == 1 or self.sharded or self.elastic:
             return model
         device_ids = [self.device] if self.device.type == "cuda" else None
         # The buffers are tables that every process has made alike.
@@ -140,7 +162,7 @@ def open_world(device: DeviceName) -> Iterator[World]:
     if size == 1:
         yield World(rank, size, chosen)
         return
-    torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    _meet("nccl" if chosen.type == "cuda" else "gloo", rank, size)
     alone = False
     try:
         yield World(rank, size, chosen)
@@ -154,6 +176,16 @@ def open_world(device: DeviceName) -> Iterator[World]:
         # Taking leave of a process that is gone can wait for ever.
         if not alone:
             torch.distributed.destroy_process_group()
+
+
+def _meet(backend: str, rank: int, size: int) -> None:
+    """Connect the processes: where the environment says; those that Fledge launched by a file, with nothing that listens on the network."""
+    folder = process.report_folder()
+    if folder is None:
+        torch.distributed.init_process_group(backend)
+    else:
+        store = torch.distributed.FileStore(str(folder / "processes"), size)  # type: ignore[attr-defined]
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 @dataclass(frozen=True)
@@ -243,12 +275,14 @@ def _known(record: dict[str, Any], world: World) -> Machine | None:
     if not record:
         return None
     chosen = Machine(**record["chosen"])
-    same_processes = record.get("circumstances", {}).get("processes") == world.size
+    same_processes = world.elastic or record.get("circumstances", {}).get("processes") == world.size
     return chosen if same_processes else replace(chosen, threads=torch.get_num_threads())
 
 
 def _settle(known: Machine | None, settings: TrainingSettings, device: torch.device, training_flops: float) -> Machine:
-    threads = settings.threads or (known.threads if known else torch.get_num_threads())
+    # Where the number of processes must not show, how they share the cores must not either.
+    unset = 1 if settings.determinism == "elastic" else torch.get_num_threads()
+    threads = settings.threads or (known.threads if known else unset)
     torch.set_num_threads(threads)
     fast_fp32 = known.fast_fp32 if known else use_fast_fp32(device)
     if known is not None and settings.precision in ("auto", "fp8_or_bf16") and can_compute(known.precision, device, has_float8()):
@@ -285,8 +319,7 @@ def _circumstances(settings: TrainingSettings, world: World, machine: Machine) -
     return {
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(world.device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
-        "processes": world.size,
-        "parallel": world.layout,
+        **({"determinism": "elastic"} if world.elastic else {"processes": world.size, "parallel": world.layout}),
         **({"attention": fused_kernel()} if on_gpu else {}),
         **asdict(machine),
         "micro_batch_rows": machine.micro_batch_rows or settings.micro_batch_rows,

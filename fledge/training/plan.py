@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache
@@ -151,6 +151,18 @@ class Plan:
             rows += islice(_block_rows(self, number, block), offset, offset + batch_rows - len(rows))
         return rows
 
+    def visits(self, source: int, rows: Callable[[int], Numbers]) -> Iterator[tuple[int, Row]]:
+        """(steps before it, row) of each time one of some rows of a source is read, ascending; `rows(row_tokens)`: their numbers."""
+        before = self.start.step
+        for number, phase in enumerate(self.phases):
+            wanted = rows(phase.row_tokens)
+            for block in range(-(-phase.slots // BLOCK_SLOTS)):
+                sources, (indices, epochs) = _block_sources(self, number, block), _block_indices(self, number, block)
+                for slot in np.flatnonzero((sources == source) & np.isin(indices, wanted)).tolist():
+                    step = before + (block * BLOCK_SLOTS + slot) // phase.batch_rows
+                    yield step, Row(source, int(indices[slot]), int(epochs[slot]))
+            before += phase.steps
+
     def tokens(self, step: int) -> int:
         """Positions trained on in the first `step` steps, padding and those before the start included."""
         return self.start.tokens + sum(done * phase.batch_tokens for phase, done in self.done(step))
@@ -209,6 +221,18 @@ class Plan:
         while done >= self.phases[number].steps:
             number, done = number + 1, done - self.phases[number].steps
         return number, done
+
+
+def read_plan(identity: Mapping[str, Any], sources: Sequence[Source]) -> Plan | None:
+    """The plan that `identity` tells of, over these sources; None if they are not its sources."""
+    known = {source.name: {"tokens": source.tokens, "content": source.content} for source in sources}
+    if known != identity["sources"]:
+        return None
+    phases = tuple(
+        Phase(phase["steps"], phase["batch_rows"], phase["row_tokens"], tuple(Fraction(phase["weights"][name]) for name in known))
+        for phase in identity["phases"]
+    )
+    return Plan(tuple(sources), phases, identity["seed"], Start(**identity["start"]))
 
 
 def slice_for_rank(rows: Sequence[Row], rank: int, world_size: int) -> Sequence[Row]:
@@ -293,12 +317,18 @@ def _block_sources(plan: Plan, number: int, block: int) -> Numbers:
 @lru_cache(maxsize=4)
 def _block_rows(plan: Plan, number: int, block: int) -> tuple[Row, ...]:
     """The rows of a block of a phase."""
+    columns = (_block_sources(plan, number, block), *_block_indices(plan, number, block))
+    return tuple(map(Row, *(column.tolist() for column in columns)))
+
+
+def _block_indices(plan: Plan, number: int, block: int) -> tuple[Numbers, Numbers]:
+    """(N,) row numbers within their sources and (N,) epochs of a block of a phase."""
     sources = _block_sources(plan, number, block)
     indices, epochs = np.empty_like(sources), np.empty_like(sources)
     for place, first in enumerate(counts_before(block * BLOCK_SLOTS, plan.phases[number].weights)):
         slots = np.flatnonzero(sources == place)
         indices[slots], epochs[slots] = _indices(plan, number, place, first + np.arange(len(slots)))
-    return tuple(map(Row, *(column.tolist() for column in (sources, indices, epochs))))
+    return indices, epochs
 
 
 def _indices(plan: Plan, number: int, place: int, ordinals: Numbers) -> tuple[Numbers, Numbers]:

@@ -77,7 +77,7 @@ def prepare(
     if not machine.compiled and world.device.type == "cpu":
         return machine
     longest = max(phase.batch_rows for phase in plan.phases if phase.row_tokens == plan.longest_row_tokens)
-    wanted = rows_at_once(longest, machine.micro_batch_rows or settings.micro_batch_rows, world.size)
+    wanted = rows_at_once(longest, machine.micro_batch_rows or settings.micro_batch_rows, world.size, world.elastic)
     there = plan.sources[0].rows(rows.row_tokens)
     sample = [Row(0, index % there, 0) for index in range(wanted)]
     compiled, fitting = try_out(model, objective, machine, world, wanted, lambda count: rows.batch(sample[:count], count))
@@ -102,7 +102,7 @@ def on_device(reader: RowReader, world: World, wanted: Literal["auto", "on", "of
 def open_batches(plan: Plan, rows: Rows, micro_batch_rows: int | None, world: World) -> BatchLoader:
     """A process's batches; what is not on a GPU is read ahead for it."""
     ahead = world.device.type == "cuda" and not isinstance(rows, ResidentRows)
-    return BatchLoader(plan, rows, micro_batch_rows, world.rank, world.size, ahead)
+    return BatchLoader(plan, rows, micro_batch_rows, world.rank, world.size, ahead, world.elastic)
 
 
 def compile_in_place(model: Llama, graphs: bool = False) -> None:

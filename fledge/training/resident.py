@@ -41,7 +41,7 @@ class ResidentRows:
     """The rows of a reader, on a device."""
 
     def __init__(self, reader: RowReader, device: torch.device) -> None:
-        self.row_tokens = reader.row_tokens
+        self.row_tokens, self.shards = reader.row_tokens, reader.shards
         self.size_bytes = resident_bytes(reader)
         self._isolate_documents, self._device = reader.isolate_documents, device
         self._sizes = [len(shard.tokens) for shard in reader.shards]

@@ -202,6 +202,23 @@ class ProfileSettings:
 
 
 @settings
+class GuardSettings:
+    """What a run does about steps that are not finite, or whose loss leaps up."""
+
+    maximum_bad_steps: int = operation(8)
+    """Bad steps in a row after which the run goes back to the checkpoint before them and leaves them out."""
+    maximum_rollbacks: int = operation(2)
+    """How often a run goes back; then it ends with exit code 6, naming the documents of the step."""
+    spike_deviations: float = operation(6.0)
+    """Robust standard deviations above the median of the last 128 steps from which on a loss or a gradient is a spike."""
+
+    def __post_init__(self) -> None:
+        _require(self.maximum_bad_steps >= 1, f"maximum_bad_steps must be at least 1, not {self.maximum_bad_steps}")
+        _require(self.maximum_rollbacks >= 0, f"maximum_rollbacks must not be negative, not {self.maximum_rollbacks}")
+        _require(self.spike_deviations > 0, f"spike_deviations must be above 0, not {self.spike_deviations}")
+
+
+@settings
 class TrainingSettings:
     """One training stage: what is learned, from which rows in which order, with which optimizer, watched how."""
 
@@ -255,6 +272,8 @@ class TrainingSettings:
     compile: Literal["auto", "on", "off", "cuda_graphs"] = operation("auto")
     """Compile the model with torch.compile; auto: on a GPU, and on a CPU in runs of more than about ten minutes; preference pairs never.
     cuda_graphs: as graphs besides, for small models on one GPU, whose kernels are shorter than starting them."""
+    determinism: Literal["usual", "elastic"] = operation("usual")
+    """usual: the same bits for the same number of processes; elastic: for every number that divides 8, at a price that is printed."""
     activation_checkpointing: Literal["none", "selective", "full"] = operation("none")
     """Save memory by computing again in the backward pass: selective all but matrix products and attention, full whole layers."""
     tokens_on_device: Literal["auto", "on", "off"] = operation("auto")
@@ -263,6 +282,8 @@ class TrainingSettings:
     """CPU threads per process; unset: torch's own choice at the first start, kept in machine.json."""
     micro_batch_rows: int | None = operation(None)
     """Rows that a process computes at once, of the longest phase; of shorter rows as many more. Unset: its whole share of the batch."""
+    hang_timeout_seconds: int = operation(1_800)
+    """Of several processes: one that stands still for so long inside a step, a validation or a save prints its stacks and ends the job."""
     log_every_steps: int = operation(10)
     """Optimizer steps between lines of progress."""
     validate_every_steps: int | None = operation(None)
@@ -279,6 +300,8 @@ class TrainingSettings:
     """Checkpoints of every so many steps are kept for good; a multiple of save_every_steps; unset: none."""
     asynchronous_saves: bool = operation(False)
     """Write a checkpoint while the next steps are computed, from a copy in memory: 12 bytes per parameter."""
+    guard: GuardSettings = operation(default_factory=GuardSettings)
+    """What happens when the loss or the gradient leaves the finite numbers, or leaps up."""
     profile: ProfileSettings | None = operation(None)
     """Write a trace of some steps, which shows where their time goes; unset: none."""
     metrics: MetricsSettings = operation(default_factory=MetricsSettings)
@@ -286,7 +309,7 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         self._require_one_length()
-        for name in ("batch_rows", "log_every_steps", "keep_checkpoints"):
+        for name in ("batch_rows", "hang_timeout_seconds", "log_every_steps", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         every = ("validate_every_steps", "sample_every_steps", "save_every_steps", "keep_every_steps")
         optional = ("threads", "micro_batch_rows", "validation_rows", *every)

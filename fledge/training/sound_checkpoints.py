@@ -177,3 +177,10 @@ def _free_place(path: Path) -> Path:
     while candidate.exists():
         candidate, number = path.with_name(f"{path.name}.{number}"), number + 1
     return candidate
+
+
+def remove_after(stage_folder: Path, step: int) -> None:
+    """Remove the checkpoints of more than so many steps, newest first: broken off anywhere, what is left is a run to continue."""
+    for found, path in reversed(step_folders(stage_folder)):
+        if found > step:
+            disk.remove(path)

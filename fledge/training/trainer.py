@@ -2,14 +2,14 @@
 
     total = weight of all micro-batches of all processes
     for each micro-batch:  (sum of losses / total) backward
-    clip, check that everything is finite, apply, tell the observers, save
+    clip, apply if everything is finite, tell the observers, save
 
 The division happens once, by the weight of the whole batch, so how a batch is split over micro-batches and processes changes
 nothing but rounding. An iteration is an optimizer step; micro-batches are inside it. What steers (rows, learning rate, random
 numbers) is a pure function of the step; observers look and never steer. After torchtitan's and OLMo-core's trainers.
 
-A GPU never waits for Python: nothing of a step is read before the next one is queued. Whether all numbers of a step are finite is
-therefore known one step later there, and always before anything is saved. fp16 is the exception: it has to know before it applies.
+A GPU never waits for Python: nothing of a step is read before the next one is queued. A step that is not finite is kept from the weights
+on the device itself, and known here one step later, always before anything is saved. fp16 is the exception: its scale has to know at once.
 """
 
 from __future__ import annotations
@@ -26,12 +26,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fledge.core import console
 from fledge.core.errors import NumericsError, Stopped
 from fledge.core.process import only_new_garbage
+from fledge.core.watch import Watch
 from fledge.model.llama import Llama
 from fledge.training.batches import Batch, BatchLoader
 from fledge.training.checkpoint import RECENT_LOSSES, Progress
 from fledge.training.early_stopping import EarlyStop, early_stop
+from fledge.training.elastic import ElasticSteps
+from fledge.training.guard import decide, next_step
 from fledge.training.layout import whole
 from fledge.training.loss_scale import LossScale
 from fledge.training.objectives import Objective
@@ -63,6 +67,10 @@ class StepReport:
     """A signal that asked the run to stop."""
     checkpoint_failures: int = 0
     """Saves of this process that did not succeed so far."""
+    skipped_steps: int = 0
+    """Of the whole run so far, because they were not finite; on a GPU a step late."""
+    spikes: int = 0
+    """Of the whole run so far, in the loss or the gradient; on a GPU a step late."""
 
 
 class Observer(Protocol):
@@ -82,6 +90,8 @@ class _Verdict:
 
     def __init__(self, step: int, loss: Tensor, gradient_norm: Tensor, signals: Tensor) -> None:
         self.step = step
+        self.is_finite = torch.isfinite(loss) & torch.isfinite(gradient_norm)
+        """() on the device."""
         self._numbers = torch.stack((loss, gradient_norm, signals)).to("cpu", non_blocking=True)
         self._arrived = torch.cuda.current_stream(loss.device).record_event() if loss.device.type == "cuda" else None
 
@@ -134,17 +144,19 @@ class Trainer:
         self._unread_losses: list[Tensor] = []
         self._unread: _Verdict | None = None
         self._stop_signal: int | None = None
+        self.elastic = ElasticSteps(world, list(model.parameters()), settings.seed) if world.elastic else None
+        self.watch = Watch(settings.hang_timeout_seconds if world.size > 1 else None)
         if machine.precision == "fp16" and progress.loss_scale is None:
             self.progress = replace(progress, loss_scale=LossScale())
 
     def run(self) -> Progress:
         """Train from where the run stands to its last step, or to its early stop; saves at its cadence and at the end.
 
-        Raises NumericsError if the loss leaves the finite numbers, Stopped, with everything saved, if a signal came, MachineError if the
-        disk does not take the end of the run, or takes no checkpoint any more.
+        Raises RollBack if too many steps in a row go wrong, NumericsError if that happened too often before; Stopped, with everything
+        saved, if a signal came; MachineError if the disk does not take the end of the run, or takes no checkpoint any more.
         """
         gc.collect()  # of the stage before, whose tensors would stay
-        with only_new_garbage(), self.writer:
+        with only_new_garbage(), self.watch, self.writer:
             while self.progress.step < self.plan.steps and self.early_stop is None:
                 report = self.step()
                 self._observe(report)
@@ -158,6 +170,8 @@ class Trainer:
                     name = signal.Signals(report.stop_signal).name
                     problem = f"stopped by {name} after step {report.step:,} of {self.plan.steps:,}; everything is saved"
                     raise Stopped(report.stop_signal, problem, "run the same command again to continue")
+        if not self.progress.recent_losses:
+            raise NumericsError("no step of this run was finite, so nothing was learned", "start anew (--force) with a lower learning_rate")
         return self.progress
 
     @property
@@ -166,26 +180,27 @@ class Trainer:
         return early_stop(self.progress.validation_losses, self.settings.early_stopping)
 
     def step(self) -> StepReport:
-        """One optimizer step on the next batch.
+        """One optimizer step on the next batch, which changes nothing but the count of steps if it is not finite.
 
-        Raises NumericsError if it, or on a GPU the step before, is not finite; on a CPU the weights then are as they were.
+        Raises RollBack or NumericsError if too many in a row, this one included, or on a GPU up to the one before, went wrong.
         """
         self.writer.notice()
-        started, step = time.monotonic(), self.progress.step
+        started, step = time.monotonic(), next_step(self.progress.step, self.progress.left_out, self.plan.steps)
         # Seeded by the step alone, so a resumed run draws the same and an observer cannot disturb it.
         torch.manual_seed(self.settings.seed * 1_000_003 + step * self.world.size + self.world.rank)
+        self.watch.at("data", step)
         micro_batches = self.batches.micro_batches(step)
         waited = time.monotonic() - started
-        measures, signals = self._accumulate_gradients(micro_batches)
+        self.watch.at("forward", step)
+        measures, signals = self._accumulate_gradients(micro_batches, step)
+        self.watch.at("apply", step)
         gradient_norm = self._clip_gradients()
-        is_applied = self._judge(_Verdict(step, measures["loss"], gradient_norm, signals))
+        applies = self._judge(_Verdict(step, measures["loss"], gradient_norm, signals))
         fraction = learning_rate_fraction(self.settings.schedule, step, self.plan.steps)
-        if is_applied:
-            self.optimizer.step(fraction)
+        self.optimizer.step(fraction, applies)
         self.optimizer.clear_gradients()
         self._unread_losses.append(measures["loss"])
-        initial_loss = float(measures["loss"]) if step == self.plan.start.step else self.progress.initial_loss
-        self.progress = replace(self.progress, step=step + 1, initial_loss=initial_loss)
+        self.progress = replace(self.progress, step=step + 1, initial_loss=self._initial_loss(measures["loss"]))
         self.seconds += time.monotonic() - started
         self.wait_seconds += waited
         return StepReport(
@@ -198,43 +213,62 @@ class Trainer:
             seconds=self.seconds,
             wait_seconds=self.wait_seconds,
             stop_signal=self._stop_signal,
+            skipped_steps=self.progress.health.skipped_steps,
+            spikes=self.progress.health.spikes,
             checkpoint_failures=self.writer.failures,
         )
 
     def save(self, occasion: Occasion = "stop") -> None:
-        """Write a checkpoint of this moment; every process takes part.
+        """Write a checkpoint of this moment; every process takes part. In a row of bad steps none is due: there is none to come back to.
 
-        Raises NumericsError if the last step was not finite, MachineError if the disk did not take what had to be saved.
+        Raises what reading the last step does, and MachineError if the disk did not take what had to be saved.
         """
+        self.watch.at("save", self.progress.step - 1)
         if self._unread is not None:
-            self._read(self._unread)
-            self._unread = None
+            unread, self._unread = self._unread, None
+            self._read(unread)
+        if self.progress.health.bad_since is not None and occasion == "cadence":
+            return
         losses = torch.stack(self._unread_losses).tolist() if self._unread_losses else []
         self._unread_losses.clear()
-        recent_losses = (*self.progress.recent_losses, *losses)[-RECENT_LOSSES:]
+        recent_losses = (*self.progress.recent_losses, *filter(math.isfinite, losses))[-RECENT_LOSSES:]
         self.progress = replace(self.progress, recent_losses=recent_losses)
         self.writer.save(self.model, self.optimizer, self.plan, self.progress, self.world, occasion)
 
-    def _accumulate_gradients(self, given: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor]:
+    def _accumulate_gradients(self, given: Sequence[Batch], step: int) -> tuple[dict[str, Tensor], Tensor]:
         """Gradients of the mean loss over the whole batch; returns the means of what the objective measures, and the stop signals."""
         micro_batches = [batch.to(self.world.device) for batch in given]
         # At least one: a batch without any target is a step with zero gradients.
         weight = self.world.sum(torch.stack([self.objective.weight(batch) for batch in micro_batches]).sum()).clamp(min=1.0)
         # Averaging over processes divides by their number, the sum of losses asks for none of that.
-        scale = (self.world.size * self._loss_scale / weight).float()
+        averaged_over = 1 if self.elastic is not None else self.world.size
+        scale = (averaged_over * self._loss_scale / weight).float()
         names = self.objective.measures
-        # The last number is the signal, so that it travels with the others.
-        sums = torch.zeros(len(names) + 1, device=self.world.device)
-        if self.stop.requested:
-            sums[-1] = float(self.stop.requested)
-        for number, batch in enumerate(micro_batches, start=1):
-            with self.world.gradient_sync(self.forward, last=number == len(micro_batches)):
-                with self.machine.autocast(self.world.device):
-                    result = self.objective(self.forward, batch)
-                torch.autograd.backward(result.loss * scale)
-            sums[:-1] += torch.stack([result.measures[name] for name in names])
-        totals = self.world.sum(sums)
-        return dict(zip(names, totals[:-1] / weight.float(), strict=True)), totals[-1]
+
+        def compute(batch: Batch) -> tuple[Tensor, Tensor]:
+            with self.machine.autocast(self.world.device):
+                result = self.objective(self.forward, batch)
+            return result.loss * scale, torch.stack([result.measures[name] for name in names])
+
+        if self.elastic is not None:
+            totals = self.elastic.accumulate(micro_batches, step, compute)
+            signals = self.world.sum(self._signal())
+        else:
+            # The signal travels with the other numbers.
+            sums = torch.cat((torch.zeros(len(names), device=self.world.device), self._signal()))
+            for number, batch in enumerate(micro_batches, start=1):
+                with self.world.gradient_sync(self.forward, last=number == len(micro_batches)):
+                    loss, measures = compute(batch)
+                    torch.autograd.backward(loss)
+                sums[:-1] += measures
+            self.watch.at("reduce", step)
+            sums = self.world.sum(sums)
+            totals, signals = sums[:-1], sums[-1:]
+        return dict(zip(names, totals / weight.float(), strict=True)), signals[0]
+
+    def _signal(self) -> Tensor:
+        """(1,) the signal that asked this process to stop, or zero."""
+        return torch.full((1,), float(self.stop.requested or 0), device=self.world.device)
 
     def _clip_gradients(self) -> Tensor:
         """The norm of the whole gradient, before it is shortened to what the settings allow."""
@@ -247,38 +281,66 @@ class Trainer:
     def _loss_scale(self) -> float:
         return 1.0 if self.progress.loss_scale is None else self.progress.loss_scale.scale
 
-    def _judge(self, verdict: _Verdict) -> bool:
-        """Whether to apply the step, the same answer for every process."""
+    def _initial_loss(self, loss: Tensor) -> float | None:
+        """Of the first step that was finite; only until then the device is waited for."""
+        known = self.progress.initial_loss
+        value = float(loss) if known is None else known
+        return value if math.isfinite(value) else None
+
+    def _judge(self, verdict: _Verdict) -> Tensor | None:
+        """Whether to apply the step, the same answer for every process; None: yes, without asking the device."""
         scale = self.progress.loss_scale
         if scale is not None:
             is_finite = self._read(verdict, may_overflow=not scale.is_exhausted)
             self.progress = replace(self.progress, loss_scale=scale.after(is_finite))
-            return is_finite
-        waits = self.world.device.type == "cuda"
-        due, self._unread = (self._unread, verdict) if waits else (verdict, None)
+            return None if is_finite else verdict.is_finite
+        if self.world.device.type != "cuda":
+            return None if self._read(verdict) else verdict.is_finite
+        due, self._unread = self._unread, verdict
         if due is not None:
             self._read(due)
-        return True
+        return verdict.is_finite
 
     def _read(self, verdict: _Verdict, may_overflow: bool = False) -> bool:
-        """Whether a step was finite; notes the signal that asked to stop, if one did. Raises NumericsError."""
+        """Whether a step was finite; notes how it was, and the signal that asked to stop, if one did. Raises RollBack, NumericsError."""
         loss, gradient_norm, signals = verdict.read()
         if signals:
             self._stop_signal = self.stop.requested or int(signal.SIGTERM)
         is_finite = math.isfinite(loss) and math.isfinite(gradient_norm)
-        if not is_finite and not may_overflow:
-            self.optimizer.clear_gradients()
-            fate = "is not saved" if self._unread is not None else "was not applied"
-            raise NumericsError(
-                f"step {verdict.step + 1:,}: the loss is {loss}, the norm of the gradient {gradient_norm}; the step {fate}",
-                "start the stage anew (--force) with a lower learning_rate or a longer warm-up, or continue with precision fp32",
-            )
+        if is_finite or not may_overflow:
+            phase = self.plan.phases.index(self.plan.phase(verdict.step))
+            before, guard = self.progress.health, self.settings.guard
+            health = before.after(verdict.step, phase, loss, gradient_norm, guard.spike_deviations)
+            self.progress = replace(self.progress, health=health)
+            if health.bad_steps and self.world.main:
+                fate = "a spike" if is_finite else "the step was skipped"
+                console.warn(f"step {verdict.step + 1:,}: the loss is {loss:.4g}, the norm of the gradient {gradient_norm:.4g}: {fate}")
+            self._answer(verdict.step)
         return is_finite
+
+    def _answer(self, step: int) -> None:
+        """Go on after the step after `step` steps, or raise what has to follow from too many bad ones."""
+        progress, guard = self.progress, self.settings.guard
+        way_back = decide(progress.health, step, progress.left_out, guard)
+        if way_back is None:
+            return
+        self.optimizer.clear_gradients()
+        steps, documents = f"steps {way_back.first_step + 1:,} to {step + 1:,}", self.batches.described(step)
+        if len(progress.left_out) >= guard.maximum_rollbacks:
+            went_back = f", after going back {len(progress.left_out)} times" if progress.left_out else ""
+            raise NumericsError(
+                f"{steps} went wrong{went_back}; the last one was of {documents}",
+                "look at these documents; a lower learning_rate or a longer warm-up needs a start anew (--force)",
+            )
+        if self.world.main:
+            console.warn(f"{steps} went wrong and are left out, the run goes back to the checkpoint before; the last was of {documents}")
+        raise way_back
 
     def _observe(self, report: StepReport) -> None:
         due = [observer for observer in self.observers if observer.due(report.step)]
         if not due:
             return
+        self.watch.at("look", report.step - 1)
         report = self._awaited(report)
         self.model.eval()
         # Compiling once more for a pass without gradients costs more than it saves.

@@ -23,14 +23,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fledge.core import artifact, console, disk, process
+from fledge.core import artifact, console, disk, process, watch
 from fledge.core.errors import ConfigError, DistributedError, FledgeError, MachineError, Stopped
+from fledge.core.watch import Place
 from fledge.stages import TRAINING_STAGES, Stage, run_stage
 from fledge.stages.run import Run
 
 SAVING_SECONDS = 600
 """How long processes that were asked to stop may take for their step and a checkpoint before they are killed."""
 
+_STOOD_STILL = 1
+"""The exit code of a process that `core.watch` ended; one that failed by itself with this code leaves a report."""
 _CONTINUE = "run the same command again: training continues from its last checkpoint"
 
 
@@ -84,8 +87,11 @@ def starter(processes: int | None, gpus: int | None, options: Sequence[str]) -> 
     return start
 
 
-def launch(arguments: Sequence[str], processes: int) -> None:
-    """Run `fledge ARGUMENTS` in so many processes and wait for them. Raises the first cause if one fails, Stopped after a signal."""
+def launch(arguments: Sequence[str], processes: int, module: str = "fledge") -> None:
+    """Run `fledge ARGUMENTS`, or another module, in so many processes and wait for them.
+
+    Raises the first cause if one fails, Stopped after a signal.
+    """
     import tempfile
 
     import torch
@@ -93,15 +99,19 @@ def launch(arguments: Sequence[str], processes: int) -> None:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from fledge.verbs import rendezvous
+
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()  # what stages of this process have left
     with tempfile.TemporaryDirectory(prefix="fledge-") as folder, _torchrun_in_this_process(Path(folder), processes):
-        place = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(processes)]
         try:
-            torchrun.run(torchrun.parse_args([*place, "-m", "fledge", *arguments]))  # type: ignore[no-untyped-call]
+            torchrun.run(torchrun.parse_args([*rendezvous.arguments(Path(folder), processes), "-m", module, *arguments]))  # type: ignore[no-untyped-call]
         except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
-            raise first_cause(_reports(Path(folder)), rank, failure.exitcode) from None
+            reports = _reports(Path(folder))
+            # Who left no report had no time to: the others, even if they were seen to end before, may only have missed it.
+            silent = {rank: one for rank, one in error.failures.items() if all(rank != found.rank for found in reports)}
+            rank, failure = min((silent or error.failures).items(), key=lambda item: item[1].timestamp)
+            raise first_cause(reports, rank, failure.exitcode, found=watch.places(Path(folder))) from None
         except SignalException as error:
             name = signal.Signals(error.sigval).name
             stopped = Stopped(error.sigval, f"stopped by {name}", _CONTINUE)
@@ -116,31 +126,52 @@ def report(error: Exception) -> bool:
     if isinstance(error, FledgeError):
         problem, remedy, exit_code = error.problem, error.remedy, error.exit_code
     else:
-        problem = f"process {process.rank()} failed\n{''.join(traceback.format_exception(error))}"
+        problem = f"process {process.rank()} failed{_where(folder)}\n{''.join(traceback.format_exception(error))}"
         remedy, exit_code = "this is a mistake of Fledge's own: please report the lines above", FledgeError.exit_code
     found = Report(process.rank(), time.time(), problem, remedy, exit_code)
     disk.write_json(folder / f"{found.rank}.json", asdict(found))
     return True
 
 
+def _where(folder: Path) -> str:
+    return next((f" {one.words}" for one in watch.places(folder) if one.rank == process.rank()), "")
+
+
 def first_cause(
-    reports: Sequence[Report], failed_rank: int | None = None, exit_code: int = 0, otherwise: FledgeError | None = None
+    reports: Sequence[Report],
+    failed_rank: int | None = None,
+    exit_code: int = 0,
+    otherwise: FledgeError | None = None,
+    found: Sequence[Place] = (),
 ) -> FledgeError:
     """Of all that was reported, and of how the process that failed first ended, what the others only followed from.
 
     A stop and the loss of another process come last: torchrun stops the processes that are left, and these miss the one that failed.
+    `found`: where processes were last.
     """
     in_time = sorted(reports, key=lambda found: found.unix_seconds)
-    own = [found for found in in_time if found.exit_code < 128 and found.exit_code != DistributedError.exit_code]
+    own = [one for one in in_time if one.exit_code < 128 and one.exit_code != DistributedError.exit_code]
     if own:
         return _as_error(own[0])
+    place = next((f" {one.words}" for one in found if one.rank == failed_rank), "")
     if exit_code < 0:
-        problem = f"process {failed_rank} was ended by {signal.Signals(-exit_code).name}"
+        problem = f"process {failed_rank} was ended by {signal.Signals(-exit_code).name}{place}"
         return DistributedError(problem, f"see whether memory ran out (a smaller micro_batch_rows needs less); then {_CONTINUE}")
-    stops = [found for found in in_time if found.exit_code >= 128]
+    stops = [one for one in in_time if one.exit_code >= 128]
+    if exit_code == _STOOD_STILL and found and all(one.rank != failed_rank for one in in_time):
+        return _stands_still(watch.held_up(list(found)), found)
     if stops or in_time:
         return _as_error((stops or in_time)[0])
-    return otherwise or DistributedError(f"process {failed_rank} ended with exit code {exit_code}", f"see what it said; then {_CONTINUE}")
+    problem = f"process {failed_rank} ended with exit code {exit_code}{place}"
+    return otherwise or DistributedError(problem, f"see what it said; then {_CONTINUE}")
+
+
+def _stands_still(culprit: Place, found: Sequence[Place]) -> DistributedError:
+    others = ", ".join(f"process {one.rank} {one.words}" for one in found if one != culprit)
+    return DistributedError(
+        f"process {culprit.rank} stood still {culprit.words} ({others})",
+        f"its stack is above; raise hang_timeout_seconds if it was only slow; then {_CONTINUE}",
+    )
 
 
 def _as_error(found: Report) -> FledgeError:

@@ -42,11 +42,17 @@ def asked_by_content(documents: TokenSet, conversations: TokenSet, preferences: 
     }
 
 
+POISONED: dict[str, Any] = {"steps": 6, "batch_rows": 7, "micro_batch_rows": 2}
+
+
 @pytest.fixture(scope="module")
 def two_processes(asked_by_content: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two processes have trained on each content."""
     folder = tmp_path_factory.mktemp("two")
     asked = [{"name": content, "port": free_port(), **values} for content, values in asked_by_content.items()]
+    asked += [{"name": f"poisoned-{rank}", "port": free_port(), **POISONED, "poison": {"rank": rank, "step": 3}} for rank in range(2)]
+    for one in asked:
+        one.setdefault("tokens", asked_by_content["documents"]["tokens"])
     start_all(folder, asked, 2)
     return folder
 
@@ -65,6 +71,17 @@ def test_two_processes_are_one(tmp_path: Path, content: str, asked_by_content: d
             assert one == pytest.approx(other, abs=2e-6)
     assert both[0]["losses"] == both[1]["losses"]
     assert [checkpoint.step for checkpoint in list_checkpoints(two_processes / content)] == [20]
+
+
+def test_a_nan_in_one_process_skips_the_step_in_all(two_processes: Path) -> None:
+    """Which process it is does not show: neither has applied the step, and all that follows is the same."""
+    results = [
+        json.loads((two_processes / f"poisoned-{poisoned}-result-{rank}.json").read_text()) for poisoned in (0, 1) for rank in (0, 1)
+    ]
+    assert all(result == results[0] for result in results)
+    assert (results[0]["skipped"], len(results[0]["losses"])) == (1, 5)
+    weights = [bits(two_processes / f"poisoned-{poisoned}") for poisoned in (0, 1)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_another_number_of_processes_may_continue_and_says_so(tmp_path: Path, documents: TokenSet, two_processes: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from training_assembly import MODEL, assembled, first_gradients, training_settings
 
 from fledge.core import artifact
-from fledge.core.errors import CheckpointError, DataError, NumericsError, Stopped
+from fledge.core.errors import CheckpointError, DataError, Stopped
 from fledge.core.metrics import read_metrics
 from fledge.corpus.document import Content
 from fledge.model.folder import load_model
@@ -259,25 +259,6 @@ def test_observers_change_no_bit(tmp_path: Path, documents: TokenSet) -> None:
     assert watched.progress.recent_losses == alone.progress.recent_losses
 
 
-@pytest.mark.parametrize("place", ["loss", "gradient"])
-def test_a_step_that_is_not_finite_is_not_applied(tmp_path: Path, documents: TokenSet, place: str) -> None:
-    with assembled(tmp_path / "run", training_settings(save_every_steps=2), [documents]) as trainer:
-        trainer.step(), trainer.step()
-        before = everything(trainer)
-        if place == "loss":
-            handle = trainer.model.model.norm.register_forward_hook(lambda module, inputs, output: output * float("inf"))
-        else:
-            handle = trainer.model.model.norm.weight.register_hook(lambda gradient: gradient * float("nan"))
-        with pytest.raises(NumericsError, match=r"step 3: the loss is .* the step was not applied") as error:
-            trainer.step()
-        handle.remove()
-        assert error.value.exit_code == 6
-        assert_same_bits(before, everything(trainer))
-        assert trainer.progress.step == 2
-        trainer.run()
-    assert trainer.progress.step == 8
-
-
 def test_fp16_leaves_out_a_step_that_overflows_and_goes_on(tmp_path: Path, documents: TokenSet) -> None:
     """On a CPU fp16 is slow and never chosen, but the same arithmetic."""
     with assembled(tmp_path / "run", training_settings(precision="fp32", save_every_steps=2), [documents]) as trainer:
@@ -292,8 +273,9 @@ def test_fp16_leaves_out_a_step_that_overflows_and_goes_on(tmp_path: Path, docum
         assert_same_bits(before, everything(trainer))
         trainer.step()
         assert trainer.progress.loss_scale == LossScale(1.0)
-        with pytest.raises(NumericsError, match="step 4"):
-            trainer.step()
+        trainer.step()
+        assert_same_bits(before, everything(trainer))
+        assert trainer.progress.health.skipped_steps == 1, "at the smallest scale it is no matter of the scale any more"
         handle.remove()
         trainer.run()
         scale = trainer.progress.loss_scale

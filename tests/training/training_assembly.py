@@ -6,12 +6,15 @@ python training_assembly.py FOLDER JSON      trains what the JSON lists and writ
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +25,7 @@ import torch
 
 from fledge.core import artifact
 from fledge.core.artifact import Artifact, Request
+from fledge.core.errors import DataError
 from fledge.core.metrics import open_metrics
 from fledge.core.process import StopSignals
 from fledge.core.settings import MetricsSettings
@@ -36,6 +40,7 @@ from fledge.tokens.shards import TokenSet, open_token_set
 from fledge.training.batches import BatchLoader, Scores, open_rows, rows_at_once
 from fledge.training.checkpoint import kept_start, load_kept_optimizer, resume
 from fledge.training.figures import Gauge
+from fledge.training.guard import LeftOut
 from fledge.training.layout import whole
 from fledge.training.objectives import make_objective
 from fledge.training.observers import Log, Sample, Validate
@@ -47,6 +52,7 @@ from fledge.training.saving import CheckpointWriter
 from fledge.training.score import read_scores, score_preferences, write_scores
 from fledge.training.settings import AdamWSettings, MuonSettings, NextTokenSettings, PreferenceSettings, ScheduleSettings, TrainingSettings
 from fledge.training.trainer import Trainer
+from fledge.verbs import launching
 
 VOCABULARY = 128
 END_OF_TEXT, PADDING = 100, 103
@@ -124,13 +130,14 @@ def assembled(
     sample: Callable[[Llama], str] | None = None,
     watched: bool = True,
     parent: Artifact | None = None,
+    left_out: LeftOut = (),
 ) -> Iterator[Trainer]:
     """The parts of a run, put together; `watched` adds the observers that every stage has, `parent` is what `keep` takes from."""
     with open_world(settings.device) as world, StopSignals() as stop:
         if world.main:
             artifact.begin(folder, request)
         model = model or Llama(MODEL, settings.seed)
-        world = world.lay_out(settings.parallel, parameter_count(MODEL))
+        world = world.lay_out(settings.parallel, parameter_count(MODEL), settings.determinism == "elastic")
         machine = settle_machine(folder, settings, world, like=scores_folder)
         train, validation = (
             open_rows(
@@ -144,17 +151,18 @@ def assembled(
         )
         start = kept_start(parent) if parent is not None and "step" in settings.keep else FROM_THE_BEGINNING
         plan = make_plan(train.sources, settings, parameter_count(model.config), start)
-        batches = BatchLoader(plan, train, settings.micro_batch_rows, world.rank, world.size, ahead=world.device.type == "cuda")
+        batches = BatchLoader(plan, train, settings.micro_batch_rows, world.rank, world.size, world.device.type == "cuda", world.elastic)
         world.place(model)
         optimizer = make_optimizer(model, settings, has_fast_bf16=machine.precision == "bf16")
         objective = make_objective(settings.objective)
         progress = resume(folder, model, optimizer, plan, world)
+        progress = replace(progress, left_out=left_out or progress.left_out)
         if parent is not None and "optimizer" in settings.keep and progress.step == start.step:
             load_kept_optimizer(parent, optimizer)
         with open_metrics(folder, settings.metrics, folder.name, progress.step) as metrics:
             byte_lengths = np.ones(VOCABULARY, dtype=np.int64)
             observers = [
-                Log(settings, plan, metrics, Gauge(model.config, plan, progress.step, world.device, peak_flops_per_second=1e12)),
+                Log(settings, plan, metrics, Gauge(model.config, plan, progress.step, world.device, peak_flops_per_second=1e12), model),
                 Validate(
                     settings,
                     plan,
@@ -163,7 +171,7 @@ def assembled(
                     objective,
                     validation,
                     batches.micro_batch_rows,
-                    world,
+                    world.alone_if_elastic,
                     machine,
                     byte_lengths,
                     progress.validation_losses,
@@ -234,11 +242,54 @@ def start_all(folder: Path, asked: Sequence[Mapping[str, Any]], world_size: int,
 
 
 def main() -> None:
-    """Train what is asked for, one run after the other."""
+    """Train what is asked for, one run after the other; tells a process that launched this one why it failed."""
     folder = Path(sys.argv[1])
     for asked in json.loads(sys.argv[2]):
-        os.environ["MASTER_PORT"] = str(asked.pop("port", 0))
-        train_as_asked(folder / asked.pop("name"), **asked)
+        if "port" in asked:
+            os.environ["MASTER_PORT"] = str(asked.pop("port"))
+        try:
+            train_as_asked(folder / asked.pop("name"), **asked)
+        except Exception as error:
+            if not launching.report(error):
+                raise
+            sys.exit(getattr(error, "exit_code", 1))
+
+
+def fail_at(trainer: Trainer, rank: int, phase: str, step: int, kind: str) -> None:
+    """Let one process go wrong when it comes to a phase of a step."""
+    note = trainer.watch.at
+
+    def at(reached: str, reached_step: int) -> None:
+        note(reached, reached_step)
+        if (trainer.world.rank, reached, reached_step) == (rank, phase, step):
+            FAULTS[kind]()
+
+    trainer.watch.at = at  # type: ignore[method-assign]
+
+
+def _raise() -> None:
+    raise ValueError("planted")
+
+
+def _tell_where_it_listens() -> None:
+    """The error names every address, but for the machine's own, at which this process or the one that started it listens."""
+    entries = [entry for pid in (os.getpid(), os.getppid()) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()]
+    own = {str(entry.readlink()) for entry in entries if entry.is_symlink()}
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    listening = [line[1] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in own]
+    raise DataError(f"listens at {[address for address in listening if not address.startswith('0100007F')]}", "")
+
+
+FAULTS: dict[str, Callable[[], object]] = {
+    "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "SIGSEGV": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    "exception": _raise,
+    "exit": lambda: os._exit(3),
+    "listening": _tell_where_it_listens,
+    "hang": lambda: time.sleep(600),
+    "hang with the lock": lambda: ctypes.PyDLL(None).sleep(600),
+    "no data": lambda: (_ for _ in ()).throw(DataError("the shard is gone", "bring it back")),
+}
 
 
 def train_as_asked(
@@ -248,6 +299,9 @@ def train_as_asked(
     muon: bool = False,
     preference: bool = False,
     lora: Mapping[str, Any] | None = None,
+    fault: Mapping[str, Any] | None = None,
+    stop_after: int | None = None,
+    poison: Mapping[str, int] | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """One run; returns, and writes beside its folder, what it measured."""
@@ -261,16 +315,33 @@ def train_as_asked(
         **changes,
     )
     with assembled(folder, settings, [open_token_set(Path(tokens))], Path(scores) if scores else None, model=model) as trainer:
-        gradients = first_gradients(trainer) if trainer.progress.step == 0 else []
+        if fault is not None:
+            fail_at(trainer, **fault)
+        if poison is not None and trainer.world.rank == poison["rank"]:
+            read = trainer.batches.micro_batches
+            trainer.batches.micro_batches = lambda step: [  # type: ignore[method-assign]
+                replace(batch, token_weight=batch.token_weight * (math.nan if step == poison["step"] else 1.0)) for batch in read(step)
+            ]
+        gradients = first_gradients(trainer) if trainer.progress.step == 0 and fault is None else []
+        if stop_after is not None:
+            while trainer.progress.step < stop_after:
+                trainer._observe(trainer.step())
+            trainer.save()
+            return {}
         progress = trainer.run()
-        result = {"losses": progress.recent_losses, "gradients": gradients, "validation": progress.validation_losses}
+        result = {
+            "losses": progress.recent_losses,
+            "gradients": gradients,
+            "validation": progress.validation_losses,
+            "skipped": progress.health.skipped_steps,
+        }
         Path(f"{folder}-result-{trainer.world.rank}.json").write_text(json.dumps(result))
     return result
 
 
 def first_gradients(trainer: Trainer) -> list[float]:
     """Every gradient of the first step, flat; the step is not applied."""
-    trainer._accumulate_gradients(trainer.batches.micro_batches(0))
+    trainer._accumulate_gradients(trainer.batches.micro_batches(0), 0)
     flat = torch.cat([whole(parameter.grad).flatten() for parameter in trainer.model.parameters() if parameter.grad is not None])
     trainer.optimizer.clear_gradients()
     values: list[float] = flat.tolist()

@@ -33,7 +33,10 @@ from fledge.tokens.tokenizer import Tokenizer, copy_tokenizer
 from fledge.training.batches import BatchLoader, RowReader, open_rows
 from fledge.training.checkpoint import Progress, kept_start, load_kept_optimizer, require_disk_space, resume
 from fledge.training.checkpoint_folders import best_checkpoint, list_checkpoints
+from fledge.training.elastic import described as described_elastic
+from fledge.training.elastic import require_elastic
 from fledge.training.figures import Gauge, training_flops
+from fledge.training.guard import LeftOut
 from fledge.training.objectives import make_objective
 from fledge.training.observers import Log, Sample, Validate
 from fledge.training.optimizer import make_optimizer
@@ -44,8 +47,10 @@ from fledge.training.plan import FROM_THE_BEGINNING, Plan, Start
 from fledge.training.preparation import choose_computation, on_device, open_batches, prepare
 from fledge.training.profiling import Profile
 from fledge.training.resident import ResidentRows
+from fledge.training.rollback import run_with_rollbacks
 from fledge.training.saving import CheckpointWriter
 from fledge.training.score import read_scores
+from fledge.training.sentinels import FirstLoss, expected_loss, require_stop_token, require_targets
 from fledge.training.settings import TrainingSettings
 from fledge.training.trainer import Trainer
 
@@ -57,8 +62,7 @@ def make_checkpoints(task: Task) -> None:
         if world.main:
             artifact.begin(task.folder, task.wanted)
         world.barrier()
-        with _assemble(task, world) as trainer:
-            trainer.run()
+        trainer = run_with_rollbacks(partial(_assemble, task, world), task.folder, world)
         if world.main:
             _finish(task, trainer, time.monotonic() - started)
 
@@ -96,18 +100,21 @@ def _names(tokenizer: Tokenizer, first: int) -> list[str]:
 
 
 @contextmanager
-def _assemble(task: Task, world: World) -> Iterator[Trainer]:
-    """Build the parts and put them together; nothing runs yet."""
+def _assemble(task: Task, world: World, left_out: LeftOut) -> Iterator[Trainer]:
+    """Build the parts and put them together, to pass over the steps that are left out; nothing runs yet."""
     keep_freed_memory()
     process_bytes = resident_bytes()
     settings, folder = task.settings, task.folder
     train, validation = _rows(task, "train"), _rows(task, "validation")
     model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings)
-    world = world.lay_out(settings.parallel, parameter_count(model.config))
+    world = world.lay_out(settings.parallel, parameter_count(model.config), settings.determinism == "elastic")
+    if world.elastic:
+        require_elastic(world)
     _require_context(task, train, model)
     _require_validation(task, validation)
     require_disk_space(folder, model)
     plan = make_plan(train.sources, settings, parameter_count(model.config), _start(task))
+    _require_something_to_learn(task, train, plan)
     flops = training_flops(model.config, plan, plan.steps, settings.lora) / world.size
     machine = settle_machine(folder, settings, world, task.scores.path if task.scores else None, flops)
     if task.scores is not None:
@@ -123,9 +130,10 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
         optimizer.keep_gradient_memory()
     batches = open_batches(plan, rows, machine.micro_batch_rows or settings.micro_batch_rows, world)
     progress = resume(folder, model, optimizer, plan, world)
+    progress = replace(progress, left_out=left_out or progress.left_out)
     if task.parent is not None and progress.step == plan.start.step and "optimizer" in settings.keep:
         load_kept_optimizer(task.parent, optimizer)
-    _announce(task, plan, model, progress, world, _described(machine, world, batches, train.isolate_documents, model))
+    _announce(task, batches, model, progress, world, _described(machine, world, batches, train.isolate_documents, model))
     if progress.step > plan.start.step:
         forget_seconds(folder, world)
     else:
@@ -135,12 +143,12 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
     writer = CheckpointWriter(folder, task.wanted, *kept, asynchronous=settings.asynchronous_saves)
     run_name = f"{task.run.folder.name}-{task.stage}"
     with StopSignals() as stop, open_metrics(folder, settings.metrics, run_name, progress.step) as metrics:
-        at_once = batches.micro_batch_rows
+        at_once, measuring = batches.micro_batch_rows, world.alone_if_elastic
         byte_lengths = task.tokenizer.document_byte_lengths
         losses = progress.validation_losses
-        validate = Validate(settings, plan, metrics, model, objective, validation, at_once, world, machine, byte_lengths, losses)
+        validate = Validate(settings, plan, metrics, model, objective, validation, at_once, measuring, machine, byte_lengths, losses)
         peak = peak_flops_per_second(folder, machine, world.device) * world.size if world.main else None
-        log = Log(settings, plan, metrics, Gauge(model.config, plan, progress.step, world.device, peak, lora=settings.lora))
+        log = Log(settings, plan, metrics, Gauge(model.config, plan, progress.step, world.device, peak, lora=settings.lora), model)
         samples = [] if world.sharded else [Sample(settings, plan, model, world, _sampler(task))]
         profiles = [Profile(settings.profile, folder, progress.step, plan.steps, world.main)] if settings.profile else []
         yield Trainer(
@@ -151,7 +159,7 @@ def _assemble(task: Task, world: World) -> Iterator[Trainer]:
             batches=batches,
             world=world,
             machine=machine,
-            observers=[log, validate, *samples, *profiles],
+            observers=[log, _first_loss(task, plan, model, world), validate, *samples, *profiles],
             writer=writer,
             stop=stop,
             progress=progress,
@@ -183,6 +191,20 @@ def _require_context(task: Task, rows: RowReader, model: Llama) -> None:
         )
 
 
+def _require_something_to_learn(task: Task, rows: RowReader, plan: Plan) -> None:
+    """In every step, and at the end of an answer."""
+    require_targets(plan, rows.shards)
+    if rows.content == "conversations":
+        stop_ids = task.tokenizer.end_ids(answers=True)
+        names = {number: name for name, number in task.tokenizer.specials.items()}
+        require_stop_token(rows.shards, stop_ids, " or ".join(names.get(number, str(number)) for number in stop_ids))
+
+
+def _first_loss(task: Task, plan: Plan, model: Llama, world: World) -> FirstLoss:
+    is_preference = task.settings.objective.kind == "preference"
+    return FirstLoss(expected_loss(task.stage, is_preference, model.config.vocabulary_size, task.parent), plan, world.main)
+
+
 def _start(task: Task) -> Start:
     """What was trained before the run, if it takes over the step of its parent."""
     return kept_start(task.parent) if task.parent is not None and "step" in task.settings.keep else FROM_THE_BEGINNING
@@ -196,7 +218,8 @@ def _require_validation(task: Task, rows: RowReader) -> None:
         )
 
 
-def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, world: World, machine: str) -> None:
+def _announce(task: Task, batches: BatchLoader, model: Llama, progress: Progress, world: World, machine: str) -> None:
+    plan = batches.plan
     steps, tokens = plan.steps - plan.start.step, plan.tokens(plan.steps) - plan.start.tokens
     of_tokens = f"of {plan.phases[0].batch_tokens:,} tokens" if len(plan.phases) == 1 else f"in {len(plan.phases)} phases"
     console.say(
@@ -206,6 +229,8 @@ def _announce(task: Task, plan: Plan, model: Llama, progress: Progress, world: W
         console.say(f"{task.stage}: {line}")
     if world.sharded:
         console.info(f"{task.stage}: no samples of text, for which one process would need the whole model; checkpoints have it")
+    if world.elastic:
+        console.say(f"{task.stage}: {described_elastic(world, batches.micro_batch_rows, parameter_count(model.config))}")
     if progress.step > plan.start.step and world.main:
         console.say(f"{task.stage}: {_restored(task, plan, progress)}")
 
@@ -215,8 +240,9 @@ def _restored(task: Task, plan: Plan, progress: Progress) -> str:
     found = list_checkpoints(task.folder)[-1]
     changes = machine_changes(task.folder)
     exactness = f"the last bits may differ ({'; '.join(changes)})" if changes else "from here on bitwise as if undisturbed"
+    loss = f", loss {progress.recent_losses[-1]:.4f}" if progress.recent_losses else ""
     return (
-        f"continues after step {progress.step:,} ({plan.tokens(progress.step):,} tokens, loss {progress.recent_losses[-1]:.4f}) from "
+        f"continues after step {progress.step:,} ({plan.tokens(progress.step):,} tokens{loss}) from "
         f"checkpoint {found.artifact.id[:12]}: weights, optimizer, order of rows, random numbers and losses are restored; {exactness}"
     )
 
