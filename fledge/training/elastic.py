@@ -96,7 +96,9 @@ def micro_batch_seed(seed: int, step: int, number: int) -> int:
 
 
 def require_elastic(world: World) -> None:
-    """Raises ConfigError where the same bits cannot be promised."""
+    """Raises ConfigError where the same bits are asked for and cannot be promised."""
+    if not world.elastic:
+        return
     if world.sharded:
         raise ConfigError("determinism: elastic needs whole gradients in each process, and this model is cut (fsdp)", "set parallel: ddp")
     if world.size > 1 and world.device.type != "cpu":

@@ -66,10 +66,11 @@ def test_micro_batches_do_not_depend_on_the_processes(
 def test_what_cannot_be_promised_is_refused() -> None:
     require_elastic(World(0, 1, torch.device("cuda"), elastic=True))
     require_elastic(World(0, 4, CPU, elastic=True))
+    require_elastic(World(0, 3, CPU, sharded=True))
     for world, words in (
-        (World(0, 2, CPU, sharded=True), "is cut"),
-        (World(0, 2, torch.device("cuda")), "for 2 GPUs"),
-        (World(0, 3, CPU), "3 processes cannot"),
+        (World(0, 2, CPU, sharded=True, elastic=True), "is cut"),
+        (World(0, 2, torch.device("cuda"), elastic=True), "for 2 GPUs"),
+        (World(0, 3, CPU, elastic=True), "3 processes cannot"),
     ):
         with pytest.raises(ConfigError, match=words):
             require_elastic(world)

@@ -71,10 +71,16 @@ def test_the_record_of_a_run(tmp_path: Path, documents: TokenSet, capsys: pytest
     assert [record["step"] for record in training] == [1, 3, 6, 7]
     paces = ("tokens_per_second", "mfu", "data_wait_share", "seconds_left")
     others = ("loss", "learning_rate", "gradient_norm", "tokens", "epoch", "peak_memory_bytes")
-    names = {*others, *paces, *(f"{name}_smoothed" for name in paces)}
+    guarded = ("clip_factor", "weight_norm", "skipped_steps", "spikes")
+    names = {*others, *guarded, *paces, *(f"{name}_smoothed" for name in paces)}
     assert training[0].keys() - {"step", "time"} == {f"train/{name}" for name in names}
     assert [record["train/tokens"] for record in training] == [128 * step for step in (1, 3, 6, 7)]
     assert all(record["train/tokens_per_second"] > 0 for record in training)
+    clipped = [min(1.0, 1.0 / (record["train/gradient_norm"] + 1e-6)) for record in training]
+    assert [record["train/clip_factor"] for record in training] == pytest.approx(clipped)
+    weight_norm = math.sqrt(sum(float(parameter.detach().double().square().sum()) for parameter in trainer.model.parameters()))
+    assert training[-1]["train/weight_norm"] == pytest.approx(weight_norm, rel=1e-5)
+    assert (training[-1]["train/skipped_steps"], training[-1]["train/spikes"]) == (0, 0)
     validations = {record["step"]: record["validation/loss"] for record in records if "validation/loss" in record}
     assert validations == dict(trainer.progress.validation_losses)
     assert validations.keys() == {4, 7}

@@ -108,8 +108,7 @@ def _assemble(task: Task, world: World, left_out: LeftOut) -> Iterator[Trainer]:
     train, validation = _rows(task, "train"), _rows(task, "validation")
     model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings)
     world = world.lay_out(settings.parallel, parameter_count(model.config), settings.determinism == "elastic")
-    if world.elastic:
-        require_elastic(world)
+    require_elastic(world)
     _require_context(task, train, model)
     _require_validation(task, validation)
     require_disk_space(folder, model)
