@@ -50,6 +50,8 @@ def run(
     stages = stretch(first, last)
     this = prepare(recipe, overrides, name, small, no_wandb)
     refuse_ranks("run")
+    if not any(has_stage(stage, this) for stage in stages):
+        raise ConfigError(f"the recipe has none of the stages {', '.join(stages)}", "add their sections to the recipe, or run other stages")
     _run_stages(this, stages, force, launching.starter(processes, gpus, launching.passed_on(no_wandb, log_level)))
     if stages[-1] == STAGES[-1]:
         from fledge.verbs.closing import close
