@@ -237,7 +237,8 @@ def _require_fit(folder: Path, expected: Mapping[str, Tensor], stored: Mapping[s
 
 def _require_finite(folder: Path, stored: Mapping[str, Tensor]) -> None:
     for name, weight in stored.items():
-        if not torch.isfinite(weight).all():
+        # A sum tells in a 25th of the time (50 million values: 0.02 against 0.45 s), unless finite values overflow it.
+        if not torch.isfinite(weight.sum()) and not torch.isfinite(weight).all():
             raise CheckpointError(
                 f"{name} in {folder} holds values that are not finite", "use an earlier checkpoint, or another copy of it"
             )
