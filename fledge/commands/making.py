@@ -55,6 +55,8 @@ def run(
     this = prepare(recipe, overrides, name, small, no_wandb)
     refuse_ranks("run")
     _require_resumable(resume, force)
+    if not any(has_stage(stage, this) for stage in stages):
+        raise ConfigError(f"the recipe has none of the stages {', '.join(stages)}", "add their sections to the recipe, or run other stages")
     _run_stages(this, stages, force, launching.starter(processes, gpus, launching.passed_on(no_wandb, log_level)), resume)
     if stages[-1] == STAGES[-1]:
         from fledge.verbs.closing import close

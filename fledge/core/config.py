@@ -167,6 +167,8 @@ def _read_file(path: Path, find: Callable[[Path, str], Path], chain: tuple[Path,
 def _read_text(path: Path) -> str:
     if path.is_dir():
         raise ConfigError(f"{path} is a folder, not a recipe file", "give the path of a .yaml or .json file")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path} is a pipe or a device, not a recipe file", "give the path of a .yaml or .json file")
     if not path.is_file():
         raise ConfigError(f"there is no recipe file {path}{_suggest_file(path)}", "give the path of a .yaml or .json file")
     if path.stat().st_size > _MAXIMUM_FILE_BYTES:
@@ -192,7 +194,7 @@ def _load_text(path: Path, text: str) -> tuple[dict[str, Any], dict[KeyPath, int
     else:
         value, lines = _load_yaml(str(path), text)
     if value is None:
-        raise ConfigError(f"{path} is empty", "see recipes/quickstart.yaml for what a recipe holds")
+        raise ConfigError(f"{path} is empty", "write `key: value` lines; `fledge config quickstart` prints every key of a whole recipe")
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds a {type(value).__name__}, not keys with values", "write `key: value` lines")
     return value, lines

@@ -71,7 +71,7 @@ def debug(text: str) -> None:
 def warn(text: str) -> None:
     """Print on stderr something that a person should know but that stops nothing."""
     if _shows("warning"):
-        _write(sys.stderr, _styled("warning:", "33") + " " + _visible(text))
+        _write(sys.stderr, _styled("warning:", "33") + " " + _one_line(text))
 
 
 def error(problem: str, remedy: str) -> None:
@@ -80,7 +80,7 @@ def error(problem: str, remedy: str) -> None:
         who = "" if process.is_main() else f"process {process.rank()}: "
     except DistributedError:
         who = ""  # what cannot be read is the very thing being told
-    _print(sys.stderr, f"{_styled('error:', '31')} {who}{_visible(problem)}\n  {_styled('fix:', '32')} {_visible(remedy)}")
+    _print(sys.stderr, f"{_styled('error:', '31')} {who}{_one_line(problem)}\n  {_styled('fix:', '32')} {_one_line(remedy)}")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -357,6 +357,11 @@ def _styled(text: str, code: str) -> str:
 
 def _visible(text: str) -> str:
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def _one_line(text: str) -> str:
+    """So that a file whose name has a line end cannot forge an error."""
+    return _visible(text).replace("\n", "\\n")
 
 
 def _write(stream: TextIO, text: str, end: str = "\n") -> None:

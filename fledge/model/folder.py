@@ -109,7 +109,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Llama:
     """The model in a Hugging Face folder, its weights in fp32; an adapter is folded into its base.
 
     Raises CheckpointError, naming the file, if one is missing or damaged, if the weights do not fit the shape (the first five
-    differences), or if the class or one of its options is not among ours.
+    differences) or are not finite, or if the class or one of its options is not among ours.
     """
     if is_adapter(folder):
         model = load_adapted(folder)
@@ -259,6 +259,7 @@ def _fill(model: Llama, folder: Path) -> None:
     if head is not None and "lm_head.weight" not in expected and torch.equal(head, stored.get("model.embed_tokens.weight", head)):
         del stored["lm_head.weight"]  # Some writers store a tied head twice.
     _require_fit(folder, expected, stored)
+    _require_finite(folder, stored)
     with torch.no_grad():
         for name, parameter in expected.items():
             parameter.copy_(stored[name])
@@ -278,6 +279,15 @@ def _require_fit(folder: Path, expected: Mapping[str, Tensor], stored: Mapping[s
         more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
         problem = f"the weights in {folder} do not fit its {CONFIG}: {'; '.join(differences[:5])}{more}"
         raise CheckpointError(problem, f"use the {CONFIG} that was written with these weights")
+
+
+def _require_finite(folder: Path, stored: Mapping[str, Tensor]) -> None:
+    for name, weight in stored.items():
+        # A sum tells in a 25th of the time (50 million values: 0.02 against 0.45 s), unless finite values overflow it.
+        if not torch.isfinite(weight.sum()) and not torch.isfinite(weight).all():
+            raise CheckpointError(
+                f"{name} in {folder} holds values that are not finite", "use an earlier checkpoint, or another copy of it"
+            )
 
 
 def _differences(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> Iterator[str]:

@@ -29,6 +29,11 @@ def find_checkpoint(reference: str) -> Path:
     place = place if at else reference
     which = which if at else ""
     folder = Path(place) if Path(place).is_dir() else RUNS / place
+    if Path(place).is_file():
+        raise CheckpointError(
+            f"{place} is a file, not the folder of a checkpoint",
+            "give the folder that holds config.json and model.safetensors; convert pickled weights (.pt, .bin) with what wrote them",
+        )
     if not folder.is_dir():
         raise CheckpointError(
             f"there is no run or checkpoint {place}{_suggestion(place)}", "give a folder, or the name of a run under runs/"

@@ -28,6 +28,8 @@ PARQUET_MAGIC = b"PAR1"
 UTF8_BOM = b"\xef\xbb\xbf"
 
 _HEAD_BYTES = 4_096
+_ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
+_TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257  # its first file may be text, so nothing else gives it away
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _UTF16_NUL_SHARE = 0.3  # Latin text in UTF-16 has a NUL in every second byte
 
@@ -48,6 +50,10 @@ def find_files(source: PlacedSource) -> list[SourceFile]:
             return [SourceFile(given, _printable(Path(given.name)))]
         if given.is_dir():
             found = _files_below(given, SUFFIXES[source.kind])
+        elif given.exists():
+            raise DataError(
+                f"source {source.name}: {given} is a pipe or a device, not a file", "write its content into a file and name that"
+            )
         elif glob.has_magic(source.path):
             found = _files_matching(str(given))
         else:
@@ -80,10 +86,14 @@ def data_errors(path: Path) -> Iterator[None]:
 
 
 def refuse_no_text(path: Path, head: bytes) -> None:
-    """Raise DataError if the first bytes of a file are those of Parquet, or look like UTF-16 or UTF-32, marked as such or not."""
+    """Raise DataError if the first bytes of a file are those of Parquet or of an archive, or look like UTF-16 or UTF-32, marked or not."""
     head = head[:_HEAD_BYTES]
     if head.startswith(PARQUET_MAGIC):
         raise DataError(f"{path} is a Parquet file", "use kind: parquet for this source")
+    if head.startswith(_ZIP_MAGICS) or head[_TAR_MAGIC_AT:].startswith(_TAR_MAGIC):
+        raise DataError(f"{path} is an archive (zip or tar), which is never unpacked here", "unpack it yourself and name the folder")
+    # A run of zeros is a hole that a crash left; UTF-32 has three in a row.
+    head = head.replace(bytes(4), b"")
     if head.startswith(_UTF16_BOMS) or head.count(0) > _UTF16_NUL_SHARE * len(head):
         raise DataError(f"{path} looks like UTF-16, not UTF-8", f"convert it: iconv -f UTF-16 -t UTF-8 {path.name}")
 

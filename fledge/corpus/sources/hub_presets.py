@@ -16,6 +16,7 @@ file lists and loaders, not from the live hub; sizes are of the files as downloa
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -267,9 +268,11 @@ def dataset_of(source: HubSource) -> Dataset:
         return Dataset(source.repository or "", source.files or "", source.fields, source.license, source.form)
     preset = PRESETS.get(source.preset)
     if preset is None:
+        close = difflib.get_close_matches(source.preset, PRESETS, n=1)
         raise DataError(
             f"source {source.name}: there is no preset {source.preset!r} (there are {', '.join(PRESETS)})",
-            "name one of them, or give repository and files; look with: fledge corpus --list",
+            f"{f'did you mean {close[0]}? Else ' if close else ''}name one of them, or give repository and files; "
+            "look with: fledge corpus --list",
         )
     if preset.content != source.content:
         problem = f"source {source.name}: preset {source.preset} holds {preset.content}, and the source says {source.content}"

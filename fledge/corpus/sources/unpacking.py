@@ -108,7 +108,7 @@ def opened(file: InputFile) -> Iterator[BinaryIO]:
 def unpacked(file: InputFile, start: int = 0) -> Iterator[Unpacked]:
     """The plain bytes of a file, from byte `start` on (0 if it is compressed).
 
-    Raises DataError as `opened` does, and if they are Parquet or UTF-16.
+    Raises DataError as `opened` does, and if they are Parquet, an archive or UTF-16.
     """
     packing = _packing(file.name)
     with opened(file) as stored:
@@ -146,9 +146,7 @@ def _stamp(stored: BinaryIO) -> tuple[int, int]:
 def _refuse_no_text(file: InputFile, stream: Unpacked) -> None:
     # Whoever reads a damaged file meets the failure again, and knows the line.
     with contextlib.suppress(Damaged, GivenUp):
-        # A run of zeros is a hole that a crash left; UTF-32 has three in a row.
-        head = stream.peek(_HEAD_BYTES)[:_HEAD_BYTES].replace(bytes(4), b"")
-        refuse_no_text(Path(shown(file.address)), head)
+        refuse_no_text(Path(shown(file.address)), stream.peek(_HEAD_BYTES))
 
 
 def _packing(name: str) -> _Packing | None:

@@ -39,7 +39,7 @@ from fledge.training.figures import Gauge, training_flops
 from fledge.training.guard import LeftOut
 from fledge.training.objectives import make_objective
 from fledge.training.observers import Log, Sample, Validate
-from fledge.training.optimizer import make_optimizer
+from fledge.training.optimizer import Optimizer, make_optimizer
 from fledge.training.parallel import Machine, World, chosen_machine, machine_changes, open_world, settle_machine
 from fledge.training.peaks import peak_flops_per_second, peak_memory_bytes
 from fledge.training.phases import described, make_plan, used
@@ -123,10 +123,7 @@ def _assemble(task: Task, world: World, left_out: LeftOut) -> Iterator[Trainer]:
     world.place(model)
     rows = on_device(train, world, settings.tokens_on_device)
     machine = prepare(folder, model, objective, machine, world, settings, rows, plan)
-    has_fast_bf16 = world.device.type != "cpu" or machine.precision == "bf16"
-    optimizer = make_optimizer(model, settings, has_fast_bf16)
-    if settings.compile == "cuda_graphs":
-        optimizer.keep_gradient_memory()
+    optimizer = _optimizer(model, settings, machine, world)
     batches = open_batches(plan, rows, machine.micro_batch_rows or settings.micro_batch_rows, world)
     progress = resume(folder, model, optimizer, plan, world)
     progress = replace(progress, left_out=left_out or progress.left_out)
@@ -137,9 +134,6 @@ def _assemble(task: Task, world: World, left_out: LeftOut) -> Iterator[Trainer]:
         forget_seconds(folder, world)
     else:
         predict(folder, model, objective, machine, world, settings, batches, len(validation.all_rows()), process_bytes)
-    copy = partial(copy_tokenizer, task.tokenizer, answers=task.answers, maximum_tokens=model.config.settings.max_position_embeddings)
-    kept = settings.keep_checkpoints, copy, settings.keep_every_steps
-    writer = CheckpointWriter(folder, task.wanted, *kept, asynchronous=settings.asynchronous_saves)
     run_name = f"{task.run.folder.name}-{task.stage}"
     with StopSignals() as stop, open_metrics(folder, settings.metrics, run_name, progress.step) as metrics:
         at_once, measuring = batches.micro_batch_rows, world.alone_if_elastic
@@ -159,10 +153,24 @@ def _assemble(task: Task, world: World, left_out: LeftOut) -> Iterator[Trainer]:
             world=world,
             machine=machine,
             observers=[log, _first_loss(task, plan, model, world), validate, *samples, *profiles],
-            writer=writer,
+            writer=_writer(task, model),
             stop=stop,
             progress=progress,
         )
+
+
+def _optimizer(model: Llama, settings: TrainingSettings, machine: Machine, world: World) -> Optimizer:
+    optimizer = make_optimizer(model, settings, has_fast_bf16=world.device.type != "cpu" or machine.precision == "bf16")
+    if settings.compile == "cuda_graphs":
+        optimizer.keep_gradient_memory()
+    return optimizer
+
+
+def _writer(task: Task, model: Llama) -> CheckpointWriter:
+    settings = task.settings
+    copy = partial(copy_tokenizer, task.tokenizer, answers=task.answers, maximum_tokens=model.config.settings.max_position_embeddings)
+    kept = settings.keep_checkpoints, copy, settings.keep_every_steps
+    return CheckpointWriter(task.folder, task.wanted, *kept, asynchronous=settings.asynchronous_saves)
 
 
 def _rows(task: Task, split: Split) -> RowReader:

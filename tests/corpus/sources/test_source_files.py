@@ -89,7 +89,7 @@ def test_a_folder_with_files_of_another_kind_says_so(folder: Path) -> None:
         (folder / name).unlink()
     with pytest.raises(DataError, match="has 0 usable files") as caught:
         find_files(JsonLinesSource(name="a", path=str(folder)))
-    assert caught.value.remedy == "it has files for kind: text and kind: parquet; use that"
+    assert caught.value.remedy == "it has files for kind: text and kind: json and kind: parquet; use that"
     with pytest.raises(DataError, match="has 0 usable files") as caught:
         find_files(JsonLinesSource(name="a", path=f"{folder}/*.rst"))
     assert caught.value.remedy == "complete the data, or name another path"
