@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fledge.core.errors import ConfigError
 from fledge.model.llama import Llama, linear
 from fledge.model.settings import Adapter, LoraSettings
 
@@ -72,7 +73,7 @@ class LoraLinear(nn.Module):
 def add_adapter(model: Llama, adapter: Adapter, seed: int | None) -> None:
     """Freeze a model and put an adapter into it, in place; with `seed` None the adapter is left unset, for a loader to fill.
 
-    Drawn on the CPU in the order of the modules, alike in every process.
+    Drawn on the CPU in the order of the modules, alike in every process. Raises ConfigError if a matrix has no such rank.
     """
     assert model.adapter is None, "a model has one adapter"
     model.requires_grad_(False)
@@ -80,12 +81,19 @@ def add_adapter(model: Llama, adapter: Adapter, seed: int | None) -> None:
     for parent in list(model.model.layers.modules()):
         for name, module in list(parent.named_children()):
             if name in adapter.settings.targets and isinstance(module, nn.Linear):
+                _require_rank(name, module, adapter.settings.rank)
                 adapted = LoraLinear(module.weight.detach(), adapter.settings)
                 if generator is not None:
                     adapted.initialize(generator)
                 setattr(parent, name, adapted)
     model.adapter = adapter
     model.model.has_dropout |= adapter.settings.dropout > 0
+
+
+def _require_rank(name: str, module: nn.Linear, rank: int) -> None:
+    highest = min(module.weight.shape)
+    if rank > highest:
+        raise ConfigError(f"lora.rank is {rank:,}, and {name} has rank {highest:,} at most", "choose a smaller rank")
 
 
 def merge_adapter(model: Llama) -> None:

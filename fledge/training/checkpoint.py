@@ -46,6 +46,8 @@ STATE_FORMAT = 2
 RECENT_LOSSES = 256
 """Losses of the last steps that a checkpoint carries."""
 
+_COMPARED_DIGITS = 12
+"""Of an id; a sum of such numbers over processes stays exact."""
 _BYTES_PER_PARAMETER = 12
 """A weight and two moments, fp32."""
 
@@ -136,7 +138,18 @@ def resume(stage_folder: Path, model: Llama, optimizer: Optimizer, plan: Plan, w
     if found is None:
         path = checkpoint_folder(stage_folder, step)
         found = Checkpoint(step, path, artifact.open_artifact(path, "checkpoint"))
+    _require_the_same(found, world)
     return restore(found, model, optimizer, plan)
+
+
+def _require_the_same(found: Checkpoint, world: World) -> None:
+    """Raises CheckpointError in every process unless all of them read the checkpoint that the main one has found, byte for byte."""
+    number = int(found.artifact.id[:_COMPARED_DIGITS], 16)
+    if not world.least(int(world.from_main(number) == number)):
+        raise CheckpointError(
+            f"the processes do not all see the same {found.path}",
+            "give all of them one run folder, on a file system that they share",
+        )
 
 
 def restore(checkpoint: Checkpoint, model: Llama, optimizer: Optimizer, plan: Plan) -> Progress:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fledge.core import artifact
-from fledge.core.errors import CheckpointError
+from fledge.core.errors import CheckpointError, ConfigError
 from fledge.model.adapter_config import find_base, is_adapter, read_adapter_settings, to_adapter_json
 from fledge.model.adapters import adapter_weights, add_adapter, merge_adapter
 from fledge.model.cost import parameter_count, projection_sizes, trained_parameter_count
@@ -213,6 +213,11 @@ def test_what_is_no_adapter_of_ours_is_refused(
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with pytest.raises(CheckpointError, match=words):
         load_model(tmp_path / "adapter")
+
+
+def test_a_rank_above_a_matrix_is_refused(make_model: MakeModel) -> None:
+    with pytest.raises(ConfigError, match=r"lora\.rank is 1,000, and q_proj has rank \d+ at most"):
+        add_adapter(make_model(), Adapter(LoraSettings(rank=1_000), Path("base")), seed=0)
 
 
 def test_the_base_is_known_by_its_hash_and_moves_along(trained: Callable[[LoraSettings], Llama], tokens: Tensor, tmp_path: Path) -> None:

@@ -197,6 +197,17 @@ def test_a_run_continues_from_the_checkpoint_before_a_damaged_one(tmp_path: Path
     assert all(torch.equal(first, second) for first, second in zip(whole.model.parameters(), again.model.parameters(), strict=True))
 
 
+def test_processes_that_see_another_checkpoint_are_refused(tmp_path: Path, documents: TokenSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of two machines whose run folders are not one: the same step, other bytes."""
+    settings = training_settings(save_every_steps=3)
+    with assembled(tmp_path, settings, [documents]) as trainer:
+        trainer.run()
+    of_the_main_one = World.from_main
+    monkeypatch.setattr(World, "from_main", lambda self, number: of_the_main_one(self, number + (number > 1 << 20)))
+    with pytest.raises(CheckpointError, match="do not all see the same"), assembled(tmp_path, settings, [documents]):
+        pass
+
+
 def test_verify_names_every_bad_file(tmp_path: Path, plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path, plan, {1: None})
     folder = file_in(tmp_path, 1, "")

@@ -16,8 +16,10 @@ from training_assembly import MODEL, assembled, training_settings, write_token_s
 
 from fledge.core.errors import CheckpointError
 from fledge.corpus.document import Content
+from fledge.model.adapters import add_adapter
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
+from fledge.model.settings import Adapter, LoraSettings
 from fledge.tokens.shards import TokenSet, open_token_set
 from fledge.training.checkpoint import STATE, STATE_FORMAT, restore
 from fledge.training.checkpoint_folders import checkpoint_folder, list_checkpoints
@@ -38,8 +40,12 @@ class Case:
     settings: TrainingSettings
     attention_dropout: float = 0.0
 
-    def model(self) -> Llama:
-        return Llama(replace(MODEL, settings=replace(MODEL.settings, num_hidden_layers=1, attention_dropout=self.attention_dropout)), 0)
+    def model(self, base: Path) -> Llama:
+        """Fresh weights; with an adapter over them, if the settings want one."""
+        model = Llama(replace(MODEL, settings=replace(MODEL.settings, num_hidden_layers=1, attention_dropout=self.attention_dropout)), 0)
+        if self.settings.lora is not None:
+            add_adapter(model, Adapter(self.settings.lora, base), seed=0)
+        return model
 
 
 COMMON = {
@@ -53,6 +59,11 @@ COMMON = {
 CASES = {
     "pretraining": Case("documents", training_settings(**COMMON, optimizer=MuonSettings()), attention_dropout=0.2),
     "fine-tuning": Case("conversations", training_settings(**COMMON, sequence_length=None), attention_dropout=0.2),
+    "adapters": Case(
+        "conversations",
+        training_settings(**COMMON, sequence_length=None, lora=LoraSettings(rank=4, dropout=0.2, weight_decomposed=True)),
+        attention_dropout=0.2,
+    ),
     "preferences": Case("preferences", training_settings(**COMMON, sequence_length=None, objective=PreferenceSettings())),
 }
 
@@ -69,14 +80,14 @@ def test_continued_from_any_step_no_bit_differs(
     """A run that goes on from a chosen checkpoint ends with the weights, optimizer, losses and validations of the whole one."""
     case = CASES[name]
     tokens, reference = [token_set_of(case.content)], scores if case.content == "preferences" else None
-    with assembled(tmp_path / "run", case.settings, tokens, reference, model=case.model()) as whole:
+    with assembled(tmp_path / "run", case.settings, tokens, reference, model=case.model(tmp_path / "base")) as whole:
         whole.run()
     expected = bits(whole)
     final = list_checkpoints(tmp_path / "run")[-1].artifact.id
     seldom = replace(case.settings, save_every_steps=None)
     for step in sorted(picked, reverse=True):
         rewind(tmp_path / "run", checkpoint_folder(tmp_path / "run", step))
-        with assembled(tmp_path / "run", seldom, tokens, reference, model=case.model()) as again:
+        with assembled(tmp_path / "run", seldom, tokens, reference, model=case.model(tmp_path / "base")) as again:
             assert again.progress.step == step
             again.run()
         found = bits(again)
