@@ -152,7 +152,7 @@ class _Training:
         self._command = [sys.executable, "-m", "fledge", trial.stage, *arguments, "--name", str(folder), "--no-wandb", *many]
 
     def __enter__(self) -> _Training:
-        self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed on leaving
+        self._words = tempfile.TemporaryFile()
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=self._words)
         return self
 

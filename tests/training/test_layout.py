@@ -14,7 +14,7 @@ from training_assembly import start_all, train_as_asked
 from fledge.model.folder import read_weights
 from fledge.model.tensors import read_tensors
 from fledge.tokens.shards import TokenSet
-from fledge.training.checkpoint import CHECKPOINTS, list_checkpoints
+from fledge.training.checkpoint_folders import CHECKPOINTS, list_checkpoints
 from fledge.training.layout import choose_layout, device_bytes, is_sharded, part_of, whole
 from fledge.training.parallel import MACHINE
 
