@@ -53,7 +53,7 @@ def make_trainer(given: SimpleNamespace) -> Trainer:
         world=world,
         machine=machine,
         observers=[],
-        writer=None,  # type: ignore[arg-type]
+        writer=SimpleNamespace(notice=lambda: None, failures=0),  # type: ignore[arg-type]
         stop=SimpleNamespace(requested=None),
         progress=Progress(),
     )

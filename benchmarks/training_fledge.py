@@ -64,7 +64,7 @@ def make_trainer(given: SimpleNamespace, vocabulary: int, learning_rate: float) 
         world=world,
         machine=Machine(given.precision, fast_fp32, torch.get_num_threads(), compiled=given.compile),
         observers=[],
-        writer=None,  # type: ignore[arg-type]
+        writer=SimpleNamespace(notice=lambda: None, failures=0),  # type: ignore[arg-type]
         stop=SimpleNamespace(requested=None),
         progress=Progress(),
     )
