@@ -15,6 +15,7 @@ the start: `stage.json` with the key comes first, the manifest last (`begin`, `f
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ from typing import Any, Literal
 
 from fledge.core import __version__, disk
 from fledge.core.config import differences, identity
-from fledge.core.errors import ArtifactError
+from fledge.core.errors import ArtifactError, FormatError, MachineError
 from fledge.core.explain import shorten
 
 FORMAT_VERSION = 1
@@ -163,7 +164,7 @@ def open_artifact(folder: Path, kind: str | None = None, sizes: bool = True) -> 
         raw = _read_json(path)
         version = raw["format_version"]
         if version != FORMAT_VERSION:
-            raise ArtifactError(f"{path} has format {version}, this Fledge reads {FORMAT_VERSION}", "use the Fledge that wrote it")
+            raise FormatError(f"{path} has format {version}, this Fledge reads {FORMAT_VERSION}", "use the Fledge that wrote it")
         if raw.pop("checksum") != hash_json(raw):
             raise ArtifactError(f"{path} is damaged or was edited: its checksum does not fit", _RESTORE)
         files = {name: disk.FileDigest(**digest) for name, digest in raw["files"].items()}
@@ -336,7 +337,12 @@ def _is_bare(folder: Path) -> bool:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
+    except OSError as error:
+        # That files cannot be opened just now, or are not ours to read, is no damage; a disk that does not give them back is.
+        if error.errno in (errno.EIO, errno.ENOENT, errno.EISDIR):
+            raise ArtifactError(f"{path} cannot be read: {error}", _RESTORE) from error
+        raise MachineError(f"{path} cannot be read: {error.strerror}", "mend its permissions, or close other programs") from error
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} cannot be read: {error}", _RESTORE) from error
 
 

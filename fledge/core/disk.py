@@ -101,7 +101,10 @@ def overwrite_start(path: Path, content: bytes) -> None:
 
 
 class Mark:
-    """A short line in a file of its own, overwritten in place and never flushed: where a process is, for whoever outlives it."""
+    """A short line in a file of its own, overwritten in place and never flushed: where a process is, for whoever outlives it.
+
+    It is told for the case of trouble only, so a disk that does not take it is none.
+    """
 
     _BYTES = 128
 
@@ -109,7 +112,12 @@ class Mark:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
 
     def write(self, line: str) -> None:
-        os.pwrite(self._descriptor, line.encode()[: self._BYTES].ljust(self._BYTES), 0)
+        with contextlib.suppress(OSError):
+            os.pwrite(self._descriptor, line.encode()[: self._BYTES].ljust(self._BYTES), 0)
+
+    def close(self) -> None:
+        """Nothing more will be written."""
+        os.close(self._descriptor)
 
 
 def try_lock(path: Path, holder: str) -> int | None:

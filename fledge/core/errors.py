@@ -49,6 +49,10 @@ class ArtifactError(FledgeError):
     exit_code = 4
 
 
+class FormatError(ArtifactError):
+    """A result of another version of Fledge, which this one cannot read and must not take for damaged."""
+
+
 class CheckpointError(ArtifactError):
     """A checkpoint is missing, damaged or does not fit."""
 

@@ -147,18 +147,29 @@ def _finite(value: float | int | None) -> float | int | None:
 
 
 class _JsonLines:
-    """The truth: one line per record."""
+    """The truth: one line per record. What a full disk did not take is held and comes before the next record."""
 
     name = METRICS
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._held: list[str] = []
 
     def write(self, record: Record) -> None:
-        disk.append_line(self._path, _line(record))
+        self._held.append(_line(record))
+        try:
+            self._flush()
+        except MachineError as error:
+            if len(self._held) == 1:
+                console.warn(f"{METRICS} waits for the disk: {error.problem}")
 
     def close(self) -> None:
-        """Nothing is held back."""
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._held:
+            disk.append_line(self._path, self._held[0])
+            del self._held[0]
 
 
 class _EventFile:

@@ -48,6 +48,7 @@ class Watch:
         self._seconds = seconds
         self._moves = 0
         self._ended = threading.Event()
+        self._looker: threading.Thread | None = None
         folder = process.report_folder()
         self._mark = None if folder is None else disk.Mark(folder / f"{process.rank()}.place")
 
@@ -60,12 +61,14 @@ class Watch:
     def __enter__(self) -> Watch:
         if self._seconds is not None:
             faulthandler.dump_traceback_later(self._seconds, exit=True)
-            threading.Thread(target=self._look, args=(self._seconds,), daemon=True).start()
+            self._looker = threading.Thread(target=self._look, args=(self._seconds,), daemon=True)
+            self._looker.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._ended.set()
-        if self._seconds is not None:
+        if self._looker is not None:
+            self._looker.join()  # else it could set the clock once more after it was stopped
             faulthandler.cancel_dump_traceback_later()
 
     def _look(self, seconds: float) -> None:

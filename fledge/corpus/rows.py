@@ -30,7 +30,6 @@ from fledge.corpus.limits import limits_of
 from fledge.corpus.rejects import Rejects
 from fledge.corpus.resolve import Resolved, here_files, require_few_rejects
 from fledge.corpus.settings import CorpusSettings
-from fledge.corpus.sources.near_duplicates import normalised
 from fledge.corpus.sources.reading import cut_pieces, read_piece
 from fledge.corpus.split import Splitter, assign_sides
 
@@ -102,7 +101,8 @@ def _reason_to_drop(row: Row, text: str, settings: TurnSettings, known: set[byte
     if settings.maximum_characters is not None and len(text) > settings.maximum_characters:
         return "too_long"
     if settings.deduplicate:
-        digest = hashlib.sha256(normalised(text).encode("utf-8")).digest()[:16]
+        # Without case and layout only: punctuation tells apart what mathematics, code and other scripts say.
+        digest = hashlib.sha256(" ".join(text.casefold().split()).encode("utf-8")).digest()[:16]
         if digest in known:
             return "duplicate"
         known.add(digest)

@@ -28,7 +28,11 @@ BASE = "base"
 _NAMES = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rank_stabilized": "use_rslora", "weight_decomposed": "use_dora"}
 """Ours and peft's."""
 _PLAIN: Mapping[str, object] = {"peft_type": "LORA", "bias": "none", "fan_in_fan_out": False}
-_ABSENT = ("modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform", "exclude_modules", "target_parameters")
+_ABSENT = (
+    "modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "exclude_modules", "target_parameters",
+    "trainable_token_indices", "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "corda_config", "eva_config",
+    "loftq_config", "kasa_config", "monteclora_config", "lora_bias", "arrow_config",
+)  # fmt: skip
 """Options of peft that `LoraLinear` does not have."""
 
 
@@ -82,7 +86,7 @@ def find_base(folder: Path) -> Path:
     if base is None:
         raise CheckpointError(
             f"the base of the adapter in {folder} is not there: {' nor '.join(map(str, places)) or 'none is named'}",
-            f"bring it back, or set base_model_name_or_path in {folder / ADAPTER_CONFIG} to where it is now",
+            f"bring it back; of an adapter of others, base_model_name_or_path in {folder / ADAPTER_CONFIG} names its place",
         )
     if given is not None and open_base(base).id != given.id:
         raise CheckpointError(

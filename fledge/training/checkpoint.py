@@ -13,6 +13,7 @@ layout. The newest sound one is continued from (`sound_checkpoints`); `saving` s
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -101,7 +102,8 @@ class Snapshot:
             if not bool(torch.isfinite(tensor).all()):
                 raise NumericsError(
                     f"no checkpoint is written at step {self.progress.step}: {name} holds values that are not finite",
-                    "continue from the checkpoint before with a lower learning_rate",
+                    "run the same command again: it continues from the checkpoint before; if this comes back, start anew (--force) with a "
+                    "lower learning_rate",
                 )
 
 
@@ -123,7 +125,9 @@ def write_checkpoint(
         if copy_tokenizer is not None:
             copy_tokenizer(partial)
         written[OPTIMIZER] = write_tensors(partial / OPTIMIZER, snapshot.optimizer)
-        state = {"format": STATE_FORMAT, **asdict(snapshot.progress), "plan": snapshot.plan.identity()}
+        # JSON knows no NaN: a validation that came out as none is null.
+        validated = [(step, loss if math.isfinite(loss) else None) for step, loss in snapshot.progress.validation_losses]
+        state = {"format": STATE_FORMAT, **asdict(snapshot.progress), "validation_losses": validated, "plan": snapshot.plan.identity()}
         written[STATE] = disk.write_json(partial / STATE, state)
         stats.update(_stats(snapshot.plan, snapshot.progress))
     return Checkpoint(step, path, artifact.open_artifact(path, "checkpoint"))
@@ -209,7 +213,7 @@ def _stats(plan: Plan, progress: Progress) -> dict[str, Any]:
         "step": progress.step,
         "tokens": plan.tokens(progress.step),
         "loss": progress.recent_losses[-1] if progress.recent_losses else None,
-        "validation_loss": progress.validation_loss,
+        "validation_loss": loss if (loss := progress.validation_loss) is not None and math.isfinite(loss) else None,
     }
 
 
@@ -232,7 +236,7 @@ def _progress(state: dict[str, Any], path: Path) -> Progress:
         scale = state.get("loss_scale")
         typed = {
             "recent_losses": tuple(state["recent_losses"]),
-            "validation_losses": tuple((int(step), float(loss)) for step, loss in state["validation_losses"]),
+            "validation_losses": tuple((int(step), math.nan if loss is None else float(loss)) for step, loss in state["validation_losses"]),
             "loss_scale": None if scale is None else LossScale(**scale),
             "health": read_health(state.get("health")),
             "left_out": tuple((int(first), int(end)) for first, end in state.get("left_out", ())),

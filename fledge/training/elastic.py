@@ -92,13 +92,15 @@ class ElasticSteps:
 
 def micro_batch_seed(seed: int, step: int, number: int) -> int:
     """Of the random numbers of a canonical micro-batch: the same in whichever process it is computed."""
-    return (seed * 1_000_003 + step) * 1_000_003 + number
+    return ((seed * 1_000_003 + step) * 1_000_003 + number) % (1 << 63)
 
 
-def require_elastic(world: World) -> None:
+def require_elastic(world: World, compile: str) -> None:
     """Raises ConfigError where the same bits are asked for and cannot be promised."""
     if not world.elastic:
         return
+    if compile == "cuda_graphs":
+        raise ConfigError("determinism: elastic takes gradients away, and CUDA graphs need them in place", "set compile: auto")
     if world.sharded:
         raise ConfigError("determinism: elastic needs whole gradients in each process, and this model is cut (fsdp)", "set parallel: ddp")
     if world.size > 1 and world.device.type != "cpu":

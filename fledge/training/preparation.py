@@ -84,7 +84,8 @@ def prepare(
     if fitting < wanted:
         console.say(f"micro-batches of {fitting} rows: {wanted} do not fit the memory of {world.device}; the batch stays the same")
     tried = replace(machine, compiled=compiled, micro_batch_rows=fitting if fitting < wanted else machine.micro_batch_rows)
-    if settings.precision == "auto" and not graphs and may_choose_float8(tried, world.device) and not step_folders(folder):
+    is_plain = settings.lora is None and settings.objective.kind != "preference"
+    if settings.precision == "auto" and is_plain and not graphs and may_choose_float8(tried, world.device) and not step_folders(folder):
         batch = rows.batch(sample[:fitting], fitting)
         passes = plan.tokens(plan.steps) / (fitting * rows.row_tokens * world.size)
         seconds = partial(measure_pass, model, objective, tried, batch.to(world.device), TIMED_PASSES)
@@ -168,6 +169,7 @@ def faster_precision(
         fp8_seconds = pass_seconds()
     except Exception as error:  # as in `try_out`
         console.warn(f"fp8 failed ({type(error).__name__}), training goes on in bf16: {_first_line(error)}")
+        _forget(model)
     works = world.least(int(fp8_seconds < math.inf))
     if works and world.main:
         kept_measurement(folder, "bf16_pass_seconds", lambda: bf16_seconds)

@@ -102,6 +102,7 @@ class CheckpointWriter:
         saved = None
         if occasion != "cadence":
             saved = self._surely_written(snapshot, self._keep if occasion == "end" else keep)
+            self._failures_in_a_row = 0
         elif self._thread is None:
             saved = self._settled(step, lambda: self._write(snapshot, keep))
         elif self._failures_in_a_row < FAILURES_IN_A_ROW:
@@ -144,7 +145,7 @@ class CheckpointWriter:
             raise MachineError(f"what was written reads back differently: {problems[0]}", "test the disk and the memory of this machine")
         self._sound.add(saved.artifact.id)
         try:
-            retain(self.stage_folder, keep, self._keep_every_steps, self._sound)
+            retain(self.stage_folder, keep, self._keep_every_steps, self._sound, snapshot.progress.health.bad_since)
         except MachineError as error:
             console.warn(f"older checkpoints stay: {error.problem}")
         return saved

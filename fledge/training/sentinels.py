@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fledge.core import console
@@ -18,7 +19,9 @@ from fledge.core.artifact import Artifact
 from fledge.core.errors import DataError
 from fledge.tokens.blocks import BLOCK_BYTES
 from fledge.tokens.shards import TokenShard
+from fledge.training.objectives import pair_losses
 from fledge.training.plan import Plan
+from fledge.training.settings import PreferenceSettings
 from fledge.training.trainer import StepReport
 
 FRESH_TOLERANCE = 0.5
@@ -26,7 +29,7 @@ FRESH_TOLERANCE = 0.5
 PARENT_TOLERANCE = 1.0
 """Nats that it may be from the loss that the same stage ended with, on other text."""
 REFERENCE_TOLERANCE = 0.05
-"""Nats that the first loss of preference training may be from ln 2."""
+"""Nats that the first loss of preference training may be from that of a model which is its reference."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +41,19 @@ class Expected:
     reason: str
 
 
-def expected_loss(stage: str, is_preference: bool, vocabulary_size: int, parent: Artifact | None) -> Expected | None:
+def expected_loss(stage: str, preference: PreferenceSettings | None, vocabulary_size: int, parent: Artifact | None) -> Expected | None:
     """What a stage's first loss should be; None where nobody can say: after weights of others."""
     chance = math.log(vocabulary_size)
-    if is_preference:
-        half = math.log(2)
-        return Expected(half - REFERENCE_TOLERANCE, half + REFERENCE_TOLERANCE, f"ln 2 = {half:.3f}, where the model is its reference")
+    if preference is not None:
+        start = float(pair_losses(torch.zeros(1), preference))
+        return Expected(start - REFERENCE_TOLERANCE, start + REFERENCE_TOLERANCE, f"{start:.3f}, where the model is its reference")
     if parent is None:
         reason = f"ln(vocabulary) = {chance:.3f}, which random weights give"
         return Expected(chance - FRESH_TOLERANCE, chance + FRESH_TOLERANCE, reason)
     if parent.manifest.kind != "checkpoint" or parent.stats.get("loss") is None:
         return None
     loss = float(parent.stats.get("validation_loss") or parent.stats["loss"])
-    if parent.manifest.settings.get("stage") == stage:
+    if parent.manifest.settings.get("settings", {}).get("stage") == stage:
         return Expected(loss - PARENT_TOLERANCE, loss + PARENT_TOLERANCE, f"{loss:.3f}, the loss of the checkpoint it starts from")
     return Expected(0.0, chance, f"the loss of the checkpoint it starts from, {loss:.3f}, and below ln(vocabulary) = {chance:.3f}")
 
@@ -87,9 +90,9 @@ def require_targets(plan: Plan, shards: Sequence[TokenShard]) -> None:
             )
 
 
-def require_stop_token(shards: Sequence[TokenShard], stop_ids: Sequence[int], name: str) -> None:
+def require_stop_token(shards: Sequence[TokenShard], stop_id: int, name: str) -> None:
     """Raises DataError if no answer of some conversations trains the token that ends it: a model trained on them would never stop."""
-    if not any(_trains(shard, stop_ids) for shard in shards):
+    if not any(_trains(shard, stop_id) for shard in shards):
         raise DataError(
             f"no answer trains its end: {name} is never a target of the loss, so the model would not learn to stop",
             "check the chat template and the loss mask: fledge inspect shows both; then pack again",
@@ -109,12 +112,12 @@ def _rows_without_targets(shard: TokenShard, row_tokens: int) -> NDArray[np.int6
     return np.flatnonzero(~targets)
 
 
-def _trains(shard: TokenShard, stop_ids: Sequence[int]) -> bool:
-    """Whether one of these ids is ever a target; reads no further than to the first that is."""
+def _trains(shard: TokenShard, stop_id: int) -> bool:
+    """Whether an id is ever a target; reads no further than to the first time."""
     if shard.supervised is None:
         return True
     for start in range(0, len(shard.tokens), BLOCK_BYTES):
         span = slice(start, start + BLOCK_BYTES)
-        if bool((np.isin(shard.tokens[span], stop_ids) & (shard.supervised[span] == 1)).any()):
+        if bool(((shard.tokens[span] == stop_id) & (shard.supervised[span] == 1)).any()):
             return True
     return False

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fledge.core import artifact, console, disk
 from fledge.core.artifact import Artifact, Input, Request
-from fledge.core.errors import ArtifactError, CheckpointError, MachineError
+from fledge.core.errors import ArtifactError, CheckpointError, FormatError, MachineError
 from fledge.training.checkpoint_folders import CHECKPOINTS, Checkpoint, checkpoint_folder, list_checkpoints, step_folders
 
 QUARANTINE = "quarantine"
@@ -48,11 +48,16 @@ def newest_sound(stage_folder: Path) -> Checkpoint | None:
 
 
 def problems_of(path: Path) -> list[str]:
-    """What is wrong with a checkpoint, after reading all of it. Raises MachineError if that is not possible, but not for damage."""
-    stage = artifact.started_as(path.parents[1])
+    """What is wrong with a checkpoint, after reading all of it.
+
+    Raises MachineError if that is not possible, but not for damage, and FormatError if another version of Fledge wrote it.
+    """
     try:
+        stage = artifact.started_as(path.parents[1])
         found = artifact.open_artifact(path, "checkpoint")
         return artifact.verify(found, exact=True) + _strangeness(found, stage)
+    except FormatError:
+        raise
     except ArtifactError as error:
         return [error.problem]
     except OSError as error:
@@ -63,19 +68,28 @@ def problems_of(path: Path) -> list[str]:
         ) from error
 
 
-def retain(stage_folder: Path, keep: int, keep_every_steps: int | None = None, known_sound: set[str] | None = None) -> None:
+def retain(
+    stage_folder: Path,
+    keep: int,
+    keep_every_steps: int | None = None,
+    known_sound: set[str] | None = None,
+    way_back: int | None = None,
+) -> None:
     """Remove all checkpoints but the `keep` newest sound ones, the best sound one, and those of every so many steps.
 
     `known_sound` holds the ids of those that need not be read again, and is added to. Damaged ones that are met go to `quarantine/`.
+    `way_back`: in a row of bad steps, the steps done before it; the newest checkpoint of no more stays, because the run may go back to it.
     """
     known = known_sound if known_sound is not None else set()
     found = list_checkpoints(stage_folder)
     newest = {one.step for one in itertools.islice(_sound(stage_folder, reversed(found), known), keep)}
     validated = sorted((one for one in found if one.validation_loss is not None), key=lambda one: (one.validation_loss, one.step))
     best = {one.step for one in itertools.islice(_sound(stage_folder, validated, known), 1)}
+    healthy = [one for one in reversed(found) if way_back is not None and one.step <= way_back]
+    before = {one.step for one in itertools.islice(_sound(stage_folder, healthy, known), 1)}
     for one in found:
         is_permanent = keep_every_steps is not None and one.step % keep_every_steps == 0
-        if one.step not in newest | best and not is_permanent:
+        if one.step not in newest | best | before and not is_permanent:
             disk.remove(one.path)
 
 

@@ -144,7 +144,9 @@ class Trainer:
         self._unread_losses: list[Tensor] = []
         self._unread: _Verdict | None = None
         self._stop_signal: int | None = None
-        self.elastic = ElasticSteps(world, list(model.parameters()), settings.seed) if world.elastic else None
+        self.elastic = (
+            ElasticSteps(world, [one for one in model.parameters() if one.requires_grad], settings.seed) if world.elastic else None
+        )
         self.watch = Watch(settings.hang_timeout_seconds if world.size > 1 else None)
         if machine.precision == "fp16" and progress.loss_scale is None:
             self.progress = replace(progress, loss_scale=LossScale())
@@ -254,15 +256,15 @@ class Trainer:
             totals = self.elastic.accumulate(micro_batches, step, compute)
             signals = self.world.sum(self._signal())
         else:
-            # The signal travels with the other numbers.
-            sums = torch.cat((torch.zeros(len(names), device=self.world.device), self._signal()))
+            sums = torch.zeros(len(names), device=self.world.device)
             for number, batch in enumerate(micro_batches, start=1):
                 with self.world.gradient_sync(self.forward, last=number == len(micro_batches)):
                     loss, measures = compute(batch)
                     torch.autograd.backward(loss)
-                sums[:-1] += measures
+                sums += measures
             self.watch.at("reduce", step)
-            sums = self.world.sum(sums)
+            # The signal travels with the other numbers, so that one which came in this step ends the run with it.
+            sums = self.world.sum(torch.cat((sums, self._signal())))
             totals, signals = sums[:-1], sums[-1:]
         return dict(zip(names, totals / weight.float(), strict=True)), signals[0]
 
@@ -307,7 +309,8 @@ class Trainer:
         if signals:
             self._stop_signal = self.stop.requested or int(signal.SIGTERM)
         is_finite = math.isfinite(loss) and math.isfinite(gradient_norm)
-        if is_finite or not may_overflow:
+        # A gradient may overflow in fp16; a loss that is no number is trouble there too.
+        if is_finite or not may_overflow or not math.isfinite(loss):
             phase = self.plan.phases.index(self.plan.phase(verdict.step))
             before, guard = self.progress.health, self.settings.guard
             health = before.after(verdict.step, phase, loss, gradient_norm, guard.spike_deviations)

@@ -36,7 +36,8 @@ LOSS_TOLERANCE = 1e-3
 """Relative, where another number of processes sums in another order; a batch read twice or left out shows as ten times that."""
 _LOOK_SECONDS = 0.002
 _LAST_WORDS_BYTES = 2_000
-_COMPARED = {"weights": "model.safetensors", "optimizer": "resume/optimizer.safetensors"}
+_COMPARED = {"weights": ("model.safetensors", "adapter_model.safetensors"), "optimizer": ("resume/optimizer.safetensors",)}
+"""Files of a checkpoint, one of each."""
 
 
 @dataclass(frozen=True)
@@ -168,21 +169,23 @@ class _Training:
 
     def kill_after(self, step: int, part: float) -> None:
         """End it once a step is done and a part of a step's time has passed; the processes it started end with it."""
-        steps = len(read_metrics(self._folder))
-        before = time.monotonic()
+        started, steps, before = time.time(), 0, time.monotonic()
         step_seconds = 0.0
-        while (reached := self._reached()) < step:
+        while (reached := self._reached(started)) < step:
             if self._process.poll() is not None:
                 raise self._failed()
             if reached != steps:
-                step_seconds, before, steps = time.monotonic() - before, time.monotonic(), reached
+                if steps:
+                    step_seconds = time.monotonic() - before
+                before, steps = time.monotonic(), reached
             time.sleep(_LOOK_SECONDS)
         time.sleep(part * step_seconds)
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
-    def _reached(self) -> int:
-        return max((int(record["step"] or 0) for record in read_metrics(self._folder)), default=0)
+    def _reached(self, since: float) -> int:
+        """The last step that was done since then: a record of the training before says nothing of this one."""
+        return max((int(record["step"] or 0) for record in read_metrics(self._folder) if record["time"] >= since), default=0)
 
     def _failed(self) -> DistributedError:
         self._words.seek(max(0, self._words.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
@@ -211,7 +214,11 @@ def _outcome(folder: Path) -> Outcome:
     losses = {int(record["step"] or 0): float(record["train/loss"] or 0.0) for record in read_metrics(folder) if "train/loss" in record}
     last = list_checkpoints(folder)[-1]
     files = last.artifact.manifest.files
-    return Outcome(losses, {name: files[file].sha256 for name, file in _COMPARED.items()}, hash_json(read_order(last.path)))
+    return Outcome(
+        losses,
+        {name: next(files[file].sha256 for file in one if file in files) for name, one in _COMPARED.items()},
+        hash_json(read_order(last.path)),
+    )
 
 
 def shortened(run: Run, stage: Stage, steps: int, processes: int) -> list[str]:

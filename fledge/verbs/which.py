@@ -58,7 +58,9 @@ def open_ledger(place: str) -> Ledger:
     found = artifact.open_artifact(find_checkpoint(place if "@" in place else f"{place}@latest"), "checkpoint")
     identity, left_out = read_order(found.path)
     inputs = found.manifest.inputs
-    token_sets = [open_token_set(Path(inputs[role].path)) for role in sorted(inputs) if role.startswith("tokens.")]
+    token_sets = [
+        open_token_set(Path(inputs[role].path)) for role in sorted(inputs, key=lambda role: (len(role), role)) if role.startswith("tokens.")
+    ]
     # A stream has rows of any length; which one is read here only matters to the reader.
     streams = token_sets[0].row_tokens is None
     reader = open_rows(token_sets, "train", max(phase["row_tokens"] for phase in identity["phases"]) if streams else None)
@@ -69,7 +71,9 @@ def open_ledger(place: str) -> Ledger:
             "bring the token set back that it was trained on; its documents have changed since",
         )
     stats = found.stats
-    return Ledger(str(found.manifest.settings["stage"]), plan, reader.shards, left_out, int(stats["step"]), open_tokenizer(found.path))
+    return Ledger(
+        str(found.manifest.settings["settings"]["stage"]), plan, reader.shards, left_out, int(stats["step"]), open_tokenizer(found.path)
+    )
 
 
 def _of_step(ledger: Ledger, step: int) -> Iterator[str]:

@@ -13,7 +13,7 @@ import pytest
 
 from fledge.core import disk
 from fledge.core.errors import DataError, MachineError
-from fledge.core.metrics import open_metrics, read_metrics
+from fledge.core.metrics import METRICS, open_metrics, read_metrics
 from fledge.core.settings import MetricsSettings
 
 PLAIN = MetricsSettings(tensorboard=False)
@@ -194,6 +194,25 @@ def test_a_failing_sink_warns_once_and_the_others_go_on(
     assert "no more metrics go to TensorBoard: no space left" in warnings[0]
     assert steps_in(tmp_path) == [1, 2, 3, 4]
     assert [step for step, _ in read_tensorboard(tmp_path)["a"]] == [1]
+
+
+def test_records_that_a_full_disk_did_not_take_come_later(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(operation: str, path: Path) -> None:
+        if path.name == METRICS:
+            raise OSError(28, "No space left on device")
+
+    with open_metrics(tmp_path, MetricsSettings(tensorboard=False), "test", 0) as metrics:
+        metrics.record(1, {"a": 1.0})
+        monkeypatch.setattr(disk, "fail_point", full)
+        for step in (2, 3):
+            metrics.record(step, {"a": 1.0})
+        assert steps_in(tmp_path) == [1]
+        monkeypatch.setattr(disk, "fail_point", None)
+        metrics.record(4, {"a": 1.0})
+        assert steps_in(tmp_path) == [1, 2, 3, 4]
+    assert capsys.readouterr().err.count("metrics.jsonl waits for the disk") == 1
 
 
 # ---- Weights & Biases

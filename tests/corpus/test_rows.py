@@ -31,7 +31,7 @@ def questions(folder: Path) -> list[str]:
 
 TALKS = (
     talk("What is it?", "A bird."),
-    talk("what is it", "a bird!"),
+    talk("what IS  it?", "a bird."),
     talk("What is it?", "A song."),
     talk("Why?", "No."),
     talk("Tell me all.", "word " * 60),
@@ -56,9 +56,9 @@ def test_all_of_it_can_be_kept(tmp_path: Path) -> None:
 
 
 def test_pairs_with_another_answer_stay(tmp_path: Path) -> None:
-    pairs = [{"prompt": "q", "chosen": chosen, "rejected": "bad"} for chosen in ("good", "better", "GOOD.")]
+    pairs = [{"prompt": "q", "chosen": chosen, "rejected": "bad"} for chosen in ("good", "better", "GOOD ", "good!")]
     stats = built(tmp_path, settings(source(tmp_path, *pairs, content="preferences"), validation_fraction=0.0), "preferences")
-    assert [row.chosen for row in read_preferences(tmp_path / "corpus", "train")] == ["good", "better"]
+    assert [row.chosen for row in read_preferences(tmp_path / "corpus", "train")] == ["good", "better", "good!"]
     assert stats["dropped"] == {"duplicate": 1}
 
 

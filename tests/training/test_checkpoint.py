@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from training_assembly import MODEL, REQUEST, assembled, training_settings
 
 from fledge.core import disk
-from fledge.core.artifact import verify
-from fledge.core.errors import ArtifactError, CheckpointError, MachineError, NumericsError
+from fledge.core.artifact import FORMAT_VERSION, verify
+from fledge.core.errors import ArtifactError, CheckpointError, FormatError, MachineError, NumericsError
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.tokens.shards import TokenSet
@@ -76,6 +80,40 @@ def test_a_checkpoint_brings_everything_back(tmp_path: Path, plan: Plan) -> None
     state, restored = optimizer.state(), continued.state()
     assert state.keys() == restored.keys()
     assert all(torch.equal(state[key], restored[key]) for key in state)
+
+
+def test_a_validation_that_is_no_number_is_saved_as_none(tmp_path: Path, plan: Plan) -> None:
+    model, optimizer = stepped(seed=1)
+    progress = Progress(7, 5.25, (5.25,), ((3, 5.0), (7, math.nan)))
+    saved = CheckpointWriter(tmp_path, REQUEST, 2).save(model, optimizer, plan, progress, ALONE)
+    assert saved is not None and saved.validation_loss is None
+    (first, second) = restore(saved, model, optimizer, plan).validation_losses
+    assert first == (3, 5.0) and second[0] == 7 and math.isnan(second[1])
+
+
+def test_a_checkpoint_of_a_newer_fledge_is_refused_and_not_set_aside(tmp_path: Path, plan: Plan) -> None:
+    save(tmp_path, plan, {1: None, 2: None})
+    path = file_in(tmp_path, 2, "manifest.json")
+    path.write_text(path.read_text().replace(f'"format_version": {FORMAT_VERSION}', f'"format_version": {FORMAT_VERSION + 1}'))
+    with pytest.raises(FormatError, match=f"has format {FORMAT_VERSION + 1}, this Fledge reads {FORMAT_VERSION}"):
+        newest_sound(tmp_path)
+    assert path.is_file() and not (tmp_path / QUARANTINE).exists()
+
+
+def test_files_that_cannot_be_opened_just_now_are_no_damage(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, plan, {1: None, 2: None})
+    read = Path.read_text
+
+    def too_many(path: Path, *arguments: Any, **options: Any) -> str:
+        if path.name == "manifest.json":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+        return read(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", too_many)
+    with pytest.raises(MachineError, match="Too many open files"):
+        newest_sound(tmp_path)
+    monkeypatch.undo()
+    assert steps(tmp_path) == [1, 2] and not (tmp_path / QUARANTINE).exists()
 
 
 def test_a_checkpoint_is_a_model_folder_and_an_artifact(tmp_path: Path, plan: Plan) -> None:

@@ -64,7 +64,9 @@ CASES = {
         training_settings(**COMMON, sequence_length=None, lora=LoraSettings(rank=4, dropout=0.2, weight_decomposed=True)),
         attention_dropout=0.2,
     ),
-    "preferences": Case("preferences", training_settings(**COMMON, sequence_length=None, objective=PreferenceSettings())),
+    "preferences": Case(
+        "preferences", training_settings(**COMMON, sequence_length=None, objective=PreferenceSettings()), attention_dropout=0.2
+    ),
 }
 
 

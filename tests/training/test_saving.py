@@ -26,6 +26,7 @@ from fledge.tokens.shards import TokenSet
 from fledge.training.batches import open_rows
 from fledge.training.checkpoint import Progress
 from fledge.training.checkpoint_folders import CHECKPOINTS, best_checkpoint, checkpoint_folder, list_checkpoints
+from fledge.training.guard import Health
 from fledge.training.optimizer import Optimizer, make_optimizer
 from fledge.training.parallel import World
 from fledge.training.phases import make_plan
@@ -296,6 +297,16 @@ def test_permanent_ones_the_newest_and_the_best_stay(tmp_path: Path, save: Save)
     assert steps(tmp_path) == [3, 4, 8, 9]
     found = best_checkpoint(tmp_path)
     assert found is not None and found.step == 3
+
+
+def test_in_a_row_of_bad_steps_the_way_back_stays(tmp_path: Path, plan: Plan, state: tuple[Llama, Optimizer]) -> None:
+    """Two stops within the row save twice, and must not push out the checkpoint from which the run will go on."""
+    writer = CheckpointWriter(tmp_path, REQUEST, 1)
+    for step in (2, 4):
+        writer.save(*state, plan, Progress(step), ALONE, "cadence")
+    for step in (6, 7, 8):
+        writer.save(*state, plan, Progress(step, health=Health(bad_since=5, bad_steps=step - 5)), ALONE, "stop")
+    assert steps(tmp_path) == [4, 7, 8]
 
 
 def test_while_a_run_lasts_two_sound_ones_stay_and_one_at_its_end(tmp_path: Path, save: Save) -> None:

@@ -19,6 +19,7 @@ from fledge.training.batches import open_rows
 from fledge.training.phases import make_plan
 from fledge.training.plan import Plan
 from fledge.training.sentinels import Expected, FirstLoss, expected_loss, require_stop_token, require_targets
+from fledge.training.settings import PreferenceSettings
 from fledge.training.trainer import StepReport
 
 STOP = 101
@@ -50,24 +51,25 @@ def test_a_batch_without_targets_is_told_before_step_0(tmp_path: Path, documents
 
 
 def test_a_stop_token_that_is_never_learned_is_told(tmp_path: Path) -> None:
-    require_stop_token(conversations(tmp_path / "good", [True] * 3).shards("train"), [STOP, 100], "<|end|>")
+    require_stop_token(conversations(tmp_path / "good", [True] * 3).shards("train"), STOP, "<|end|>")
     without = conversations(tmp_path / "bad", [True] * 3, stop_is_learned=False)
     with pytest.raises(DataError, match=r"<\|end\|> is never a target"):
-        require_stop_token(without.shards("train"), [STOP, 100], "<|end|>")
+        require_stop_token(without.shards("train"), STOP, "<|end|>")
 
 
 def parent(stage: str, loss: float) -> Artifact:
-    manifest = Manifest(1, "checkpoint", "key", "id", "0", {"stage": stage}, {}, {}, {"loss": loss})
+    manifest = Manifest(1, "checkpoint", "key", "id", "0", {"stage": "training", "settings": {"stage": stage}}, {}, {}, {"loss": loss})
     return Artifact(Path("parent"), manifest)
 
 
 @pytest.mark.parametrize(
     ("expected", "good", "bad"),
     [
-        (expected_loss("pretrain", False, 1_024, None), math.log(1_024) + 0.1, 9.0),
-        (expected_loss("dpo", True, 1_024, parent("sft", 2.0)), math.log(2), 0.8),
-        (expected_loss("pretrain", False, 1_024, parent("pretrain", 2.0)), 2.5, 3.5),
-        (expected_loss("sft", False, 1_024, parent("pretrain", 2.0)), 4.0, 7.0),
+        (expected_loss("pretrain", None, 1_024, None), math.log(1_024) + 0.1, 9.0),
+        (expected_loss("dpo", PreferenceSettings(), 1_024, parent("sft", 2.0)), math.log(2), 0.8),
+        (expected_loss("dpo", PreferenceSettings(loss="ipo", beta=0.1), 1_024, parent("sft", 2.0)), 25.0, 0.7),
+        (expected_loss("pretrain", None, 1_024, parent("pretrain", 2.0)), 2.5, 3.5),
+        (expected_loss("sft", None, 1_024, parent("pretrain", 2.0)), 4.0, 7.0),
     ],
 )
 def test_a_first_loss_that_does_not_belong_here_is_told(

@@ -33,7 +33,7 @@ def make_checkpoint(run: Path, stage: str, tokens: Artifact, tokenizer: Artifact
     sources = open_rows([open_token_set(tokens.path)], "train", None if stage == "sft" else 32).sources
     settings = TrainingSettings(steps=STEPS, batch_rows=2, sequence_length=None if stage == "sft" else 32)
     plan = make_plan(sources, settings, 1)
-    asked = Request("checkpoint", {"stage": stage}, {"tokens.0": tokens.as_input()})
+    asked = Request("checkpoint", {"stage": "training", "step": 7, "settings": {"stage": stage}}, {"tokens.0": tokens.as_input()})
     with artifact.build(checkpoint_folder(run / stage, DONE), asked) as (partial, stats):
         copy_tokenizer(open_tokenizer(tokenizer.path), partial, answers=stage == "sft", maximum_tokens=64)
         disk.write_json(partial / "config.json", {})

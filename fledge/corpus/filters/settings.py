@@ -79,7 +79,7 @@ class TurnSettings:
     maximum_characters: int | None = None
     """Drop what has more characters in all its messages; None keeps any. Tokens are counted when rows are packed."""
     deduplicate: bool = True
-    """Drop what says the same as one before, without regard to case, punctuation and white space."""
+    """Drop what says the same as one before, without regard to case and white space."""
 
     def __post_init__(self) -> None:
         for name in ("minimum_answer_characters", "maximum_characters"):

@@ -100,7 +100,7 @@ def _record_rows(source: TableSource, file: InputFile, piece: Piece, rejects: Re
         read = read_rows if _is_parquet(source, file) else read_lines
         found = read(records, file, piece.start, piece.end, rejects, early_share)
     if records.form == "tree":
-        yield from threads(records, (node for node in found if isinstance(node, Node)))
+        yield from threads(records, file.name, (node for node in found if isinstance(node, Node)), rejects)
     else:
         yield from (row for row in found if not isinstance(row, Node))
 

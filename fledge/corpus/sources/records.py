@@ -113,7 +113,10 @@ class Records:
     def _pair(self, values: Mapping[str, Any], row_id: str) -> Preference:
         chosen, rejected = (self._value(values, name) for name in ("chosen", "rejected"))
         if isinstance(chosen, list) or isinstance(rejected, list):
-            return self._preference(conversation(_messages(chosen)), conversation(_messages(rejected)), row_id, values)
+            both = [_messages(one) for one in (chosen, rejected)]
+            if all([message.role for message in one] == ["assistant"] for one in both):  # the answers alone, as TRL has them
+                both = [[*self._prompt(values), *one] for one in both]
+            return self._preference(conversation(both[0]), conversation(both[1]), row_id, values)
         prompt = self._prompt(values)
         answers = (Message("assistant", _text(chosen, "chosen")), Message("assistant", _text(rejected, "rejected")))
         return self._preference([*prompt, answers[0]], [*prompt, answers[1]], row_id, values)
@@ -129,7 +132,7 @@ class Records:
         prompt = chosen[:-1]
         if list(prompt) != list(rejected[:-1]):
             raise Malformed("chosen and rejected differ before their last answers")
-        if chosen[-1].content == rejected[-1].content:
+        if chosen[-1].content.strip() == rejected[-1].content.strip():
             raise Malformed("chosen and rejected are equal")
         prompt = (*self._system(values or {}, prompt), *prompt)
         return Preference(prompt, chosen[-1].content, rejected[-1].content, "", row_id, self.source, text_group(_joined(prompt)))
@@ -208,7 +211,8 @@ def _messages(value: object) -> list[Message]:
         raise Malformed(f"messages is {value_kind(value)}, not a list")
     if value and all(isinstance(item, str) for item in value):
         return [Message(("user", "assistant")[place % 2], _text(text, "content")) for place, text in enumerate(value)]
-    return [_message(item) for item in value]
+    # An empty system message, which many exports have, says nothing.
+    return [_message(item) for place, item in enumerate(value) if place > 0 or not _is_empty_system(item)]
 
 
 def _message(value: object) -> Message:
@@ -222,6 +226,12 @@ def _message(value: object) -> Message:
         shown = repr(given[:_SHOWN_CHARACTERS]) if isinstance(given, str) else value_kind(given)
         raise Malformed(f"a message of an unknown role ({shown})")
     return Message(role, _text(value["content"], "content"))
+
+
+def _is_empty_system(value: object) -> bool:
+    if not isinstance(value, dict) or value.get("role", value.get("from")) != "system":
+        return False
+    return value.get("content", value.get("value")) in ("", None)
 
 
 def _dialogue(value: object, name: str) -> Sequence[Message]:

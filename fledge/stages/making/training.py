@@ -23,9 +23,10 @@ from fledge.model.cost import parameter_count, trained_parameter_count
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.model.settings import ModelConfig, padded_vocabulary_size
-from fledge.model.vocabulary import grow_vocabulary
+from fledge.model.vocabulary import begin_as_mean
 from fledge.stages.making.adapters import open_with_adapter
 from fledge.stages.making.prediction import forget_seconds, predict, predicted
+from fledge.stages.parent_tokenizer import new_tokens
 from fledge.stages.run import Run
 from fledge.stages.task import Task
 from fledge.tokens.chat import render
@@ -51,7 +52,7 @@ from fledge.training.rollback import run_with_rollbacks
 from fledge.training.saving import CheckpointWriter
 from fledge.training.score import read_scores
 from fledge.training.sentinels import FirstLoss, expected_loss, require_stop_token, require_targets
-from fledge.training.settings import TrainingSettings
+from fledge.training.settings import PreferenceSettings, TrainingSettings
 from fledge.training.trainer import Trainer
 
 
@@ -62,7 +63,9 @@ def make_checkpoints(task: Task) -> None:
         if world.main:
             artifact.begin(task.folder, task.wanted)
         world.barrier()
-        trainer = run_with_rollbacks(partial(_assemble, task, world), task.folder, world)
+        # Outside of what a way back puts together anew, so that no signal is lost in it.
+        with StopSignals() as stop:
+            trainer = run_with_rollbacks(partial(_assemble, task, world, stop), task.folder, world)
         if world.main:
             _finish(task, trainer, time.monotonic() - started)
 
@@ -82,25 +85,22 @@ def open_model(parent: Artifact | None, run: Run, tokenizer: Tokenizer, answers:
 
 
 def _require_vocabulary(parent: Path, model: Llama, tokenizer: Tokenizer, settings: TrainingSettings) -> None:
-    """Make room for ids that a model of others does not have, such as those of turns."""
-    there, wanted = model.config.vocabulary_size, tokenizer.vocabulary_size
-    if wanted <= there:
+    """Make room for ids that a model of others does not have, or has rows for that were never learned, such as those of turns."""
+    names = new_tokens(parent, tokenizer, model.config.vocabulary_size)
+    if not names:
         return
     if settings.lora is not None:
         raise ConfigError(
-            f"the tokenizer has {wanted:,} ids, the model in {parent} {there:,}: the others would be frozen as they are",
-            "train all weights first, without lora, so that they are learned",
+            f"{', '.join(names)} are new to the model in {parent}, and with lora they would be frozen as they are",
+            "train all weights first, without lora, so that they are learned; or choose a tokenizer.template without tokens for turns",
         )
-    grow_vocabulary(model, padded_vocabulary_size(wanted))
-    console.say(f"{wanted - there} ids are new to the model, {', '.join(_names(tokenizer, there))}: they begin as the mean of the others")
-
-
-def _names(tokenizer: Tokenizer, first: int) -> list[str]:
-    return [name for name, token in tokenizer.specials.items() if token >= first]
+    size = max(model.config.vocabulary_size, padded_vocabulary_size(tokenizer.vocabulary_size))
+    begin_as_mean(model, [tokenizer.specials[name] for name in names], size)
+    console.say(f"{', '.join(names)} are new to the model: they begin as the mean of the others")
 
 
 @contextmanager
-def _assemble(task: Task, world: World, left_out: LeftOut) -> Iterator[Trainer]:
+def _assemble(task: Task, world: World, stop: StopSignals, left_out: LeftOut) -> Iterator[Trainer]:
     """Build the parts and put them together, to pass over the steps that are left out; nothing runs yet."""
     keep_freed_memory()
     process_bytes = resident_bytes()
@@ -108,13 +108,14 @@ def _assemble(task: Task, world: World, left_out: LeftOut) -> Iterator[Trainer]:
     train, validation = _rows(task, "train"), _rows(task, "validation")
     model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings)
     world = world.lay_out(settings.parallel, parameter_count(model.config), settings.determinism == "elastic")
-    require_elastic(world)
+    require_elastic(world, settings.compile)
     _require_context(task, train, model)
     _require_validation(task, validation)
     require_disk_space(folder, model)
     plan = make_plan(train.sources, settings, parameter_count(model.config), _start(task))
     _require_something_to_learn(task, train, plan)
-    flops = training_flops(model.config, plan, plan.steps, settings.lora) / world.size
+    # For elastic steps what is chosen must not depend on the number of processes.
+    flops = training_flops(model.config, plan, plan.steps, settings.lora) / (1 if world.elastic else world.size)
     machine = settle_machine(folder, settings, world, task.scores.path if task.scores else None, flops)
     if task.scores is not None:
         _require_same_arithmetic(task, task.scores.path, machine)
@@ -135,7 +136,7 @@ def _assemble(task: Task, world: World, left_out: LeftOut) -> Iterator[Trainer]:
     else:
         predict(folder, model, objective, machine, world, settings, batches, len(validation.all_rows()), process_bytes)
     run_name = f"{task.run.folder.name}-{task.stage}"
-    with StopSignals() as stop, open_metrics(folder, settings.metrics, run_name, progress.step) as metrics:
+    with open_metrics(folder, settings.metrics, run_name, progress.step) as metrics:
         at_once, measuring = batches.micro_batch_rows, world.alone_if_elastic
         byte_lengths = task.tokenizer.document_byte_lengths
         losses = progress.validation_losses
@@ -202,14 +203,15 @@ def _require_something_to_learn(task: Task, rows: RowReader, plan: Plan) -> None
     """In every step, and at the end of an answer."""
     require_targets(plan, rows.shards)
     if rows.content == "conversations":
-        stop_ids = task.tokenizer.end_ids(answers=True)
+        stop_id = task.tokenizer.end_ids(answers=True)[0]
         names = {number: name for name, number in task.tokenizer.specials.items()}
-        require_stop_token(rows.shards, stop_ids, " or ".join(names.get(number, str(number)) for number in stop_ids))
+        require_stop_token(rows.shards, stop_id, names[stop_id])
 
 
 def _first_loss(task: Task, plan: Plan, model: Llama, world: World) -> FirstLoss:
-    is_preference = task.settings.objective.kind == "preference"
-    return FirstLoss(expected_loss(task.stage, is_preference, model.config.vocabulary_size, task.parent), plan, world.main)
+    objective = task.settings.objective
+    preference = objective if isinstance(objective, PreferenceSettings) else None
+    return FirstLoss(expected_loss(task.stage, preference, model.config.vocabulary_size, task.parent), plan, world.main)
 
 
 def _start(task: Task) -> Start:

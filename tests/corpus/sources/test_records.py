@@ -189,6 +189,7 @@ def message(name: str, parent: str | None, text: str, rank: int | None = None, l
 
 
 TREES = [
+    {**message("a-0", "a", "asked once more", 0), "role": "prompter"},
     message("a-1", "a", "worse", 1),
     message("a", None, "q"),
     message("a-2", "a", "better", 0),
@@ -205,7 +206,11 @@ def test_a_tree_gives_its_best_thread(write_lines: WriteLines) -> None:
     rows, rejects = read(write_lines(*TREES, {**TREES[1], "message_id": 7}), "conversations", form="tree", fields={"language": "lang"})
     found = [(row.id, [message.content for message in row.messages]) for row in rows if isinstance(row, Conversation)]
     assert found == [("a:a", ["q", "better"]), ("a:c", ["Frage", "Antwort"])]
-    assert [reject.reason for reject in rejects.kept] == ["message_id and parent_id are no strings"]
+    assert sorted(reject.reason for reject in rejects.kept) == [
+        "its parent is not there (d-1)",
+        "message_id and parent_id are no strings",
+        "the last message is not the assistant's (b)",
+    ]
     rows, _ = read(write_lines(*TREES), "conversations", form="tree", fields={"language": "lang"}, language="de")
     assert [row.id for row in rows] == ["a:c"]
 
@@ -215,3 +220,16 @@ def test_a_tree_that_bites_its_tail_ends(write_lines: WriteLines) -> None:
         write_lines(message("a", None, "q"), message("a-1", "a", "x"), message("a", "a-1", "again")), "conversations", form="tree"
     )
     assert len(rows) == 1
+
+
+def test_pairs_of_answers_as_messages(write_lines: WriteLines) -> None:
+    """As TRL has them: the prompt apart, as messages too."""
+    pair = {"prompt": [turn("user", "q")], "chosen": [turn("assistant", "good")], "rejected": [turn("assistant", "bad")]}
+    rows, rejects = read(write_lines(pair, {**pair, "rejected": [turn("assistant", "good ")]}), "preferences")
+    assert isinstance(rows[0], Preference) and (rows[0].prompt, rows[0].chosen, rows[0].rejected) == ((QUESTION,), "good", "bad")
+    assert [reject.reason for reject in rejects.kept] == ["chosen and rejected are equal"]
+
+
+def test_an_empty_system_message_says_nothing(write_lines: WriteLines) -> None:
+    rows, rejects = read(write_lines({"messages": [turn("system", ""), turn("user", "q"), turn("assistant", "a")]}), "conversations")
+    assert not rejects.kept and isinstance(rows[0], Conversation) and rows[0].messages == (QUESTION, ANSWER)
