@@ -102,8 +102,8 @@ MUTANTS = (
     Mutant(
         "the best checkpoint is removed with the others",
         "training/sound_checkpoints.py",
-        "if one.step not in newest | best and",
-        "if one.step not in newest and",
+        "if one.step not in newest | best | before and",
+        "if one.step not in newest | before and",
         (CHECKPOINT,),
     ),
     Mutant(
