@@ -214,13 +214,13 @@ def _holder(path: Path) -> str:
 
 
 class StopSignals:
-    """While the block lasts, SIGINT and SIGTERM are noted in `requested` instead of ending the process; a third one ends it at once.
+    """While the block lasts, SIGINT, SIGTERM and SIGUSR1 are noted in `requested` instead of ending the process; a third ends it at once.
 
-    Two are needed for one wish: Ctrl-C reaches every rank by the terminal, and then torchrun sends SIGTERM as well. Outside the
-    main thread Python cannot handle signals; there nothing is ever requested.
+    SIGUSR1 is what a Slurm job is warned by. Two signals are needed for one wish: Ctrl-C reaches every rank by the terminal, and then
+    torchrun sends SIGTERM as well. Outside the main thread Python cannot handle signals; there nothing is ever requested.
     """
 
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self) -> None:
         self.requested: int | None = None

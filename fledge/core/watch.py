@@ -20,6 +20,8 @@ from types import TracebackType
 
 from fledge.core import disk, process
 
+MEETINGS = ("backward", "reduce")
+"""Phases in which a process may be waiting for the others."""
 _LOOKS = 20
 """In the time after which a process that stands still is ended."""
 
@@ -53,7 +55,7 @@ class Watch:
         self._mark = None if folder is None else disk.Mark(folder / f"{process.rank()}.place")
 
     def at(self, phase: str, step: int) -> None:
-        """The process now begins this: data, forward, reduce, apply, look or save."""
+        """The process now begins this: data, forward, backward, reduce, apply, look or save."""
         self._moves += 1
         if self._mark is not None:
             self._mark.write(json.dumps({"rank": process.rank(), "phase": phase, "step": step, "unix_seconds": time.time()}))
@@ -87,5 +89,5 @@ def places(folder: Path) -> list[Place]:
 
 def held_up(found: list[Place]) -> Place:
     """Of processes of which none gets on, the one that the others wait for: it waits for nobody, or has stood still the longest."""
-    busy = [place for place in found if place.phase != "reduce"]
+    busy = [place for place in found if place.phase not in MEETINGS]
     return min(busy or found, key=lambda place: (place.step, place.unix_seconds))

@@ -193,7 +193,6 @@ class Trainer:
         self.watch.at("data", step)
         micro_batches = self.batches.micro_batches(step)
         waited = time.monotonic() - started
-        self.watch.at("forward", step)
         measures, signals = self._accumulate_gradients(micro_batches, step)
         self.watch.at("apply", step)
         gradient_norm = self._clip_gradients()
@@ -240,8 +239,10 @@ class Trainer:
     def _accumulate_gradients(self, given: Sequence[Batch], step: int) -> tuple[dict[str, Tensor], Tensor]:
         """Gradients of the mean loss over the whole batch; returns the means of what the objective measures, and the stop signals."""
         micro_batches = [batch.to(self.world.device) for batch in given]
+        self.watch.at("reduce", step)
         # At least one: a batch without any target is a step with zero gradients.
         weight = self.world.sum(torch.stack([self.objective.weight(batch) for batch in micro_batches]).sum()).clamp(min=1.0)
+        self.watch.at("forward", step)
         # Averaging over processes divides by their number, the sum of losses asks for none of that.
         averaged_over = 1 if self.elastic is not None else self.world.size
         scale = (averaged_over * self._loss_scale / weight).float()
@@ -259,7 +260,9 @@ class Trainer:
             sums = torch.zeros(len(names), device=self.world.device)
             for number, batch in enumerate(micro_batches, start=1):
                 with self.world.gradient_sync(self.forward, last=number == len(micro_batches)):
+                    self.watch.at("forward", step)
                     loss, measures = compute(batch)
+                    self.watch.at("backward", step)
                     torch.autograd.backward(loss)
                 sums += measures
             self.watch.at("reduce", step)

@@ -224,7 +224,7 @@ _WORK = """
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_the_first_signal_is_noted_and_the_second_harmless(number: signal.Signals) -> None:
     with child(_WORK) as worker:
         assert read_line(worker) == "ready"

@@ -90,6 +90,7 @@ def test_the_last_place_outlives_the_process(tmp_path: Path, monkeypatch: pytest
     [
         ([Place(0, "reduce", 4, 1.0), Place(1, "data", 4, 2.0)], 1),
         ([Place(0, "forward", 4, 2.0), Place(1, "forward", 4, 1.0)], 1),
+        ([Place(0, "backward", 4, 1.0), Place(1, "forward", 4, 2.0)], 1),
         ([Place(0, "reduce", 4, 2.0), Place(1, "reduce", 4, 3.0)], 0),
         ([Place(0, "data", 5, 1.0), Place(1, "look", 4, 2.0)], 1),
     ],
