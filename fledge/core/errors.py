@@ -4,6 +4,7 @@
     +-- ConfigError              2   a recipe, an override or the command line
     +-- DataError                3   a corpus, a tokenizer or a token set cannot be used as it is
     +-- ArtifactError            4   a finished result contradicts what was asked, or is damaged
+    |   +-- FormatError          4   another version of Fledge made it
     |   +-- CheckpointError      4   the same, of a checkpoint
     +-- MachineError             5   disk, memory, device, a missing package
     +-- NumericsError            6   the loss or the weights left the finite numbers
