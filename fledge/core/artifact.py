@@ -163,9 +163,12 @@ def open_artifact(folder: Path, kind: str | None = None, sizes: bool = True) -> 
     with _well_formed(path):
         raw = _read_json(path)
         version = raw["format_version"]
+        is_whole = raw.pop("checksum") == hash_json(raw)
         if version != FORMAT_VERSION:
-            raise FormatError(f"{path} has format {version}, this Fledge reads {FORMAT_VERSION}", "use the Fledge that wrote it")
-        if raw.pop("checksum") != hash_json(raw):
+            # One that is whole was written so; in any other the number itself may be what is damaged.
+            kind_of_error = FormatError if is_whole else ArtifactError
+            raise kind_of_error(f"{path} has format {version}, this Fledge reads {FORMAT_VERSION}", "use the Fledge that wrote it")
+        if not is_whole:
             raise ArtifactError(f"{path} is damaged or was edited: its checksum does not fit", _RESTORE)
         files = {name: disk.FileDigest(**digest) for name, digest in raw["files"].items()}
         manifest = Manifest(**{**raw, "inputs": _inputs(raw["inputs"], folder), "files": files})

@@ -17,7 +17,7 @@ import torch
 from training_assembly import MODEL, REQUEST, assembled, training_settings
 
 from fledge.core import disk
-from fledge.core.artifact import FORMAT_VERSION, verify
+from fledge.core.artifact import FORMAT_VERSION, hash_json, verify
 from fledge.core.errors import ArtifactError, CheckpointError, FormatError, MachineError, NumericsError
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
@@ -94,7 +94,9 @@ def test_a_validation_that_is_no_number_is_saved_as_none(tmp_path: Path, plan: P
 def test_a_checkpoint_of_a_newer_fledge_is_refused_and_not_set_aside(tmp_path: Path, plan: Plan) -> None:
     save(tmp_path, plan, {1: None, 2: None})
     path = file_in(tmp_path, 2, "manifest.json")
-    path.write_text(path.read_text().replace(f'"format_version": {FORMAT_VERSION}', f'"format_version": {FORMAT_VERSION + 1}'))
+    raw = {**json.loads(path.read_text()), "format_version": FORMAT_VERSION + 1}
+    raw["checksum"] = hash_json({name: value for name, value in raw.items() if name != "checksum"})
+    path.write_text(json.dumps(raw))
     with pytest.raises(FormatError, match=f"has format {FORMAT_VERSION + 1}, this Fledge reads {FORMAT_VERSION}"):
         newest_sound(tmp_path)
     assert path.is_file() and not (tmp_path / QUARANTINE).exists()

@@ -242,6 +242,8 @@ def _announce(task: Task, batches: BatchLoader, model: Llama, progress: Progress
         console.say(f"{task.stage}: {described_elastic(world, batches.micro_batch_rows, parameter_count(model.config))}")
     if progress.step > plan.start.step and world.main:
         console.say(f"{task.stage}: {_restored(task, plan, progress)}")
+    elif progress.step:
+        console.say(f"{task.stage}: continues after step {progress.step:,} of the checkpoint it starts from")
 
 
 def _restored(task: Task, plan: Plan, progress: Progress) -> str:
