@@ -42,7 +42,8 @@ def measure(model: Llama, objective: Objective, optimizer: Optimizer, machine: M
 
     def update() -> None:
         for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+            if parameter.requires_grad:  # the optimizer would not clear the gradient of a frozen one
+                parameter.grad = torch.zeros_like(parameter)
         optimizer.step(0.0)
 
     update()

@@ -32,6 +32,16 @@ def test_a_probed_model_is_bit_by_bit_what_it_was(optimizer: object, preference:
         assert parameter.grad is None
 
 
+def test_a_probe_leaves_no_gradient_with_frozen_weights() -> None:
+    """They would stay for the whole run, as large as all that an adapter saves."""
+    model = Llama(ModelConfig(ModelSettings(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48), 128), 0)
+    model.model.embed_tokens.requires_grad_(False)
+    settings = TrainingSettings(steps=1)
+    batch = random_batch(2, 16, model.config.vocabulary_size, True, False, CPU)
+    measure(model, make_objective(settings.objective), make_optimizer(model, settings, False), MACHINE, batch)
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is not None] == []
+
+
 def test_a_step_is_its_rows_and_one_update() -> None:
     assert StepSeconds(row=0.5, update=2.0).step(4) == 4.0
 
