@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from pathlib import Path
 
 import pytest
+
+from tests.command_line import Fledge, run_fledge
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -14,3 +18,10 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def fledge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Fledge:
+    """`fledge ARGUMENTS` in a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return functools.partial(run_fledge, capsys)

@@ -1,6 +1,7 @@
 """Every kind of bad input that concerns configuration, corpus, tokenizer, shards, checkpoints and training, with the tests that hold it.
 
-APART are those that cannot happen here, with the reason. What no test of a part holds as the user meets it is in test_refusals.py.
+APART are those that cannot happen here, with the reason. What no test of a part holds as the user meets it is in test_refusals.py
+and test_refusals_of_results.py.
 """
 
 from __future__ import annotations
@@ -9,16 +10,16 @@ import ast
 import functools
 from pathlib import Path
 
-HERE = "tests/test_refusals.py"
+HERE, RESULTS = "tests/test_refusals.py", "tests/test_refusals_of_results.py"
 
 RECIPES = f"{HERE}::test_a_file_that_is_no_recipe_is_refused"
 VALUES = f"{HERE}::test_a_value_that_cannot_be_is_named"
 PLACES = f"{HERE}::test_a_place_that_cannot_be_written_is_named"
 SOURCES = f"{HERE}::test_a_source_that_cannot_be_read_is_named"
 LINES = f"{HERE}::test_bad_lines_are_listed_and_the_others_kept"
-SHARDS = f"{HERE}::test_a_damaged_token_set_ends_training_before_it_begins"
-STARTS = f"{HERE}::test_a_start_that_is_no_checkpoint_is_named"
-WEIGHTS = f"{HERE}::test_weights_that_cannot_be_are_refused"
+SHARDS = f"{RESULTS}::test_a_damaged_token_set_ends_training_before_it_begins"
+STARTS = f"{RESULTS}::test_a_start_that_is_no_checkpoint_is_named"
+WEIGHTS = f"{RESULTS}::test_weights_that_cannot_be_are_refused"
 
 ROWS: dict[int, tuple[str, tuple[str, ...]]] = {
     1: ("an unknown key", (VALUES, "tests/core/test_config.py::test_errors_name_key_value_place_and_what_to_do")),
@@ -135,13 +136,13 @@ ROWS: dict[int, tuple[str, tuple[str, ...]]] = {
     52: (
         "tokenizer.json cut, no JSON, or at odds with itself",
         (
-            f"{HERE}::test_a_tokenizer_that_cannot_be_used_is_named",
+            f"{RESULTS}::test_a_tokenizer_that_cannot_be_used_is_named",
             "tests/tokens/test_tokenizer.py::test_a_broken_tokenizer_is_refused_naming_the_field",
             "tests/tokens/test_importing.py::test_an_unsafe_or_lossy_file_is_refused_naming_the_field",
         ),
     ),
     53: ("missing single-byte tokens", ("tests/tokens/test_tokenizer.py::test_a_broken_tokenizer_is_refused_naming_the_field",)),
-    54: ("a pickled tokenizer", (f"{HERE}::test_a_tokenizer_that_cannot_be_used_is_named",)),
+    54: ("a pickled tokenizer", (f"{RESULTS}::test_a_tokenizer_that_cannot_be_used_is_named",)),
     57: (
         "control tokens spelt in a text",
         (
@@ -223,7 +224,10 @@ ROWS: dict[int, tuple[str, tuple[str, ...]]] = {
     ),
     79: (
         "weights that are not finite",
-        (f"{HERE}::test_weights_that_are_not_finite_are_named", "tests/training/test_checkpoint.py::test_what_is_not_finite_is_not_saved"),
+        (
+            f"{RESULTS}::test_weights_that_are_not_finite_are_named",
+            "tests/training/test_checkpoint.py::test_what_is_not_finite_is_not_saved",
+        ),
     ),
     80: (
         "a full disk",
@@ -240,7 +244,7 @@ ROWS: dict[int, tuple[str, tuple[str, ...]]] = {
             "tests/training/test_preparation.py::test_one_row_that_does_not_fit_is_an_error",
         ),
     ),
-    82: ("no GPU though asked for", (f"{HERE}::test_a_gpu_that_is_not_there_is_told",)),
+    82: ("no GPU though asked for", (f"{RESULTS}::test_a_gpu_that_is_not_there_is_told",)),
     83: (
         "conversations without an answer, of other roles, empty, of no text",
         (f"{HERE}::test_unusable_conversations_and_pairs_are_told", "tests/corpus/sources/test_records.py::test_malformed_conversations"),

@@ -242,13 +242,13 @@ class Trainer:
         self.watch.at("reduce", step)
         # At least one: a batch without any target is a step with zero gradients.
         weight = self.world.sum(torch.stack([self.objective.weight(batch) for batch in micro_batches]).sum()).clamp(min=1.0)
-        self.watch.at("forward", step)
         # Averaging over processes divides by their number, the sum of losses asks for none of that.
         averaged_over = 1 if self.elastic is not None else self.world.size
         scale = (averaged_over * self._loss_scale / weight).float()
         names = self.objective.measures
 
         def compute(batch: Batch) -> tuple[Tensor, Tensor]:
+            self.watch.at("forward", step)
             with self.machine.autocast(self.world.device):
                 result = self.objective(self.forward, batch)
             return result.loss * scale, torch.stack([result.measures[name] for name in names])
@@ -260,7 +260,6 @@ class Trainer:
             sums = torch.zeros(len(names), device=self.world.device)
             for number, batch in enumerate(micro_batches, start=1):
                 with self.world.gradient_sync(self.forward, last=number == len(micro_batches)):
-                    self.watch.at("forward", step)
                     loss, measures = compute(batch)
                     self.watch.at("backward", step)
                     torch.autograd.backward(loss)
