@@ -137,7 +137,7 @@ def test_a_second_run_repeats_nothing(road: Road) -> None:
     print(f"the second run took {seconds:.1f} s")
     assert result.returncode == 0
     assert after == before
-    assert seconds < 5
+    assert seconds < 15, "3 s on idle cores"
     assert ANSWER.findall(result.stdout) == ANSWER.findall(road.output)
     imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if line.startswith("import time:")}
     assert "fledge.cli" in imported

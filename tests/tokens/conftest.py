@@ -29,6 +29,9 @@ HARD_TEXTS = [
     "<|endoftext|>", "the list of the items " * 9, "a.b,c;d!e?" * 8,
 ]  # fmt: skip
 
+TIME_LIMIT_SECONDS = 20.0
+"""For a megabyte that takes 0.3 to 0.9 s on an idle core: no load makes it 20 s, and code that is not linear takes minutes."""
+
 
 @pytest.fixture(scope="session")
 def texts() -> list[str]:

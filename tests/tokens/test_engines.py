@@ -21,7 +21,7 @@ from fledge.tokens.engines.kernel import KernelEngine
 from fledge.tokens.engines.two_level import TwoLevelEngine
 from fledge.tokens.tokenizer import Tokenizer
 
-from .conftest import HARD_TEXTS, body_of, spliced_texts
+from .conftest import HARD_TEXTS, TIME_LIMIT_SECONDS, body_of, spliced_texts
 
 Content = dict[str, Any]
 PLAIN: tuple[type[Engine], ...] = (KernelEngine, TiktokenEngine, GigatokenEngine)
@@ -79,7 +79,7 @@ def test_half_a_character_is_refused(plain_content: Content, kind: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["^", " ", "\n", "a", "\u65e5", "ab ", "\u3000"], ids=repr)
-def test_a_megabyte_of_one_thing_takes_two_seconds_at_most(plain_content: Content, text: str) -> None:
+def test_a_megabyte_of_one_thing_takes_linear_time(plain_content: Content, text: str) -> None:
     repeated = ["before", text * (1_000_000 // len(text.encode())), "behind"]
     expected = _reference(plain_content).encode_batch(repeated)
     for kind in PLAIN:
@@ -87,18 +87,18 @@ def test_a_megabyte_of_one_thing_takes_two_seconds_at_most(plain_content: Conten
         engine.encode_batch(["warm"])
         started = time.process_time()
         found = engine.encode_batch(repeated)
-        assert time.process_time() - started < 2, engine.name
+        assert time.process_time() - started < TIME_LIMIT_SECONDS, engine.name
         _assert_same(expected, found, ["", "", ""])
 
 
 @pytest.mark.parametrize("text", [" x", " the list", "a, "], ids=repr)
-def test_a_megabyte_of_superwords_takes_two_seconds_at_most(super_content: Content, text: str) -> None:
+def test_a_megabyte_of_superwords_takes_linear_time(super_content: Content, text: str) -> None:
     engine = TwoLevelEngine(body_of(super_content), KernelEngine)
     engine.encode_batch(["warm"])
     repeated = text * (1_000_000 // len(text))
     started = time.process_time()
     found = engine.encode_batch([repeated])
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < TIME_LIMIT_SECONDS
     _assert_same(_reference(super_content).encode_batch([repeated]), found, [""])
 
 

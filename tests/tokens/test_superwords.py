@@ -89,5 +89,4 @@ def test_a_chain_that_never_ends_takes_linear_time(row: list[int]) -> None:
             merger.merge(ids, offsets)
             best.append(time.process_time() - started)
         seconds.append(min(best))
-    assert seconds[1] < 2
     assert seconds[1] < 4 * seconds[0]

@@ -72,10 +72,10 @@ HOSTILE_WEIGHTS = {
 def test_weights_that_are_none_are_refused_by_the_name_of_their_file(tmp_path: Path, name: str) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(HOSTILE_WEIGHTS[name])
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(CheckpointError, match=r"model\.safetensors is no complete safetensors file"):
         read_tensors(path)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 @pytest.fixture(scope="module")
