@@ -19,7 +19,7 @@ def fledge(*arguments: str, folder: Path, environment: dict[str, str] | None = N
         env={**os.environ, "NO_COLOR": "1", **(environment or {})},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 

@@ -248,7 +248,7 @@ def test_the_readme_is_true(road: Road) -> None:
     file, _, function = named[1].partition("::")
     assert f"def {function}(" in (ROOT / file).read_text()
     for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL):
-        ran = subprocess.run([sys.executable, "-c", code], cwd=road.home, capture_output=True, text=True, timeout=120)
+        ran = subprocess.run([sys.executable, "-c", code], cwd=road.home, capture_output=True, text=True, timeout=300)
         assert ran.returncode == 0, ran.stderr
         assert ran.stdout.strip()
 

@@ -5,8 +5,8 @@ One process, or as many as `torchrun` or `accelerate launch` started; each compu
 comes from `core.process`, the collectives from torch.
 
 What is chosen by measurement (precision, fp32 kernel, threads) decides the last bits of a result, so it is measured at the first
-start of a stage only, written to `machine.json` and read from there when the stage continues. If the machine or the processes
-have changed meanwhile, training goes on and says that it is no longer bitwise the same.
+start of a stage only, written to `machine.json` and read from there when the stage continues. Another number of processes continues it
+and says that it is no longer bitwise the same; any other change of the arithmetic is refused unless the settings allow it.
 """
 
 from __future__ import annotations
@@ -27,15 +27,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fledge.core import console, disk, process
 from fledge.core.config import differences
-from fledge.core.errors import DistributedError, MachineError
+from fledge.core.errors import ArtifactError, DistributedError, MachineError
 from fledge.model.attention import fused_kernel, use_flash_attention_3
 from fledge.model.float8 import has_float8
 from fledge.model.llama import Llama
 from fledge.model.precision import Precision, autocast, can_compute, choose_precision, set_fp32_products, use_fast_fp32
+from fledge.training.checkpoint_folders import list_checkpoints
 from fledge.training.layout import Layout, choose_layout, device_bytes, shard, whole
 from fledge.training.settings import DeviceName, TrainingSettings
 
 MACHINE = "machine.json"
+SHARED_BY_PROCESSES = frozenset({"processes", "parallel", "threads"})
+"""What another number of processes may change; each is told of, none is refused."""
 
 WORTHWHILE_CPU_SECONDS = 600
 """Of training, to compile for a CPU: that costs 30 to 80 s and saves at least an eighth."""
@@ -213,18 +216,19 @@ def settle_machine(
 
     `training_flops` is what lies ahead, for what pays only in long runs. `like` is the folder of a stage whose choice is taken over:
     preference training computes as the scores were computed.
-    What the settings name outright always holds. Raises MachineError if machine.json cannot be read.
+    What the settings name outright always holds. Raises MachineError if machine.json cannot be read, ArtifactError if steps have been
+    taken with another arithmetic (of more than the number of processes) and the settings do not allow to continue all the same.
     """
     if world.main:
         before = _read(folder) or {}
         known = _known(before if before or like is None else _read(like) or {}, world)
         machine = _settle(known, settings, world.device, training_flops)
         circumstances = _circumstances(settings, world, machine)
-        changes = [f"{name}: {old} -> {new}" for name, old, new in differences(before.get("circumstances", circumstances), circumstances)]
+        changes = _changes(folder, before.get("circumstances", circumstances), circumstances, settings.inexact_resume)
         if changes:
             console.warn(f"from here on no longer bitwise what an undisturbed run would give: {'; '.join(changes)}")
         # What was measured on another machine does not hold here.
-        kept = {} if changes else before
+        kept = before if before.get("circumstances") == circumstances else {}
         record = {**kept, "chosen": asdict(machine), "circumstances": circumstances, "changes": [*before.get("changes", []), *changes]}
         if record != before:
             disk.write_json(folder / MACHINE, record)
@@ -232,6 +236,20 @@ def settle_machine(
     if not world.main:
         machine = _settle(Machine(**(_read(folder) or {})["chosen"]), settings, world.device, training_flops)
     return machine
+
+
+def _changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], are_allowed: bool) -> list[str]:
+    """What parts the steps to come from those in checkpoints, "name: old -> new"; nothing if there is none yet."""
+    found = list(differences(before, now)) if list_checkpoints(folder) else []
+    changes = [f"{name}: {old} -> {new}" for name, old, new in found]
+    names = {name for name, _, _ in found}
+    exempt = SHARED_BY_PROCESSES if "processes" in names and "determinism" not in names else frozenset()
+    if names - exempt and not are_allowed:
+        raise ArtifactError(
+            f"{folder} began with another arithmetic than it would continue with: {'; '.join(changes)}",
+            f"make it as it was, or set {folder.name}.inexact_resume=true: the order of rows stays, the last bits will differ",
+        )
+    return changes
 
 
 def choose_machine(settings: TrainingSettings, device: torch.device, training_flops: float) -> Machine:

@@ -32,7 +32,7 @@ pytestmark = [
 ]
 
 PIECE_BYTES = 6_000
-TIMEOUT_SECONDS = 120
+TIMEOUT_SECONDS = 300
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -103,7 +103,7 @@ def start(tmp_path: Path, recipe: Path) -> Iterator[Start]:
         wait_until_gone(one.pid, seconds=5)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 300) -> Any:
     until = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < until, "it never came"

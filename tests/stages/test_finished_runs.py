@@ -26,7 +26,7 @@ def test_a_finished_run_repeats_nothing_and_loads_neither_torch_nor_numba(make_r
     before = {path: path.stat().st_mtime_ns for path in made}
     code = "import atexit, sys; atexit.register(lambda: print([name for name in ('torch', 'numba') if name in sys.modules])); "
     command = [sys.executable, "-c", f"{code}from fledge.cli import main; main()", "run", run.command, "--name", str(run.folder)]
-    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("already done") == 13
     assert "question: What is a bird?\nanswer:   " in again.stdout

@@ -88,8 +88,6 @@ def test_the_machine_does_not_count_processes(tmp_path: Path, capsys: pytest.Cap
     circumstances = json.loads((tmp_path / MACHINE).read_text())["circumstances"]
     assert circumstances["determinism"] == "elastic" and "processes" not in circumstances
     assert capsys.readouterr().err == ""
-    settle_machine(tmp_path, training_settings(threads=None), World(0, 1, CPU))
-    assert "no longer bitwise" in capsys.readouterr().err
 
 
 def test_the_tree_changes_rounding_only(tmp_path: Path, documents: TokenSet) -> None:

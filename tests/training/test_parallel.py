@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 import torch
 from training_assembly import assembled, end, free_port, start, start_all, train_as_asked, training_settings
 
-from fledge.core.errors import MachineError
+from fledge.core.errors import ArtifactError, MachineError
 from fledge.model.tensors import read_tensors
 from fledge.tokens.shards import TokenSet
 from fledge.training.checkpoint_folders import CHECKPOINTS, list_checkpoints
@@ -24,7 +26,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 
 def wait_for_checkpoint(folder: Path, process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while not list_checkpoints(folder):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < until, end(process)
@@ -144,25 +146,67 @@ def test_what_was_chosen_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == ""
 
 
-def test_what_the_settings_name_holds_and_the_change_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_before_the_first_checkpoint_all_may_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settle_machine(tmp_path, training_settings(precision="bf16"), ALONE)
     changed = settle_machine(tmp_path, training_settings(precision="fp32", micro_batch_rows=4), ALONE)
     assert changed.precision == "fp32"
-    warning = capsys.readouterr().err
-    assert "no longer bitwise" in warning
-    assert "precision: bf16 -> fp32" in warning
-    assert json.loads((tmp_path / MACHINE).read_text())["changes"] == ["precision: bf16 -> fp32", "micro_batch_rows: None -> 4"]
-    settle_machine(tmp_path, training_settings(precision="fp32", micro_batch_rows=4), ALONE)
     assert capsys.readouterr().err == ""
-
-
-def test_another_torch_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settle_machine(tmp_path, training_settings(), ALONE)
     record = json.loads((tmp_path / MACHINE).read_text())
-    record["circumstances"]["torch"] = "2.10.0"
-    (tmp_path / MACHINE).write_text(json.dumps(record))
-    settle_machine(tmp_path, training_settings(), ALONE)
-    assert f"torch: 2.10.0 -> {torch.__version__}" in capsys.readouterr().err
+    assert record["circumstances"]["precision"] == "fp32" and record["changes"] == []
+
+
+@pytest.fixture
+def begun(tmp_path: Path, documents: TokenSet) -> Path:
+    """A stage with a checkpoint."""
+    with assembled(
+        tmp_path / "run", training_settings(steps=2, precision="bf16", micro_batch_rows=4), [documents], watched=False
+    ) as trainer:
+        trainer.run()
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"precision": "fp32"}, "precision: bf16 -> fp32"),
+        ({"micro_batch_rows": 2}, "micro_batch_rows: 4 -> 2"),
+        ({"threads": 2}, "threads: 1 -> 2"),
+        ({"determinism": "elastic"}, "determinism: None -> elastic"),
+    ],
+)
+def test_other_arithmetic_than_before_is_refused_until_it_is_allowed(
+    begun: Path, change: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = {"precision": "bf16", "micro_batch_rows": 4, **change}
+    world = replace(ALONE, elastic="determinism" in change)
+    before = (begun / MACHINE).read_bytes()
+    with pytest.raises(ArtifactError, match=rf"{told}[^\n]*\n[^\n]*run\.inexact_resume=true"):
+        settle_machine(begun, training_settings(**asked), world)
+    assert (begun / MACHINE).read_bytes() == before
+    settle_machine(begun, training_settings(**asked, inexact_resume=True), world)
+    assert "no longer bitwise" in (warning := capsys.readouterr().err) and told in warning
+    assert any(told in change for change in json.loads((begun / MACHINE).read_text())["changes"])
+    settle_machine(begun, training_settings(**asked), world)
+    assert capsys.readouterr().err == "", "it is told, and asked for, once"
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(("name", "value"), [("torch", "2.10.0"), ("device", "AVX10")])
+def test_another_torch_or_device_is_refused(begun: Path, name: str, value: str) -> None:
+    record = json.loads((begun / MACHINE).read_text())
+    now = record["circumstances"][name]
+    record["circumstances"][name] = value
+    (begun / MACHINE).write_text(json.dumps(record))
+    with pytest.raises(ArtifactError, match=re.escape(f"{name}: {value} -> {now}")):
+        settle_machine(begun, training_settings(precision="bf16", micro_batch_rows=4), ALONE)
+
+
+def test_another_number_of_processes_continues(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = json.loads((begun / MACHINE).read_text())
+    record["circumstances"] |= {"processes": 4, "parallel": "ddp", "threads": 7}
+    (begun / MACHINE).write_text(json.dumps(record))
+    settle_machine(begun, training_settings(precision="bf16", micro_batch_rows=4), ALONE)
+    assert "no longer bitwise" in (warning := capsys.readouterr().err) and "processes: 4 -> 1" in warning
 
 
 @pytest.mark.parametrize(("processes", "threads"), [(1, 2), (4, 1)])

@@ -217,7 +217,7 @@ def start(folder: Path, asked: Sequence[Mapping[str, Any]], rank: int = 0, world
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def end(process: subprocess.Popen[str], seconds: float = 60) -> str:
+def end(process: subprocess.Popen[str], seconds: float = 300) -> str:
     """What a process said on stderr, once it has ended; one that hangs is made to say where."""
     try:
         return process.communicate(timeout=seconds)[1]
@@ -233,7 +233,7 @@ def free_port() -> int:
         return port
 
 
-def start_all(folder: Path, asked: Sequence[Mapping[str, Any]], world_size: int, seconds: float = 60) -> None:
+def start_all(folder: Path, asked: Sequence[Mapping[str, Any]], world_size: int, seconds: float = 300) -> None:
     """Let so many processes train what is asked for, and see that each ends well."""
     with_ports = [{"port": free_port(), **values} for values in asked]
     started = [start(folder, with_ports, rank, world_size) for rank in range(world_size)]

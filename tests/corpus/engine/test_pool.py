@@ -163,13 +163,13 @@ def test_a_killed_worker_is_noticed_at_once_and_its_unit_repeated(work: WorkFold
     assert (ids(results), tree(work.folder)) == undisturbed(6)
     assert runs_of(log) == {0: 1, 1: 1, 2: 2, 3: 1, 4: 1, 5: 1}, "no other unit was disturbed"
     began = [float(line.split()[2]) for line in log.read_text().splitlines() if line.startswith("2 ")]
-    assert began[1] - began[0] < 5
+    assert began[1] - began[0] < 30
 
 
 def test_a_worker_killed_from_outside_while_all_are_busy(work: WorkFolder, log: Path, start: Start, undisturbed: Undisturbed) -> None:
     program = start("local:2", 8, 0.1)
     killed: set[str] = set()
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     while len(killed) < 3 and time.monotonic() < until:
         for line in log.read_text().splitlines() if log.exists() else []:
             number, process, _ = line.split()
@@ -177,7 +177,7 @@ def test_a_worker_killed_from_outside_while_all_are_busy(work: WorkFolder, log: 
                 os.kill(int(process), signal.SIGKILL)
                 killed.add(number)
         time.sleep(0.01)
-    assert program.communicate(timeout=20)[0].split() == undisturbed(8)[0]
+    assert program.communicate(timeout=120)[0].split() == undisturbed(8)[0]
     assert tree(work.folder) == undisturbed(8)[1]
     assert runs_of(log) == {0: 1, 1: 2, 2: 2, 3: 1, 4: 1, 5: 1, 6: 2, 7: 1}
 
@@ -283,7 +283,7 @@ def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
 
 def kill_when_busy(program: subprocess.Popen[str], log: Path, number: signal.Signals) -> None:
     """Send a signal once two workers are at work."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     while not (log.exists() and len(log.read_text().splitlines()) >= 2):
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -292,7 +292,7 @@ def kill_when_busy(program: subprocess.Popen[str], log: Path, number: signal.Sig
 
 def require_continues(work: WorkFolder, expected: tuple[list[str | None], dict[str, bytes]], workers: int = 1) -> None:
     results = LocalExecutor(workers).run("test", text_units(len(expected[0])), work)
-    until = time.monotonic() + 2
+    until = time.monotonic() + 120
     while list(work.folder.glob("*.partial")):  # of a worker that was still dying when the driver began
         assert time.monotonic() < until
         work.discard_partials()
@@ -302,7 +302,7 @@ def require_continues(work: WorkFolder, expected: tuple[list[str | None], dict[s
 def test_ctrl_c_ends_the_workers_and_leaves_nothing_half_there(work: WorkFolder, log: Path, start: Start, undisturbed: Undisturbed) -> None:
     program = start("local:2", 8, 30)
     kill_when_busy(program, log, signal.SIGINT)
-    said = program.communicate(timeout=10)[1]
+    said = program.communicate(timeout=120)[1]
     assert program.returncode == -signal.SIGINT
     assert said.rstrip().endswith("KeyboardInterrupt")
     assert said.count("Traceback") == 1, "only the driver says so"
@@ -318,7 +318,7 @@ def test_ctrl_c_in_a_terminal_reaches_workers_too_and_they_ignore_it(log: Path, 
         for worker in workers_of(program.pid):
             os.kill(worker, signal.SIGINT)
         time.sleep(0.05 * (attempt > 2))
-    said = program.communicate(timeout=10)
+    said = program.communicate(timeout=120)
     assert (said[0].split(), said[1]) == (undisturbed(4)[0], "")
     assert runs_of(log) == dict.fromkeys(range(4), 1)
 
@@ -327,8 +327,8 @@ def test_ctrl_c_in_a_terminal_reaches_workers_too_and_they_ignore_it(log: Path, 
 def test_no_worker_outlives_its_driver(work: WorkFolder, log: Path, start: Start, undisturbed: Undisturbed, number: signal.Signals) -> None:
     program = start("local:2", 6, 30)
     kill_when_busy(program, log, number)
-    assert program.wait(timeout=10) == -number
-    wait_until_gone(program.pid, seconds=2)
+    assert program.wait(timeout=120) == -number
+    wait_until_gone(program.pid, seconds=20)
     require_continues(work, undisturbed(6))
 
 
@@ -338,7 +338,7 @@ def kill_at_random(start: Start, work: WorkFolder, expected: tuple[list[str | No
     time.sleep(draw.uniform(0.0, 0.8))
     program.kill()
     program.wait()
-    wait_until_gone(program.pid, seconds=2)
+    wait_until_gone(program.pid, seconds=20)
     require_continues(work, expected, workers=draw.choice([1, 2]))
     work.discard_all_but([])
     return work.names()
@@ -376,7 +376,7 @@ def test_a_driver_killed_at_every_operation_of_its_workers_continues(tmp_path: P
         (tmp_path / str(index)).mkdir()
         units = [TextUnit(number, tmp_path / str(index) / "log", fail_at=index, kills_driver=True) for number in range(3)]
         driver = in_a_fork(lambda units=units, work=work: LocalExecutor(2).run("test", units, work))  # type: ignore[misc]
-        wait_until_gone(driver, seconds=2)
+        wait_until_gone(driver, seconds=20)
         require_continues(work, expected)
 
 

@@ -67,7 +67,7 @@ def test_a_killed_worker_is_replaced(
     assert (ids(results), tree(work.folder)) == undisturbed(5)
     assert runs_of(log)[1] == 2
     began = [float(line.split()[2]) for line in log.read_text().splitlines() if line.startswith("1 ")]
-    assert began[1] - began[0] < 5
+    assert began[1] - began[0] < 30
     assert capfd.readouterr() == ("", ""), "Ray's half page about each lost worker is kept away"
 
 
@@ -99,12 +99,12 @@ def test_a_program_joins_the_cluster_that_is_there(
 ) -> None:
     """And a worker killed in the middle, from outside, changes nothing."""
     program = start("ray", 6, 0.3, RAY_ADDRESS=cluster)
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     while not log.exists():
         assert time.monotonic() < until
         time.sleep(0.02)
     os.kill(int(log.read_text().split()[1]), signal.SIGKILL)
-    assert program.communicate(timeout=30) == (" ".join(map(str, undisturbed(6)[0])) + "\n", "")
+    assert program.communicate(timeout=120) == (" ".join(map(str, undisturbed(6)[0])) + "\n", "")
     work.discard_partials()
     assert tree(work.folder) == undisturbed(6)[1]
 

@@ -199,7 +199,7 @@ def test_sigkill_and_ctrl_c_of_a_real_process(data: Path, tmp_path: Path) -> Non
             if stop is not None:
                 time.sleep(seconds)
                 process.send_signal(stop)
-            process.communicate(timeout=20)
+            process.communicate(timeout=120)
         return process.returncode
 
     get(JsonLinesSource(name="a", path=str(data)), tmp_path / "whole", chunk_documents=100)
