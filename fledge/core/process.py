@@ -63,6 +63,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def restarts() -> int:
+    """How often torchrun has started these processes again; told apart on one machine only, where all have the same count."""
+    return _environment_count("TORCHELASTIC_RESTART_COUNT", 0) if local_world_size() == world_size() else 0
+
+
 def _environment_count(name: str, default: int) -> int:
     text = os.environ.get(name, "")
     if not text:

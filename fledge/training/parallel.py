@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from fledge.core import console, disk, process
@@ -184,11 +185,13 @@ def open_world(device: DeviceName) -> Iterator[World]:
 def _meet(backend: str, rank: int, size: int) -> None:
     """Connect the processes: where the environment says; those that Fledge launched by a file, with nothing that listens on the network."""
     folder = process.report_folder()
-    if folder is None:
-        torch.distributed.init_process_group(backend)
-    else:
+    store: torch.distributed.Store  # type: ignore[name-defined]
+    if folder is not None:
         store = torch.distributed.FileStore(str(folder / "processes"), size)  # type: ignore[attr-defined]
-        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+    else:
+        # With --master-port, torchrun keeps its store: without a name of its own a restart waits for the addresses of the dead.
+        store = torch.distributed.PrefixStore(f"start-{process.restarts()}", next(rendezvous("env://"))[0])  # type: ignore[attr-defined]
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 @dataclass(frozen=True)

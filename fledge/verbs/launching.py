@@ -157,13 +157,16 @@ def first_cause(
     if exit_code < 0:
         problem = f"process {failed_rank} was ended by {signal.Signals(-exit_code).name}{place}"
         return DistributedError(problem, f"see whether memory ran out (a smaller micro_batch_rows needs less); then {_CONTINUE}")
-    stops = [one for one in in_time if one.exit_code >= 128]
-    if exit_code == _STOOD_STILL and found and all(one.rank != failed_rank for one in in_time):
+    is_silent = all(one.rank != failed_rank for one in in_time)
+    if is_silent and exit_code == _STOOD_STILL and found:
         return _stands_still(watch.held_up(list(found)), found)
+    ended = DistributedError(f"process {failed_rank} ended with exit code {exit_code}{place}", f"see what it said; then {_CONTINUE}")
+    if is_silent and 0 < exit_code < 128 and exit_code != DistributedError.exit_code:
+        return ended
+    stops = [one for one in in_time if one.exit_code >= 128]
     if stops or in_time:
         return _as_error((stops or in_time)[0])
-    problem = f"process {failed_rank} ended with exit code {exit_code}{place}"
-    return otherwise or DistributedError(problem, f"see what it said; then {_CONTINUE}")
+    return otherwise or ended
 
 
 def _stands_still(culprit: Place, found: Sequence[Place]) -> DistributedError:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
+import training_assembly
+from training_assembly import free_port, start_all
 
 from fledge.core import process
 from fledge.core.errors import FledgeError
 from fledge.core.watch import Place, Watch, held_up, places
+from fledge.model.folder import read_weights
 from fledge.tokens.shards import TokenSet
 from fledge.training.checkpoint_folders import list_checkpoints
 from fledge.verbs import launching
@@ -54,7 +59,9 @@ def check(
     error, seconds = fail(folder, token_set, kind, rank, phase, monkeypatch)
     assert words in error.problem and error.exit_code == code, error.problem
     assert seconds < 180, "the start takes 10 s, the watch 5 s, and a process that no longer answers is killed after 30 s"
-    assert [found.step for found in list_checkpoints(folder / "run")][-1] == (2 if phase == "save" else 4)
+    newest = [found.step for found in list_checkpoints(folder / "run")][-1]
+    # Only the first process writes; whether its save is through when another dies in the same phase is open.
+    assert newest == 4 if phase != "save" else newest == 2 if rank == 0 else newest in (2, 4)
 
 
 @pytest.mark.parametrize(("kind", "rank", "phase", "words", "code"), CASES)
@@ -70,6 +77,24 @@ def test_every_fault_in_every_phase(
     tmp_path: Path, documents: TokenSet, kind: str, rank: int, phase: str, words: str, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check(tmp_path, documents, kind, rank, phase, words, code, monkeypatch)
+
+
+@pytest.mark.slow
+def test_the_restart_of_torchrun_continues_to_the_same_bits(tmp_path: Path, documents: TokenSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    asked = {"tokens": str(documents.folder), "steps": 8, "save_every_steps": 2}
+    start_all(tmp_path, [{"name": "undisturbed", **asked}], 2)
+    fault = {"rank": 1, "phase": "reduce", "step": 5, "kind": "SIGKILL at the first start"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", f"--master-port={free_port()}"]
+    command = [*torchrun, training_assembly.__file__, str(tmp_path), json.dumps([{"name": "run", "fault": fault, **asked}])]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert [ran.stderr.count(f"step {step}/8") for step in (4, 5, 6)] == [1, 2, 2], (
+        "steps 5 and 6 had begun when the first start was killed"
+    )
+    weights = [read_weights(list_checkpoints(tmp_path / name)[-1].path) for name in ("undisturbed", "run")]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
 def test_the_last_place_outlives_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

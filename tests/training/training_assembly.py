@@ -282,6 +282,7 @@ def _tell_where_it_listens() -> None:
 
 FAULTS: dict[str, Callable[[], object]] = {
     "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "SIGKILL at the first start": lambda: os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.kill(os.getpid(), signal.SIGKILL),
     "SIGSEGV": lambda: os.kill(os.getpid(), signal.SIGSEGV),
     "exception": _raise,
     "exit": lambda: os._exit(3),

@@ -36,6 +36,7 @@ STOPPED = Report(0, 3.0, "stopped by SIGTERM", "run it again", 143)
         ([LOST, STOPPED], -11, "process 1 was ended by SIGSEGV", 7),
         ([LOST, STOPPED], 143, "stopped by SIGTERM", 143),
         ([LOST], 7, "process 0 lost another process", 7),
+        ([LOST], 3, "process 1 ended with exit code 3", 7),
         ([], 3, "process 1 ended with exit code 3", 7),
     ],
 )
