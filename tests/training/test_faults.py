@@ -90,9 +90,8 @@ def test_the_restart_of_torchrun_continues_to_the_same_bits(tmp_path: Path, docu
     command = [*torchrun, training_assembly.__file__, str(tmp_path), json.dumps([{"name": "run", "fault": fault, **asked}])]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
-    assert [ran.stderr.count(f"step {step}/8") for step in (4, 5, 6)] == [1, 2, 2], (
-        "steps 5 and 6 had begun when the first start was killed"
-    )
+    found = [ran.stderr.count(f"step {step}/8") for step in (4, 5, 6)]
+    assert found == [1, 2, 1], "killed in step 6, continued after step 4"
     weights = [read_weights(list_checkpoints(tmp_path / name)[-1].path) for name in ("undisturbed", "run")]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
