@@ -228,6 +228,8 @@ def _errors(repository: Repository) -> Iterator[None]:
             if isinstance(error.__cause__, (HfHubHTTPError, httpx2.TransportError)):
                 raise error.__cause__ from error
             raise Failure(f"{repository}: the upload broke off ({type(error).__name__})") from error
+        except KeyError as error:
+            raise Failure(f"what answers about {repository} does not speak as the hub does (no {error})") from error
 
 
 @contextlib.contextmanager

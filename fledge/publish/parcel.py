@@ -47,9 +47,10 @@ class Item:
 def is_safe(name: str) -> bool:
     """Whether a file of this name may be sent or taken: it stays within its folder, is not hidden, and is of a kind that holds no code."""
     path = PurePosixPath(name)
+    opened = PurePosixPath(name.removesuffix(".gz").removesuffix(".zst"))
     is_inside = not path.is_absolute() and "\\" not in name and not any(part.startswith(".") for part in path.parts)
     # A name such as a//b or a/./b would not be the path that it becomes.
-    return is_inside and path.as_posix() == name and (path.suffix in SAFE_SUFFIXES or path.name in SAFE_NAMES)
+    return is_inside and path.as_posix() == name and (opened.suffix in SAFE_SUFFIXES or path.name in SAFE_NAMES)
 
 
 def parcel(found: Artifact) -> list[Item]:

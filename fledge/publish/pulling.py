@@ -69,19 +69,19 @@ def _find(name: str, kind: Kind | None, revision: str) -> tuple[Kind, str]:
         raise
 
 
-def _safe(listed: Iterable[InputFile]) -> list[InputFile]:
+def _safe(listed: Sequence[InputFile]) -> list[InputFile]:
     """The files that may be taken. Raises DataError if there are none, or a name leads out of its folder."""
-    files = [file for file in listed if not any(part.startswith(".") and part != ".." for part in file.name.split("/"))]
-    safe = [file for file in files if is_safe(file.name)]
-    left_out = [file.name for file in files if not is_safe(file.name)]
-    outside = [name for name in left_out if ".." in name.split("/") or name.startswith("/") or "\\" in name]
+    outside = [file.name for file in listed if {"", ".."} & set(file.name.replace("\\", "/").split("/"))]
     if outside:
         raise DataError(f"the repository holds names that lead out of its folder: {', '.join(outside[:3])}", "do not trust this repository")
+    shown = [file for file in listed if not any(part.startswith(".") for part in file.name.split("/"))]
+    safe = [file for file in shown if is_safe(file.name)]
+    left_out = [file.name for file in shown if not is_safe(file.name)]
     if not safe:
         raise DataError(f"the repository holds nothing that can be taken, only {', '.join(left_out[:5]) or 'no files'}", "check OWNER/NAME")
     if left_out:
-        shown = ", ".join(left_out[:5]) + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else "")
-        console.warn(f"not taken, because such files may run code when they are opened: {shown}")
+        more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
+        console.warn(f"not taken, because such files may run code when they are opened: {', '.join(left_out[:5])}{more}")
     return safe
 
 

@@ -1,6 +1,7 @@
 """`fledge push RUN REPOSITORY --watch`: what a run makes goes to the hub while it trains, so that another machine can go on with it.
 
-    corpus, tokenizer, token sets, scores ..      once each, when they are finished
+    corpus, tokenizer, token sets, scores, ...    once each, when they are finished
+    work/corpus/places.json, sources.json         by which the corpus is found finished where its sources are not
     STAGE/checkpoints/step-000500, and STAGE's    one commit for the newest and for the best checkpoint, each verified before; older ones
     stage.json, machine.json, metrics.jsonl       are taken off the hub but for the last few
 
@@ -25,6 +26,7 @@ from fledge.core import artifact, console, disk, process
 from fledge.core.artifact import Artifact
 from fledge.core.errors import ArtifactError, MachineError, Stopped
 from fledge.core.process import StopSignals
+from fledge.corpus.resolve import known_of_sources
 from fledge.corpus.sources import attempts
 from fledge.corpus.sources.piece import InputFile
 from fledge.publish.hub import Repository, Stale, create, is_same, publish, require_name, require_token
@@ -46,6 +48,8 @@ class Watch:
     repository: Repository
     stages: Sequence[str]
     training_stages: Sequence[str]
+    sources: Path
+    """Where in the run is kept what is known of the sources."""
     keep: int
     _sent: set[str] = field(default_factory=set)
     """Ids of artifacts and states of stages that the hub has, and of damaged ones that it does not get."""
@@ -59,6 +63,7 @@ class Watch:
                 for folder in (self.run / stage, *sorted((self.run / stage).glob("*"))):
                     if folder.suffix != disk.PARTIAL_SUFFIX and (folder / artifact.MANIFEST).is_file():
                         self._send_artifact(artifact.open_artifact(folder))
+        self._send_known_of_sources()
 
     def is_over(self) -> bool:
         """Whether nobody works on the run, and each training stage that was begun is finished, one at least."""
@@ -76,6 +81,13 @@ class Watch:
         place = found.path.relative_to(self.run).as_posix()
         self._publish([*items_of(found, f"{place}/")], f"{place} {found.id[:12]}", lambda there: _below(there, f"{place}/"), place)
         self._sent.add(found.id)
+
+    def _send_known_of_sources(self) -> None:
+        items = [item_of(path.relative_to(self.run).as_posix(), path.read_bytes()) for path in known_of_sources(self.run / self.sources)]
+        state = "".join(item.digest.sha256 for item in items)
+        if items and state not in self._sent:
+            self._publish(items, "where the sources of the corpus were", lambda there: (), str(self.sources))
+            self._sent.add(state)
 
     def _send_stage(self, stage: str) -> None:
         found = list_checkpoints(self.run / stage)
@@ -177,13 +189,14 @@ def _look_until_over(one: Watch, private: bool, stop: StopSignals) -> None:
                 is_there = True
             one.look()
             is_sent = True
-        except (MachineError, ArtifactError) as error:
-            # What is damaged here stays so; but what is being replaced may look so for a moment.
-            if is_over and isinstance(error, ArtifactError):
+        except (MachineError, ArtifactError, FileNotFoundError) as error:
+            # What is damaged or missing here stays so; but what is being replaced may look so for a moment.
+            if is_over and not isinstance(error, MachineError):
                 raise
-            if error.problem != told:
-                console.warn(f"not sent yet: {error.problem}; trying again")
-            told = error.problem
+            problem = f"{error.filename} is gone" if isinstance(error, FileNotFoundError) else error.problem
+            if problem != told:
+                console.warn(f"not sent yet: {problem}; trying again")
+            told = problem
         if is_stopped or (is_over and is_sent):
             return
         with contextlib.suppress(attempts.Stopped):

@@ -12,6 +12,7 @@ from fledge.publish.hub import Repository, require_name
 from fledge.publish.watching import Watch, watch
 from fledge.stages import STAGES, TRAINING_STAGES
 from fledge.stages.checkpoint_names import find_checkpoint
+from fledge.stages.corpus import WORK
 from fledge.stages.run import run_folder, smoke_name
 from fledge.verbs.export import require_free
 
@@ -26,7 +27,7 @@ def push_while_training(run: str, repository: str, private: bool, revision: str,
     folder = run_folder(smoke_name(run) if small else run)
     if "@" in run or (folder / artifact.MANIFEST).is_file():
         raise ConfigError(f"{run} is no run but a result of one", "give the run's folder or name, or leave out --watch")
-    watch(Watch(folder, Repository(repository, "model", revision), STAGES, TRAINING_STAGES, keep), private)
+    watch(Watch(folder, Repository(repository, "model", revision), STAGES, TRAINING_STAGES, WORK, keep), private)
 
 
 def pull(repository: str, folder: Path, kind: Kind | None, revision: str) -> None:

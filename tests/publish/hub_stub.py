@@ -176,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = json.loads(body)
         name, kind = f"{asked['organization']}/{asked['name']}", f"{asked.get('type') or 'model'}s"
         if f"{kind}/{name}" in self.hub.repos:
-            raise _Refused(409)
+            return 409, json.dumps({"error": "it exists", "url": f"{self.hub.url}/{name}"}).encode(), {}
         repo = self.hub.repos[f"{kind}/{name}"] = Repo(asked.get("visibility") == "private")
         repo.commit({".gitattributes": b"*.safetensors filter=lfs\n"}, "main", "initial commit")
         return _json({"url": f"{self.hub.url}/{name}", "name": name, "id": "1"})

@@ -14,15 +14,20 @@ from fledge.publish.parcel import is_safe, leaves, parcel
 from .results import tree, write_artifact, write_corpus, write_model, write_tokenizer, write_tokens
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "a/b/c.json", "LICENSE", "train.tokens.crc32", "x.y.parquet", "sub/Modelfile"])
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "a/b/c.json", "LICENSE", "train.tokens.crc32", "x.y.parquet", "rows.jsonl.zst", "a.json.gz", "sub/Modelfile"],
+)
 def test_files_that_hold_data_are_safe(name: str) -> None:
     assert is_safe(name)
 
 
 @pytest.mark.parametrize(
     "name",
-    ["pytorch_model.bin", "a.pt", "a.ckpt", "a.pkl", "modeling.py", "run.sh", "a", "a.partial", "license"]
-    + ["../a.json", "a/../../b.json", "/a.json", ".hidden.json", ".git/config.json", "a//b.json", "./a.json", "a\\..\\b.json"],
+    [
+        *("pytorch_model.bin", "a.pt", "a.ckpt", "a.pt.gz", "a.gz", "a.pkl", "modeling.py", "run.sh", "a", "a.partial", "license"),
+        *("../a.json", "a/../../b.json", "/a.json", ".hidden.json", ".git/config.json", "a//b.json", "./a.json", "a\\..\\b.json"),
+    ],
 )
 def test_code_pickles_and_names_that_lead_elsewhere_are_not(name: str) -> None:
     assert not is_safe(name)
