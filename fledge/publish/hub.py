@@ -17,7 +17,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -44,6 +44,9 @@ _TIMEOUT = httpx2.Timeout(60.0, read=300.0, pool=None)
 _CONFLICTS = {409, 412}
 """Somebody else made a commit meanwhile."""
 _AT_ONCE = 4
+_GROUP_BYTES = 256 << 20
+_GROUP_FILES = 100
+"""So much is sent before the hub is asked about the next files; the bar moves at least as often."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,10 @@ def _attempt(repository: Repository, items: Sequence[Item], message: str, stale:
         # That a repository of models holds Parquet is meant so, where it holds a run.
         warnings.simplefilter("ignore")
         additions = [_Addition.of(item, sent) for item in missing]
-        api.preupload_lfs_files(**place, additions=additions, free_memory=False, num_threads=_AT_ONCE)
+        for group in _groups(additions):
+            api.preupload_lfs_files(**place, additions=group, free_memory=False, num_threads=_AT_ONCE)
+            for addition in group:
+                sent.at(addition.path_in_repo, addition.upload_info.size)
         operations: list[CommitOperation] = [*additions, *(CommitOperationDelete(path, is_folder=False) for path in removed)]
         commit = api.create_commit(**place, operations=operations, commit_message=message).oid
     arrived = {file.name: file.fingerprint for file in all_files(repository.name, commit, repository.kind)}
@@ -142,6 +148,17 @@ def _attempt(repository: Repository, items: Sequence[Item], message: str, stale:
     if damaged:
         raise Failure(f"{repository}: {', '.join(damaged[:3])} arrived damaged", is_data=True)
     return True
+
+
+def _groups(additions: Iterable[_Addition]) -> Iterator[list[_Addition]]:
+    group: list[_Addition] = []
+    for addition in additions:
+        group.append(addition)
+        if len(group) == _GROUP_FILES or sum(one.upload_info.size for one in group) >= _GROUP_BYTES:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 class _Sent:
@@ -248,6 +265,9 @@ def _refusals(repository: Repository) -> Iterator[None]:
                 f"the hub refuses what is sent to {repository} (status {status}): {said}", "mend that and push again"
             ) from error
         raise
+    except ValueError as error:
+        # Such as a README.md whose head the hub does not understand, or space that is used up.
+        raise DataError(f"{repository} does not take this: {_without_secrets(str(error))}", "mend that and push again") from error
     except OSError as error:
         raise MachineError(f"{error.filename or repository} cannot be read: {error.strerror}", "push again") from error
 

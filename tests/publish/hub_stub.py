@@ -181,6 +181,14 @@ class _Handler(BaseHTTPRequestHandler):
         repo.commit({".gitattributes": b"*.safetensors filter=lfs\n"}, "main", "initial commit")
         return _json({"url": f"{self.hub.url}/{name}", "name": name, "id": "1"})
 
+    def validate(self, body: bytes, fault: Fault) -> tuple[int, bytes, dict[str, str]]:
+        is_wrong = "wrong" in json.loads(body)["content"]
+        return (
+            (400 if is_wrong else 200),
+            json.dumps({"errors": [{"message": "license is wrong"}] if is_wrong else [], "warnings": []}).encode(),
+            {},
+        )
+
     def branch(self, body: bytes, fault: Fault, kind: str, name: str, branch: str) -> tuple[int, bytes, dict[str, str]]:
         self._require(TOKEN)
         repo = self._repo(kind, name)
@@ -283,6 +291,7 @@ def _flipped(content: bytes) -> bytes:
 _NAME = r"([\w.-]+/[\w.-]+)"
 _ROUTES: list[tuple[str, str, Any]] = [
     (r"/api/repos/create", "POST", _Handler.create),
+    (r"/api/validate-yaml", "POST", _Handler.validate),
     (rf"/api/(\w+)/{_NAME}/branch/(.+)", "POST", _Handler.branch),
     (rf"/api/(\w+)/{_NAME}/preupload/(.+)", "POST", _Handler.preupload),
     (rf"/api/(\w+)/{_NAME}/commit/(.+)", "POST", _Handler.commit),

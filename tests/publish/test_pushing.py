@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fledge.core import artifact
+from fledge.core import artifact, disk
 from fledge.core.errors import ConfigError, DataError, MachineError
 from fledge.publish.pulling import pull
 from fledge.publish.pushing import push
@@ -152,6 +152,15 @@ def test_what_the_hub_says_is_told_without_the_token(hub: HubStub, tmp_path: Pat
     hub.fail("POST .*commit", Fault(status=400, says=f"no space for {TOKEN} and hf_AnotherToken"))
     with pytest.raises(DataError, match=r"no space for \(token\) and \(token\)"):
         send(tmp_path / "model")
+
+
+def test_a_card_that_the_hub_does_not_understand_is_told(hub: HubStub, fledge: Fledge, tmp_path: Path) -> None:
+    disk.write_bytes(tmp_path / "model" / "config.json", b"{}")
+    disk.write_bytes(tmp_path / "model" / "README.md", b"---\nlicense: wrong\n---\n")
+    expect_error(fledge("push", "model", "me/small"), 3, "model me/small does not take this", "license is wrong")
+    disk.write_bytes(tmp_path / "model" / "README.md", b"---\nlicense: mit\n---\n")
+    assert fledge("push", "model", "me/small").exit_code == 0
+    assert hub.repos["models/me/small"].files.keys() == {".gitattributes", "README.md", "config.json"}
 
 
 def test_no_secret_is_written_or_said(hub: HubStub, fledge: Fledge, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
