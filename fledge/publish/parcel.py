@@ -22,6 +22,7 @@ from fledge.core.artifact import Artifact
 from fledge.core.disk import FileDigest
 from fledge.core.errors import ArtifactError, DataError
 from fledge.model.adapter_config import is_adapter
+from fledge.training.checkpoint_folders import CHECKPOINTS
 
 _WEIGHTS_AND_ROWS = {".safetensors", ".gguf", ".parquet", ".arrow", ".tokens", ".documents", ".supervised", ".crc32", ".model"}
 _TEXTS_AND_PICTURES = {".json", ".jsonl", ".yaml", ".md", ".txt", ".csv", ".html", ".jinja", ".svg", ".png"}
@@ -29,8 +30,8 @@ SAFE_SUFFIXES = frozenset(_WEIGHTS_AND_ROWS | _TEXTS_AND_PICTURES)
 """Of files that hold data and no code. A pickle (.bin, .pt, .ckpt) may run any code when it is opened."""
 SAFE_NAMES = frozenset({"LICENSE", "NOTICE", "Modelfile"})
 
-_DEPTHS = {"checkpoint": 3, "corpus": 2, "tokens": 2}
-"""How many folders below its run an artifact lies, where it is not one."""
+_PLACES = {"checkpoint": (CHECKPOINTS, 3), "corpus": ("corpus", 2), "tokens": ("pack", 2)}
+"""In a run: the name of the folder that holds an artifact, and how many folders below the run it lies itself. Others lie one below it."""
 _TOKENIZER = "tokenizer"
 
 
@@ -77,7 +78,7 @@ def items_of(found: Artifact, place: str = "", paths: Mapping[str, str] | None =
         yield Item(f"{place}{name}", found.path / name, digest)
     manifest = found.path / artifact.MANIFEST
     if manifest.is_file():
-        yield without_places(f"{place}{artifact.MANIFEST}", manifest, _DEPTHS.get(found.manifest.kind, 1), paths)
+        yield without_places(f"{place}{artifact.MANIFEST}", manifest, _depth(found), paths)
 
 
 def without_places(name: str, path: Path, depth: int, paths: Mapping[str, str] | None = None) -> Item:
@@ -116,10 +117,18 @@ def leaves(path: str, depth: int) -> bool:
     return PurePosixPath(path).parts[: depth + 1] == ("..",) * (depth + 1) or PurePosixPath(path).is_absolute()
 
 
+def _depth(found: Artifact) -> int:
+    """How many folders below its run an artifact lies; 0 if it lies in none."""
+    holder, depth = _PLACES.get(found.manifest.kind, ("", 1))
+    if found.manifest.kind == "tokenizer":
+        return int(found.path.name == _TOKENIZER)
+    return depth if holder in {"", found.path.parent.name} else 0
+
+
 def _shown_path(given: dict[str, Any], depth: int) -> str:
     if not leaves(given["path"], depth):
         return str(given["path"])
-    return "/".join([*[".."] * depth, "elsewhere", f"{given['kind']}-{given['id'][:12]}"])
+    return "/".join([*[".."] * max(depth, 1), "elsewhere", f"{given['kind']}-{given['id'][:12]}"])
 
 
 def _token_set(found: Artifact) -> Iterator[Item]:

@@ -43,7 +43,8 @@ def _folder(place: str) -> Path:
     """The folder of an artifact, or of a checkpoint by its name."""
     folder = Path(place)
     if not (folder / artifact.MANIFEST).is_file():
-        return find_checkpoint(place)
+        is_of_others = folder.is_dir() and any(folder.glob("*.gguf"))
+        return folder if is_of_others else find_checkpoint(place)
     kind = artifact.open_artifact(folder, sizes=False).manifest.kind
     if kind == "training":
         return find_checkpoint(place)

@@ -60,6 +60,23 @@ def test_a_path_out_of_the_run_is_not_sent_and_the_manifest_stays_valid(tmp_path
     assert json.loads(item.source)["inputs"]["start_from"]["path"].endswith(f"elsewhere/checkpoint-{parent.id[:12]}")
 
 
+def test_an_artifact_that_lies_in_no_run_tells_nothing_of_its_neighbours(tmp_path: Path) -> None:
+    parent = write_model(tmp_path / "secret-place")
+    made = write_model(tmp_path / "model", 1, {"source": parent})
+    item = next(item for item in parcel(made) if item.name == artifact.MANIFEST)
+    assert isinstance(item.source, bytes)
+    assert json.loads(item.source)["inputs"]["source"]["path"] == f"../elsewhere/checkpoint-{parent.id[:12]}"
+
+
+def test_the_place_of_an_adapters_base_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_artifact(tmp_path / "adapter", "checkpoint", {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x"})
+    parcel(artifact.open_artifact(tmp_path / "adapter"))
+    assert "names the folder of its base" in capsys.readouterr().err
+    write_model(tmp_path / "model")
+    parcel(artifact.open_artifact(tmp_path / "model"))
+    assert capsys.readouterr().err == ""
+
+
 def test_a_tokenizer_from_elsewhere_comes_to_lie_in_its_place(tmp_path: Path) -> None:
     tokens = write_tokens(tmp_path / "tokens", write_tokenizer(tmp_path / "far" / "away" / "words"))
     items = {item.name: item for item in parcel(tokens)}

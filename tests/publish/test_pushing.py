@@ -154,6 +154,15 @@ def test_what_the_hub_says_is_told_without_the_token(hub: HubStub, tmp_path: Pat
         send(tmp_path / "model")
 
 
+def test_a_gguf_file_is_a_model(hub: HubStub, fledge: Fledge, tmp_path: Path) -> None:
+    files = {"model.gguf": content(3), "Modelfile": b"FROM ./model.gguf\n"}
+    for name, written in files.items():
+        disk.write_bytes(tmp_path / "exported" / name, written)
+    assert fledge("push", "exported", "me/small").exit_code == 0
+    assert fledge("pull", "me/small", "back").exit_code == 0
+    assert tree(tmp_path / "back") == files
+
+
 def test_a_card_that_the_hub_does_not_understand_is_told(hub: HubStub, fledge: Fledge, tmp_path: Path) -> None:
     disk.write_bytes(tmp_path / "model" / "config.json", b"{}")
     disk.write_bytes(tmp_path / "model" / "README.md", b"---\nlicense: wrong\n---\n")

@@ -253,7 +253,7 @@ def _when(happened: object, then: object, seconds: float = 120.0) -> None:
 
 def test_another_machine_goes_on_to_the_same_bits(hub: HubStub, fledge: Fledge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real training is killed while its run is sent; the pulled folder and the same command make the run that nobody disturbed."""
-    monkeypatch.setattr(watching, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(watching, "LOOK_SECONDS", 0.2)
     source = random.Random(0)
     words = ["bird", "river", "stone", "cloud", "letter", "window", "garden", "song", "winter", "road"]
     sentences = (f"The {source.choice(words)} by the {source.choice(words)} is like a {source.choice(words)}." for _ in range(240))
