@@ -12,6 +12,7 @@ which are secrets where they are signed, and waits for ever for a server that sa
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import logging
@@ -25,7 +26,7 @@ from typing import Any, BinaryIO
 
 import httpx2
 from huggingface_hub import CommitOperation, CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token, set_client_factory
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from fledge.core import __version__, console
@@ -225,18 +226,29 @@ class _Counted(io.BufferedReader):
 
 
 def _client() -> HfApi:
-    """The hub's own client, silent."""
+    """The hub's own client."""
+    _settle_client()
+    return HfApi(token=get_token(), library_name="fledge", library_version=__version__)
+
+
+@functools.cache
+def _settle_client() -> None:
+    """Make the client silent and impatient. Once, for the connections that it has are closed by that."""
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     disable_progress_bars()
-    set_client_factory(lambda: httpx2.Client(follow_redirects=True, timeout=_TIMEOUT))
-    return HfApi(token=get_token(), library_name="fledge", library_version=__version__)
+    hooks = {"request": [_refuse_offline]}
+    set_client_factory(lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=_TIMEOUT))
+
+
+def _refuse_offline(request: httpx2.Request) -> None:
+    """What the client's own connections do as well."""
+    if constants.is_offline_mode():
+        raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
 
 
 @contextlib.contextmanager
 def _errors(repository: Repository) -> Iterator[None]:
     """Errors of writing as DataError, MachineError or Failure."""
-    if constants.is_offline_mode():
-        raise MachineError(f"HF_HUB_OFFLINE is set, and {repository} lies on the hub", "unset HF_HUB_OFFLINE")
     with hub_errors(repository.name, repository.kind), _refusals(repository):
         try:
             yield
