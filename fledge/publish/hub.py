@@ -280,6 +280,8 @@ def _refusals(repository: Repository) -> Iterator[None]:
     except ValueError as error:
         # Such as a README.md whose head the hub does not understand, or space that is used up.
         raise DataError(f"{repository} does not take this: {_without_secrets(str(error))}", "mend that and push again") from error
+    except OfflineModeIsEnabled:
+        raise
     except OSError as error:
         raise MachineError(f"{error.filename or repository} cannot be read: {error.strerror}", "push again") from error
 

@@ -227,6 +227,13 @@ def test_options_without_effect_are_refused(fledge: Fledge, options: tuple[str, 
     expect_error(fledge("push", "run", "me/small", *options), 2, *words)
 
 
+def test_only_a_run_is_watched(hub: HubStub, fledge: Fledge, tmp_path: Path) -> None:
+    write_model(tmp_path / "model")
+    expect_error(fledge("push", "./model", "me/small", "--watch"), 2, "is no run but a result of one", "--watch")
+    expect_error(fledge("push", "demo@best", "me/small", "--watch"), 2, "is no run but a result of one")
+    assert not hub.requests
+
+
 def test_only_models_and_datasets_are_sent(hub: HubStub, fledge: Fledge, tmp_path: Path) -> None:
     write_tokenizer(tmp_path / "tokenizer")
     expect_error(fledge("push", "tokenizer", "me/small"), 4, "is a tokenizer, which is neither a model nor a dataset")

@@ -227,6 +227,28 @@ def test_a_refusal_ends_it_and_so_does_damage_of_what_is_finished(hub: HubStub, 
         watch(one, private=False)
 
 
+def test_a_file_that_is_replaced_meanwhile_is_looked_at_again(
+    hub: HubStub, one: Watch, training: Training, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training.finish(training.save(10))
+    looks = iter((True, False, False))
+    over = iter((False, True, True))
+    look = Watch.look
+
+    def replaced(self: Watch) -> None:
+        if next(looks):
+            raise FileNotFoundError(2, "No such file", "machine.json")
+        look(self)
+
+    monkeypatch.setattr(Watch, "look", replaced)
+    monkeypatch.setattr(Watch, "is_over", lambda self: next(over))
+    watch(one, private=False)
+    assert steps(hub) == [10] and "machine.json is gone; trying again" in capsys.readouterr().err
+    looks, over = iter((True,)), iter((True,))
+    with pytest.raises(FileNotFoundError):
+        watch(one, private=False)
+
+
 def test_a_signal_ends_it_after_a_last_look(hub: HubStub, one: Watch, training: Training) -> None:
     training.save(10)
 
