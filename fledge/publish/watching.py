@@ -191,9 +191,9 @@ def _look_until_over(one: Watch, private: bool, stop: StopSignals) -> None:
             is_sent = True
         except (MachineError, ArtifactError, FileNotFoundError) as error:
             # What is damaged or missing here stays so; but what is being replaced may look so for a moment.
-            if is_over and not isinstance(error, MachineError):
-                raise
             problem = f"{error.filename} is gone" if isinstance(error, FileNotFoundError) else error.problem
+            if is_over and not isinstance(error, MachineError):
+                raise ArtifactError(problem, "restore it, then run the same command again") from error
             if problem != told:
                 console.warn(f"not sent yet: {problem}; trying again")
             told = problem

@@ -108,6 +108,14 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub: HubStub, tmp_path
     assert hub.repos["models/me/small"].messages == ["initial commit", f"checkpoint {made} of step 5"]
 
 
+@pytest.mark.parametrize("status", [409, 412])
+def test_a_commit_that_somebody_else_was_before_is_made_on_top_of_theirs(hub: HubStub, tmp_path: Path, status: int) -> None:
+    write_model(tmp_path / "model")
+    hub.fail("POST .*commit", Fault(status=status))
+    send(tmp_path / "model")
+    assert len(hub.asked("POST .*commit")) == 2
+
+
 def test_what_arrives_damaged_is_found_and_sent_again(hub: HubStub, tmp_path: Path) -> None:
     write_model(tmp_path / "model")
     hub.fail("POST .*commit", Fault(flips=True))
