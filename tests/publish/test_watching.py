@@ -245,7 +245,7 @@ def test_a_file_that_is_replaced_meanwhile_is_looked_at_again(
     watch(one, private=False)
     assert steps(hub) == [10] and "machine.json is gone; trying again" in capsys.readouterr().err
     looks, over = iter((True,)), iter((True,))
-    with pytest.raises(ArtifactError, match="machine.json is gone"):
+    with pytest.raises(ArtifactError, match=r"machine\.json is gone"):
         watch(one, private=False)
 
 
