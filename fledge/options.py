@@ -41,6 +41,7 @@ Reference = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder, or RUN, RUN@latest, RUN@best, RUN@final, RUN@500.")
 ]
 Place = Annotated[str, typer.Argument(metavar="PLACE", help="An artifact or run folder, or a name like a checkpoint's.")]
+Repository = Annotated[str, typer.Argument(metavar="REPOSITORY", help="OWNER/NAME on the Hugging Face hub.")]
 Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token each time.")]
 TopK = Annotated[int, typer.Option("--top-k", help="Draw from so many likeliest tokens; 0 from all.")]
 TopP = Annotated[float, typer.Option("--top-p", help="Draw from the likeliest tokens that hold this probability.")]

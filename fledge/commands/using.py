@@ -1,4 +1,4 @@
-"""The verbs that do something with a result: `generate`, `chat`, `merge`, `export`."""
+"""The verbs that do something with a result: `generate`, `chat`, `merge`, `export`, `push`, `pull`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Annotated, Literal
 import typer
 
 from fledge.core import console
+from fledge.core.errors import ConfigError
 from fledge.inference.settings import GenerationSettings
-from fledge.options import LogLevel, MaxTokens, Place, Reference, Seed, SmokeRun, Temperature, TopK, TopP
+from fledge.options import LogLevel, MaxTokens, Place, Reference, Repository, Seed, SmokeRun, Temperature, TopK, TopP
 
 ExportTarget = Literal["bin"]
 """What `fledge export --to` knows; each has its function in verbs/export.py."""
+
+Kind = Literal["model", "dataset"]
 
 GENERATION = GenerationSettings()
 
@@ -79,3 +82,40 @@ def export(
     from fledge.verbs.export import EXPORTS
 
     EXPORTS[target](place, folder, small)
+
+
+def push(
+    place: Place,
+    repository: Repository,
+    kind: Annotated[Kind | None, typer.Option("--kind", help="What it is on the hub; default: a corpus or tokens a dataset.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Only for you; of a repository that is made by this.")] = False,
+    revision: Annotated[str, typer.Option("--revision", help="The branch; made if it is not there.")] = "main",
+    watch: Annotated[bool, typer.Option("--watch", help="PLACE is a run: send what it makes while it trains, until it is over.")] = False,
+    keep: Annotated[int | None, typer.Option("--keep", help="With --watch: newest checkpoints of a stage on the hub (2).", min=1)] = None,
+    small: SmokeRun = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    if keep is not None and not watch:
+        raise ConfigError("--keep means nothing without --watch", "give both, or neither")
+    if kind == "dataset" and watch:
+        raise ConfigError("a run is kept as a model, so --kind dataset cannot be had with --watch", "leave out --kind")
+    from fledge.verbs import hub
+
+    if watch:
+        hub.push_while_training(place, repository, private, revision, keep or 2, small)
+    else:
+        hub.push(place, repository, kind, private, revision, small)
+
+
+def pull(
+    repository: Repository,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; must not be there yet, or be empty.")],
+    kind: Annotated[Kind | None, typer.Option("--kind", help="Which of the two; default: a model, or else a dataset of that name.")] = None,
+    revision: Annotated[str, typer.Option("--revision", help="A branch, a tag or a commit.")] = "main",
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    from fledge.verbs import hub
+
+    hub.pull(repository, folder, kind, revision)

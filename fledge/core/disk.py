@@ -178,6 +178,14 @@ def staging(final: Path, maker: str = "") -> Iterator[Path]:
             _fsync_folder(final.parent)
 
 
+def publish(partial: Path, final: Path) -> None:
+    """Make a folder that was filled over several attempts appear as `final`, durably; which must not exist, unless as an empty folder."""
+    with _machine_errors(final):
+        _fsync_tree(partial)
+        _rename(partial, final)
+        _fsync_folder(final.parent)
+
+
 def make_folder(path: Path) -> None:
     """Create a folder and its parents; an existing folder is fine."""
     with _machine_errors(path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import gc
 import os
 import signal
@@ -209,6 +210,21 @@ def run_lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_in_use(folder: Path) -> bool:
+    """Whether a process holds the lock of a run folder. The lock is only looked at, for microseconds in which nobody else gets it."""
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _holder_name(process_number: int) -> str:
     return f"process {process_number} on {socket.gethostname()}"
 
@@ -227,7 +243,9 @@ class StopSignals:
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-    def __init__(self) -> None:
+    def __init__(self, until: str = "this step") -> None:
+        """`until`: what is still brought to its end, for the line that answers a signal."""
+        self._until = until
         self.requested: int | None = None
         """The number of the first signal that came."""
         self._count = 0
@@ -251,4 +269,4 @@ class StopSignals:
             if is_main():
                 # A handler may run inside another write to the same stream, which the buffered writers refuse.
                 name = signal.Signals(number).name
-                os.write(2, f"{name}: stopping after this step (two more signals stop at once)\n".encode())
+                os.write(2, f"{name}: stopping after {self._until} (two more signals stop at once)\n".encode())

@@ -99,6 +99,16 @@ def are_places_known(sources: Iterable[Source], work: Path) -> bool:
     return all(known.get(source.name) == _place(source) for source in sources)
 
 
+def known_of_sources(work: Path) -> list[Path]:
+    """The files by which another machine finds a corpus finished without its sources: places, and what was looked up.
+
+    What was looked up stays here if an address in it holds something secret, such as a password or a signature.
+    """
+    looked_up = _read_object(work / _LOOKED_UP).values()
+    is_open = all(shown(file["address"]) == file["address"] for found in looked_up for file in found["files"])
+    return [path for path in (work / _PLACES, work / _LOOKED_UP) if path.is_file() and (is_open or path.name != _LOOKED_UP)]
+
+
 def _place(source: Source) -> str:
     """Hashed, for an address may hold a password."""
     return hash_json([getattr(source, field, None) for field in _DECIDES_FILES])

@@ -343,3 +343,19 @@ def test_a_lock_is_held_once_and_names_its_holder(tmp_path: Path) -> None:
     assert second is not None
     assert (tmp_path / "run" / ".lock").read_text() == "second"
     os.close(second)
+
+
+def test_a_folder_filled_over_several_attempts_appears_whole(tmp_path: Path) -> None:
+    disk.write_text(tmp_path / "one.partial" / "sub" / "file", "text")
+    seen: list[str] = []
+    disk.fail_point = lambda operation, path: seen.append(f"{operation} {path.relative_to(tmp_path)}")
+    try:
+        disk.publish(tmp_path / "one.partial", tmp_path / "one")
+    finally:
+        disk.fail_point = None
+    assert (tmp_path / "one" / "sub" / "file").read_text() == "text" and not (tmp_path / "one.partial").exists()
+    assert seen == ["fsync one.partial/sub", "fsync one.partial/sub/file", "fsync one.partial", "rename one", "fsync ."]
+    disk.write_text(tmp_path / "two.partial" / "file", "text")
+    with pytest.raises(MachineError):
+        disk.publish(tmp_path / "two.partial", tmp_path / "one")
+    assert (tmp_path / "two.partial" / "file").exists()

@@ -286,3 +286,12 @@ def test_memory_is_told_and_its_peak_starts_anew() -> None:
         after = process.resident_bytes()
         process.restart_peak()
         assert process.peak_resident_bytes() < after + size_bytes // 2
+
+
+def test_a_run_in_use_is_seen_without_taking_its_lock(tmp_path: Path) -> None:
+    assert not process.is_in_use(tmp_path)
+    with process.run_lock(tmp_path):
+        assert process.is_in_use(tmp_path)
+    assert not process.is_in_use(tmp_path)
+    with process.run_lock(tmp_path):
+        pass

@@ -247,3 +247,14 @@ def test_a_share_of_rejects_is_refused_in_the_words_of_the_source(source: Source
         require_few_rejects(source, rejects)
     require_few_rejects(replace(source, maximum_reject_share=0.06), rejects)  # type: ignore[arg-type]
     require_few_rejects(PythonDocsSource(name="a"), rejects)
+
+
+def test_what_is_known_of_sources_goes_to_another_machine_without_secrets(tmp_path: Path) -> None:
+    assert resolve.known_of_sources(tmp_path) == []
+    looked_up = {"key": {"revision": None, "files": [{"address": "hf://datasets/a/b@c/d.jsonl"}]}}
+    disk.write_json(tmp_path / "places.json", {"text": "ab" * 32})
+    disk.write_json(tmp_path / "sources.json", looked_up)
+    assert [path.name for path in resolve.known_of_sources(tmp_path)] == ["places.json", "sources.json"]
+    for address in ("https://me:password@host/a.jsonl", "https://host/a.jsonl?signature=secret"):
+        disk.write_json(tmp_path / "sources.json", {**looked_up, "other": {"revision": None, "files": [{"address": address}]}})
+        assert [path.name for path in resolve.known_of_sources(tmp_path)] == ["places.json"]

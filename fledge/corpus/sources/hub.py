@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub: the commit a branch names now, and the files of a dataset at a commit.
+"""Datasets of the Hugging Face hub: the commit a branch names now, and the files of a dataset at a commit; of models likewise.
 
 What a dataset holds at a commit never changes, so its list is kept in the cache: a rerun needs no network, and `fledge corpus
 --list` can say how much of a dataset is there.
@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from fledge.core import __version__, disk
 from fledge.core.errors import DataError, MachineError
@@ -22,6 +22,9 @@ from fledge.corpus.sources.piece import InputFile
 from fledge.corpus.sources.transport import status_error
 
 AnyResult = TypeVar("AnyResult")
+
+Kind = Literal["model", "dataset"]
+"""What a repository of the hub holds; the two have names of their own."""
 
 _LISTINGS = "listings"
 
@@ -36,18 +39,33 @@ class Listing:
     files: tuple[InputFile, ...]
 
 
-def commit_of(repository: str, revision: str) -> str:
-    """The commit a branch or tag of a dataset names now. Raises DataError if there is none, MachineError if the hub is away."""
+def commit_of(repository: str, revision: str, kind: Kind = "dataset") -> str:
+    """The commit a branch or tag of a repository names now. Raises DataError if there is none, MachineError if the hub is away."""
     if re.fullmatch("[0-9a-f]{40}", revision):
         return revision
 
     def ask() -> str:
         from huggingface_hub import HfApi
 
-        info = HfApi(library_name="fledge", library_version=__version__).dataset_info(repository, revision=revision, timeout=30)
-        return str(info.sha)
+        api = HfApi(library_name="fledge", library_version=__version__)
+        return str(api.repo_info(repository, revision=revision, repo_type=kind, timeout=30).sha)
 
-    return _asked(f"{repository}@{revision}", ask)
+    return _asked(f"{repository}@{revision}", ask, kind)
+
+
+def all_files(repository: str, commit: str, kind: Kind) -> list[InputFile]:
+    """Every file of a repository at a commit, sorted by path. Raises DataError if it is not there, MachineError if the hub is away."""
+
+    def ask() -> list[InputFile]:
+        from huggingface_hub import HfApi, RepoFile
+
+        api = HfApi(library_name="fledge", library_version=__version__)
+        found = api.list_repo_tree(repository, recursive=True, revision=commit, repo_type=kind)
+        root = _address(f"{repository}@{commit}", kind)
+        files = [one for one in found if isinstance(one, RepoFile)]
+        return [InputFile(f"{root}/{one.path}", one.path, one.size, one.lfs.sha256 if one.lfs else one.blob_id) for one in files]
+
+    return sorted(_asked(f"{repository}@{commit}", ask, kind), key=lambda file: file.name)
 
 
 def list_files(repository: str, glob: str, commit: str, cache_folder: Path | None) -> Listing:
@@ -102,16 +120,16 @@ def _input_file(path: str, root: str, info: dict[str, Any]) -> InputFile:
     return InputFile(f"hf://{root}/{path}", path, int(info["size"]), str(digest))
 
 
-def _asked(what: str, call: Callable[[], AnyResult]) -> AnyResult:
+def _asked(what: str, call: Callable[[], AnyResult], kind: Kind = "dataset") -> AnyResult:
     def attempt() -> AnyResult:
-        with _hub_errors(what):
+        with hub_errors(what, kind):
             return call()
 
     return retried(attempt)
 
 
 @contextlib.contextmanager
-def _hub_errors(what: str) -> Iterator[None]:
+def hub_errors(what: str, kind: Kind) -> Iterator[None]:
     """Errors of the hub's library as DataError, MachineError or Failure; their own texts hold addresses and request ids."""
     import httpx2
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
@@ -119,22 +137,26 @@ def _hub_errors(what: str) -> Iterator[None]:
     try:
         yield
     except OfflineModeIsEnabled as error:
-        raise MachineError(f"dataset {what} was not looked up before, and HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE once") from error
+        raise MachineError(f"{kind} {what} was not looked up before, and HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE once") from error
     except GatedRepoError as error:
-        raise DataError(f"dataset {what} asks to accept its terms", "accept them on its page, then log in: hf auth login") from error
+        raise DataError(f"{kind} {what} asks to accept its terms", "accept them on its page, then log in: hf auth login") from error
     except RevisionNotFoundError as error:
-        raise DataError(f"dataset {what} is not on the hub: it has no such revision", "name a branch, a tag or a commit it has") from error
+        raise DataError(f"{kind} {what} is not on the hub: it has no such revision", "name a branch, a tag or a commit it has") from error
     except RepositoryNotFoundError as error:
-        raise DataError(f"dataset {what} is not on the hub, or is private", "check OWNER/NAME; for a private one: hf auth login") from error
+        raise DataError(f"{kind} {what} is not on the hub, or is private", "check OWNER/NAME; for a private one: hf auth login") from error
     except HfHubHTTPError as error:
-        raise status_error(f"hf://datasets/{what}", error.response.status_code, error.response.headers) from error
+        raise status_error(_address(what, kind), error.response.status_code, error.response.headers) from error
     except httpx2.TransportError as error:
         raise Failure(f"the hub does not answer about {what} ({type(error).__name__})") from error
     except FileNotFoundError as error:
-        raise DataError(f"dataset {what} is not on the hub", "check OWNER/NAME and the revision") from error
+        raise DataError(f"{kind} {what} is not on the hub", "check OWNER/NAME and the revision") from error
     except ValueError as error:
         # The library refuses names and globs that cannot be, such as a**b.
-        raise DataError(f"dataset {what} cannot be listed: {error}", "check OWNER/NAME and the glob in `files`") from error
+        raise DataError(f"{kind} {what} cannot be listed: {error}", "check OWNER/NAME and the glob in `files`") from error
+
+
+def _address(what: str, kind: Kind) -> str:
+    return f"hf://{'datasets/' if kind == 'dataset' else ''}{what}"
 
 
 def _folder(cache_folder: Path, repository: str) -> Path:

@@ -9,14 +9,12 @@ hashed once; the hash is remembered for as long as length and time of change sta
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import posixpath
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,11 +23,11 @@ from fledge.core.console import format_bytes
 from fledge.core.errors import DataError
 from fledge.core.wording import counted
 from fledge.corpus.sources import hub
-from fledge.corpus.sources.attempts import PAUSE, Stopped, pause_until, retried
+from fledge.corpus.sources.attempts import retried
 from fledge.corpus.sources.files import SUFFIXES, data_errors, find_files
 from fledge.corpus.sources.hub_presets import dataset_of
 from fledge.corpus.sources.piece import InputFile
-from fledge.corpus.sources.remote import cache_path, download, is_whole
+from fledge.corpus.sources.remote import cache_path, download_all, is_whole
 from fledge.corpus.sources.settings import FileSource, HubSource, PathSource, PlacedSource
 from fledge.corpus.sources.transport import describe, described, filesystem_of, foreign_error, is_remote, name_of, shown, store_errors
 
@@ -110,7 +108,8 @@ def localise(source: FileSource, files: Sequence[InputFile], cache_folder: Path,
     wanted = {place: file for file, place in filter(None, placed) if not is_whole(place, file)}
     if wanted:
         with _only_downloader(cache_folder):
-            _download_all(source, {place: file for place, file in wanted.items() if not is_whole(place, file)}, workers)
+            missing = {place: file for place, file in wanted.items() if not is_whole(place, file)}
+            download_all(f"downloading {source.name}", missing, workers)
     return [file if place is None else replace(file, address=str(place[1])) for file, place in zip(files, placed, strict=True)]
 
 
@@ -213,34 +212,6 @@ def _place(source: FileSource) -> str:
         dataset = dataset_of(source)
         return f"{dataset.repository}/{dataset.files}"
     return shown(source.path) if isinstance(source, PathSource) else source.name
-
-
-def _download_all(source: FileSource, wanted: dict[Path, InputFile], workers: int) -> None:
-    """Download files side by side; the first failure, or Ctrl-C, ends the others at their next bytes."""
-    stop, lock = threading.Event(), threading.Lock()
-
-    def advance(size_bytes: int) -> None:
-        if stop.is_set():
-            raise Stopped
-        with lock:
-            progress.advance(size_bytes)
-
-    def job(file: InputFile, place: Path) -> None:
-        PAUSE.set(functools.partial(pause_until, stop))
-        download(file, place, advance)
-
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="download")
-    total = sum(file.size_bytes for file in wanted.values())
-    with console.progress(f"downloading {source.name}", total, "bytes") as progress:
-        try:
-            futures = [pool.submit(job, file, place) for place, file in wanted.items()]
-            done = wait(futures, return_when=FIRST_EXCEPTION).done
-            for future in futures:
-                if future in done:
-                    future.result()
-        finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager

@@ -6,18 +6,21 @@ of what the content is (`cache_path`), so a file under it is whole and right, an
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
 
-from fledge.core import disk
+from fledge.core import console, disk
 from fledge.core.errors import DataError
-from fledge.corpus.sources.attempts import Attempts, Failure
+from fledge.corpus.sources.attempts import PAUSE, Attempts, Failure, Stopped, pause_until
 from fledge.corpus.sources.files import data_errors
 from fledge.corpus.sources.piece import InputFile
 from fledge.corpus.sources.transport import HUB_ADDRESS, NoRanges, answer, ends_early, is_remote, shown
@@ -53,7 +56,7 @@ def download(file: InputFile, target: Path, advance: Callable[[int], None] = lam
     partial = target.with_name(f"{target.name}{disk.PARTIAL_SUFFIX}")
     for is_last in (False, True):
         _complete(file, partial, advance)
-        found = _content_digest(partial, file.fingerprint)
+        found = content_digest(partial, file.fingerprint)
         if found in {None, file.fingerprint}:
             break
         # What an earlier attempt left may be damaged, so a wrong hash is believed only of a file from one piece.
@@ -68,12 +71,40 @@ def download(file: InputFile, target: Path, advance: Callable[[int], None] = lam
     disk.move(partial, target)
 
 
+def download_all(label: str, wanted: Mapping[Path, InputFile], workers: int) -> None:
+    """Download files side by side, by place; the first failure, or Ctrl-C, ends the others at their next bytes."""
+    stop, lock = threading.Event(), threading.Lock()
+
+    def advance(size_bytes: int) -> None:
+        if stop.is_set():
+            raise Stopped
+        with lock:
+            progress.advance(size_bytes)
+
+    def job(file: InputFile, place: Path) -> None:
+        PAUSE.set(functools.partial(pause_until, stop))
+        download(file, place, advance)
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="download")
+    total = sum(file.size_bytes for file in wanted.values())
+    with console.progress(label, total, "bytes") as progress:
+        try:
+            futures = [pool.submit(job, file, place) for place, file in wanted.items()]
+            done = wait(futures, return_when=FIRST_EXCEPTION).done
+            for future in futures:
+                if future in done:
+                    future.result()
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
 def cache_path(file: InputFile, cache_folder: Path) -> Path:
     """Where a remote file lies once it is downloaded: one name per content, readable at its end."""
     hub = HUB_ADDRESS.fullmatch(file.address)
     parts = urlsplit(shown(file.address))
-    place = ["hub", *hub[1].split("/")] if hub else [parts.scheme, parts.netloc]
-    where = hub[3] if hub else f"{parts.netloc}{parts.path}"
+    place = ["hub", *hub[2].split("/")] if hub else [parts.scheme, parts.netloc]
+    where = hub[4] if hub else f"{parts.netloc}{parts.path}"
     content = f"{where}\0{file.fingerprint}\0{file.size_bytes}".encode("utf-8", errors="surrogateescape")
     folder = cache_folder.joinpath(*map(_readable, place))
     return folder / f"{hashlib.sha256(content).hexdigest()[:16]}-{_readable(where.rpartition('/')[2])}"
@@ -82,6 +113,19 @@ def cache_path(file: InputFile, cache_folder: Path) -> Path:
 def is_whole(path: Path, file: InputFile) -> bool:
     """Whether a downloaded file is there with all its bytes; its name says which they are."""
     return path.is_file() and path.stat().st_size == file.size_bytes
+
+
+def content_digest(path: Path, fingerprint: str) -> str | None:
+    """The hash of a file of the kind the fingerprint is; None if that is no hash of the content."""
+    if re.fullmatch("[0-9a-f]{64}", fingerprint):
+        return disk.digest_file(path).sha256
+    if not re.fullmatch("[0-9a-f]{40}", fingerprint):
+        return None
+    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as file:
+        while piece := file.read(_APPEND_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 class _RangeFile(io.RawIOBase):
@@ -209,19 +253,6 @@ def _blocks(pieces: Iterator[bytes]) -> Iterator[bytes]:
 def _require_end(file: InputFile, position: int, end: int) -> None:
     if position < end:
         raise ends_early(file, position)
-
-
-def _content_digest(path: Path, fingerprint: str) -> str | None:
-    """The hash of a file of the kind the fingerprint is; None if that is no hash of the content."""
-    if re.fullmatch("[0-9a-f]{64}", fingerprint):
-        return disk.digest_file(path).sha256
-    if not re.fullmatch("[0-9a-f]{40}", fingerprint):
-        return None
-    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
-    with path.open("rb") as file:
-        while piece := file.read(_APPEND_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _readable(name: str) -> str:

@@ -31,8 +31,8 @@ from fledge.corpus.sources.piece import InputFile
 if TYPE_CHECKING:
     import httpx2
 
-HUB_ADDRESS = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)@([^/]+)/(.+)", re.DOTALL)
-"""Repository, commit, and path within it."""
+HUB_ADDRESS = re.compile(r"hf://(datasets/)?([\w.-]+(?:/[\w.-]+)?)@([^/]+)/(.+)", re.DOTALL)
+"""Whether it is a dataset rather than a model, repository, commit, and path within it."""
 
 STORE_SCHEMES = frozenset({"s3"})
 """What fsspec is asked for. It knows dozens more, but not each of them tells what shows that a file changed."""
@@ -197,8 +197,8 @@ def _request(address: str) -> tuple[str, dict[str, str]]:
 
     if constants.HF_HUB_OFFLINE:
         raise MachineError(f"{address} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it", "unset HF_HUB_OFFLINE")
-    repository, commit, path = found.groups()
-    url = hf_hub_url(repository, path, repo_type="dataset", revision=commit, endpoint=constants.ENDPOINT)
+    is_dataset, repository, commit, path = found.groups()
+    url = hf_hub_url(repository, path, repo_type="dataset" if is_dataset else "model", revision=commit, endpoint=constants.ENDPOINT)
     token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
     return url, {} if token is None else {"Authorization": f"Bearer {token}"}
 
