@@ -10,9 +10,10 @@ import typer
 from fledge.core import console
 from fledge.inference.settings import GenerationSettings
 from fledge.options import LogLevel, MaxTokens, Place, Reference, Seed, SmokeRun, Temperature, TopK, TopP
+from fledge.publish.settings import WeightType
 
-ExportTarget = Literal["bin"]
-"""What `fledge export --to` knows; each has its function in verbs/export.py."""
+ExportTarget = Literal["hf", "gguf", "ollama", "bin"]
+"""What `fledge export --to` knows."""
 
 GENERATION = GenerationSettings()
 
@@ -70,12 +71,20 @@ def export(
     place: Place,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; must not be there yet, or be empty.")],
     target: Annotated[
-        ExportTarget, typer.Option("--to", help="bin: a token set of documents as train.bin, val.bin, data_meta.json and the tokenizer.")
+        ExportTarget,
+        typer.Option(
+            "--to",
+            help="hf: a Hugging Face folder (transformers, vLLM); gguf: a file for llama.cpp; ollama: the same with a Modelfile; "
+            "bin: a token set of documents as train.bin, val.bin, data_meta.json and the tokenizer.",
+        ),
     ],
+    weight_type: Annotated[
+        WeightType | None, typer.Option("--dtype", help="How weights are stored. Default: hf f32, gguf and ollama f16; q8_0 in GGUF only.")
+    ] = None,
     small: SmokeRun = False,
     log_level: LogLevel = "info",
 ) -> None:
     console.configure(log_level)
-    from fledge.verbs.export import EXPORTS
+    from fledge.verbs import export as verbs
 
-    EXPORTS[target](place, folder, small)
+    verbs.export(place, folder, target, weight_type, small)

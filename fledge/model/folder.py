@@ -159,9 +159,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def to_config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     """The content of config.json."""
     settings = config.settings
-    architecture = next(
-        known for known in ARCHITECTURES if (known.normalization, known.query_key_norm) == (settings.normalization, settings.query_key_norm)
-    )
+    architecture = architecture_of(config)
     rope = {"rope_type": "default", "rope_theta": settings.rope_theta, **(_scaling_json(config.rope_scaling))}
     if "partial_rotary_factor" in architecture.plain:
         rope["partial_rotary_factor"] = 1.0
@@ -184,6 +182,12 @@ def to_config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         "dtype": str(dtype).removeprefix("torch."),
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
+
+
+def architecture_of(config: ModelConfig) -> Architecture:
+    """The class of transformers that computes what `Llama` does with these settings."""
+    wanted = (config.settings.normalization, config.settings.query_key_norm)
+    return next(known for known in ARCHITECTURES if (known.normalization, known.query_key_norm) == wanted)
 
 
 def from_config_json(raw: Mapping[str, Any], origin: Path) -> ModelConfig:

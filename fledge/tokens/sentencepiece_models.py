@@ -114,7 +114,14 @@ def parse_model(content: bytes, place: str) -> Model:
     if definition.normalizer_spec.precompiled_charsmap:
         name = definition.normalizer_spec.name or "a table of its own"
         raise DataError(f"{place} rewrites characters before it encodes ({name}): the text could not be given back", _IDENTITY)
-    inside = next((piece.piece for piece in definition.pieces if piece.type == _USER_DEFINED and not names_a_control(piece.piece.removeprefix(SPACE_MARK))), None)
+    inside = next(
+        (
+            piece.piece
+            for piece in definition.pieces
+            if piece.type == _USER_DEFINED and not names_a_control(piece.piece.removeprefix(SPACE_MARK))
+        ),
+        None,
+    )
     if inside is not None:
         raise DataError(
             f"{place} has the user-defined entry {inside!r}, which is part of ordinary text", "use a model whose are all of the form <NAME>"
