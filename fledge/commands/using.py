@@ -1,4 +1,4 @@
-"""The verbs that do something with a result: `generate`, `chat`, `merge`, `export`."""
+"""The verbs that do something with a result: `generate`, `chat`, `merge`, `export`, `import`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fledge.core import console
 from fledge.inference.settings import GenerationSettings
 from fledge.options import LogLevel, MaxTokens, Place, Reference, Seed, SmokeRun, Temperature, TopK, TopP
 from fledge.publish.settings import WeightType
+from fledge.tokens.settings import TemplateName
 
 ExportTarget = Literal["hf", "gguf", "ollama", "bin"]
 """What `fledge export --to` knows."""
@@ -88,3 +89,23 @@ def export(
     from fledge.verbs import export as verbs
 
     verbs.export(place, folder, target, weight_type, small)
+
+
+def import_model(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A Hugging Face folder, OWNER/NAME on the hub, or a .pt file with a state dict.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; must not be there yet, or be empty.")],
+    template: Annotated[
+        TemplateName | None,
+        typer.Option("--template", help="How conversations are written. Default: chatml if the tokenizer has its tokens, else instruct."),
+    ] = None,
+    revision: Annotated[str, typer.Option("--revision", help="Branch, tag or commit on the hub.")] = "main",
+    config: Annotated[Path | None, typer.Option("--config", help="Of a .pt file: JSON with what its tensors do not tell.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="Folder or file of the tokenizer, if it lies elsewhere.")] = None,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    from fledge.verbs import importing
+
+    importing.bring_in(source, folder, template, revision, config, tokenizer)

@@ -12,8 +12,10 @@ that reader and writer share; the result says so.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ COMPARED_TEXTS = 1_000
 CONTINUED_TOKENS = 16
 _ROWS, _ROW_TOKENS = 4, 64
 
-_OWN_READER = "Fledge's own reader (transformers is not installed)"
+OWN_READER = "Fledge's own reader (transformers is not installed)"
 
 
 def check_folder(source: Source, folder: Path, dtype: torch.dtype) -> str:
@@ -44,18 +46,16 @@ def check_folder(source: Source, folder: Path, dtype: torch.dtype) -> str:
     check_weights(source.model, folder, dtype)
     written = load_model(folder).eval()
     rows = probe_rows(source.model.config.vocabulary_size, source.model.config.settings.max_position_embeddings)
-    if importlib.util.find_spec("transformers") is None:
+    program = transformers_name()
+    if program is None:
         _check_own_tokenizer(source.tokenizer, open_tokenizer(folder))
-        return _OWN_READER
-    import transformers
-
-    theirs = load_theirs(folder)
+        return OWN_READER
+    theirs, their_tokenizer = load_theirs(folder), _their_tokenizer(folder)
     check_logits(written, theirs, rows)
     check_greedy(written, theirs, rows[:1, :8], source.tokenizer.vocabulary_size)
-    their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     check_texts(source.tokenizer, lambda texts: their_tokenizer(list(texts), add_special_tokens=False)["input_ids"], "transformers")
     check_conversations(source.tokenizer, their_tokenizer)
-    return f"transformers {transformers.__version__}"
+    return program
 
 
 def check_weights(model: Llama, folder: Path, dtype: torch.dtype) -> None:
@@ -68,13 +68,21 @@ def check_weights(model: Llama, folder: Path, dtype: torch.dtype) -> None:
             _differ(f"{name}, read back from the file")
 
 
+def transformers_name() -> str | None:
+    """The program that folders are compared with, and its version; None if it is not installed."""
+    if importlib.util.find_spec("transformers") is None:
+        return None
+    return f"transformers {importlib.metadata.version('transformers')}"
+
+
 def load_theirs(folder: Path, **options: Any) -> Any:
     """The model as transformers opens it, in fp32. Raises CheckpointError unless it finds every key and needs all."""
     import transformers
 
-    opened: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, output_loading_info=True, dtype=torch.float32, attn_implementation="sdpa", **options
-    )
+    with _quiet():
+        opened: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, output_loading_info=True, dtype=torch.float32, attn_implementation="sdpa", **options
+        )
     model, told = opened
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if told[kind]:
@@ -136,6 +144,29 @@ def check_conversations(tokenizer: Tokenizer, theirs: Any) -> None:
             found = theirs.apply_chat_template(given, add_generation_prompt=asked, tokenize=True, return_dict=False)
             if found != render(tokenizer, messages, answer_follows=asked).ids:
                 _differ(f"the conversation {given}, rendered by its chat template")
+
+
+def _their_tokenizer(folder: Path) -> Any:
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What transformers says while it loads is of no use here: a difference is an error of ours."""
+    import transformers
+
+    logging: Any = transformers.utils.logging
+    verbosity, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _check_own_tokenizer(ours: Tokenizer, written: Tokenizer) -> None:

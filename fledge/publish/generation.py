@@ -11,6 +11,7 @@ from fledge.core.errors import CheckpointError, ConfigError
 from fledge.inference.settings import GenerationSettings
 from fledge.model.folder import GENERATION_CONFIG
 from fledge.model.settings import ModelConfig
+from fledge.tokens.tokenizer import Tokenizer
 
 _SHARED_KEYS = ("temperature", "top_k", "top_p")
 
@@ -52,3 +53,9 @@ def generation_json(config: ModelConfig, generation: GenerationSettings) -> dict
         "do_sample": generation.temperature > 0,
         **sampling,
     }
+
+
+def end_token(config: ModelConfig, tokenizer: Tokenizer) -> int:
+    """The id that ends what a model says: the first of its own that the tokenizer has a name for."""
+    known = (token for token in config.end_token_ids if token in tokenizer.specials.values())
+    return next(known, tokenizer.end_of_text)

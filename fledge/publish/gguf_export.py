@@ -10,7 +10,6 @@ llama.cpp itself is asked by an opt-in test only: its Python package builds for 
 
 from __future__ import annotations
 
-import importlib.util
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from fledge.core.errors import CheckpointError
 from fledge.model.folder import to_config_json
 from fledge.model.llama import Llama
 from fledge.publish.card import model_card
-from fledge.publish.checks import check_logits, check_texts, load_theirs, probe_rows, their_config
+from fledge.publish.checks import check_logits, check_texts, load_theirs, probe_rows, their_config, transformers_name
 from fledge.publish.gguf_file import Read, Values, gguf_tensors, metadata, own_weights, read_gguf, write_gguf
 from fledge.publish.ollama import modelfile
 from fledge.publish.settings import GGUF_FILE, MODEL_CARD, MODELFILE, Q8_0_BLOCK_VALUES, ModelTarget, WeightType
@@ -52,18 +51,15 @@ def check_gguf(source: Source, folder: Path, weight_type: WeightType, name: str)
     check_values(found, gguf_tensors(source.model), weight_type)
     if found.fields["tokenizer.ggml.model"] == "llama":
         check_texts(source.tokenizer, Merging(found.fields).encode_batch, "SentencePiece's way")
-    scaling = source.model.config.rope_scaling
-    if importlib.util.find_spec("transformers") is None or scaling is not None:
-        why = "transformers is not installed" if scaling is None else f"transformers reads no rotary scaling ({scaling.rope_type}) in GGUF"
+    config, program = source.model.config, transformers_name()
+    if program is None or config.rope_scaling is not None:
+        why = "transformers is not installed" if program is None else "transformers reads no rotary scaling in GGUF"
         return f"the package gguf ({why})"
-    import transformers
-
-    config = source.model.config
     ours = Llama(config, seed=None).eval()
     ours.load_state_dict(own_weights(ours, found.tensors), strict=False)
     theirs = load_theirs(folder, gguf_file=GGUF_FILE, config=their_config(to_config_json(config, torch.float32)))
     check_logits(ours, theirs, probe_rows(config.vocabulary_size, config.settings.max_position_embeddings))
-    return f"the package gguf, and transformers {transformers.__version__}"
+    return f"the package gguf, and {program}"
 
 
 def check_values(found: Read, expected: dict[str, Values], weight_type: WeightType) -> None:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from fledge.core.errors import MachineError
 from fledge.model.folder import architecture_of
 from fledge.model.llama import Llama, rotation_frequencies
+from fledge.publish.layouts import half_split, interleaved
 from fledge.publish.settings import WeightType
 from fledge.publish.source import Source
 from fledge.publish.targets import pre_tokenizer_name, sentencepiece_scores
@@ -178,16 +179,6 @@ def own_weights(model: Llama, tensors: Mapping[str, Values]) -> dict[str, torch.
         values = torch.from_numpy(np.array(tensors[str(names.get_name(name, try_suffixes=(".weight", ".bias")))]))
         weights[name] = half_split(values, config.settings.head_size) if _is_interleaved(kind, name) else values
     return weights
-
-
-def interleaved(weight: torch.Tensor, head_size: int) -> torch.Tensor:
-    """(heads x E, D), the components of a rotated pair E / 2 apart -> the same with the two as neighbours (the original Llama's)."""
-    return weight.view(-1, 2, head_size // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-
-
-def half_split(weight: torch.Tensor, head_size: int) -> torch.Tensor:
-    """The reverse of `interleaved`."""
-    return weight.view(-1, head_size // 2, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
 def _tokenizer_fields(source: Source) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from fledge.core.errors import ConfigError
 from fledge.inference.settings import GenerationSettings
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
-from fledge.publish.generation import read_generation
+from fledge.publish.generation import end_token, read_generation
 from fledge.publish.settings import ModelTarget, WeightType
 from fledge.publish.targets import refusals
 from fledge.tokens.tokenizer import Tokenizer, open_tokenizer
@@ -34,8 +34,7 @@ class Source:
     @property
     def end_token(self) -> int:
         """The id that ends what it says."""
-        known = (token for token in self.model.config.end_token_ids if token in self.tokenizer.specials.values())
-        return next(known, self.tokenizer.end_of_text)
+        return end_token(self.model.config, self.tokenizer)
 
     @property
     def stop_ids(self) -> Sequence[int]:
@@ -53,10 +52,8 @@ def require_expressible(source: Source, target: ModelTarget, weight_type: Weight
     """Raises ConfigError naming everything that the target cannot express."""
     reasons = refusals(source.model.config, source.tokenizer.definition, target, weight_type)
     if reasons:
-        others = "hf expresses all of it" if target != "hf" else "choose another --dtype"
-        if all("q8_0" in reason for reason in reasons):
-            others = "choose another --dtype"
-        raise ConfigError(f"{source.artifact.path} cannot be exported to {target}: {'; '.join(reasons)}", others)
+        remedy = "choose another --dtype" if all("q8_0" in reason for reason in reasons) else "export it with --to hf, which expresses all"
+        raise ConfigError(f"{source.artifact.path} cannot be exported to {target}: {'; '.join(reasons)}", remedy)
     if weight_type == "f16":
         _require_in_range(source)
 

@@ -134,6 +134,6 @@ def _decisive(pre_tokenizer: Any) -> Any:
     return {"use_regex": True, "add_prefix_space": True, **decisive} if kind == "ByteLevel" else decisive
 
 
-def _shortened(value: Any, characters: int = 120) -> str:
+def _shortened(value: Any, characters: int = 300) -> str:
     text = str(value)
     return text if len(text) <= characters else f"{text[: characters - 3]}..."

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
@@ -15,7 +15,9 @@ from fledge.core.artifact import Artifact
 from fledge.model.folder import save_model
 from fledge.model.llama import Llama
 from fledge.model.settings import ModelConfig, ModelSettings, RopeScaling
+from fledge.publish import checks
 from fledge.publish.source import Source, open_source
+from fledge.tokens import importing
 from fledge.tokens.settings import TemplateName, TokenizerSettings
 from fledge.tokens.tokenizer import Tokenizer, copy_tokenizer, open_tokenizer
 from fledge.tokens.trainers import train_tokenizer
@@ -28,10 +30,18 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 256,
     "initializer_range": 0.2,
 }
-WORDS = ["list", "dict", "returns", "a", "new", "copy", "value", "don't", "42", "x = 1\n"]
+TOKENIZER_SIZE, MODEL_SIZE = 512, 576
+"""The model has rows that no id of the tokenizer reaches."""
 
 MakeCheckpoint = Callable[..., Artifact]
 MakeSource = Callable[..., Source]
+
+
+@pytest.fixture(autouse=True)
+def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred generated texts tell what thousands do, of tokenizers that are compared in every test here."""
+    monkeypatch.setattr(checks, "COMPARED_TEXTS", 100)
+    monkeypatch.setattr(importing, "COMPARED_TEXTS", 100)
 
 
 @pytest.fixture(scope="session")
@@ -41,10 +51,9 @@ def make_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., To
 
     def make(kind: Any = "byte_bpe", template: TemplateName = "chatml") -> Tokenizer:
         if (kind, template) not in made:
-            draw = random.Random(0)
-            texts = [" ".join(draw.choice(WORDS) for _ in range(draw.randrange(1, 40))) for _ in range(80)]
+            texts = [topics[name] for name in sorted(topics)[:12]]
             folder = tmp_path_factory.mktemp(f"{kind}-{template}")
-            train_tokenizer(TokenizerSettings(kind=kind, vocabulary_size=300, template=template), texts, folder)
+            train_tokenizer(TokenizerSettings(kind=kind, vocabulary_size=TOKENIZER_SIZE, template=template), texts, folder)
             made[kind, template] = open_tokenizer(folder)
         return made[kind, template]
 
@@ -54,9 +63,8 @@ def make_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., To
 def make_model(tokenizer: Tokenizer, scaling: RopeScaling | None = None, **changes: Any) -> Llama:
     """A model for a tokenizer, with weights large enough that every part matters."""
     ends = tokenizer.end_ids(answers=True)
-    size = 384
     settings = ModelSettings(**{**SHAPE, **changes})
-    config = ModelConfig(settings, size, tokenizer.document_start[0], ends, tokenizer.padding, scaling)
+    config = ModelConfig(settings, MODEL_SIZE, tokenizer.document_start[0], ends, tokenizer.padding, scaling)
     model = Llama(config, seed=0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
