@@ -50,7 +50,9 @@ def check_gguf(source: Source, folder: Path, weight_type: WeightType, name: str)
     _check_fields(found, metadata(source, weight_type, name))
     check_values(found, gguf_tensors(source.model), weight_type)
     if found.fields["tokenizer.ggml.model"] == "llama":
-        check_texts(source.tokenizer, Merging(found.fields).encode_batch, "SentencePiece's way")
+        # Of a vocabulary with the space itself in its entries, GGUF takes the mark for one.
+        marks = () if source.tokenizer.definition.spelling.space == SPACE_MARK else (SPACE_MARK,)
+        check_texts(source.tokenizer, Merging(found.fields).encode_batch, "SentencePiece's way", marks)
     config, program = source.model.config, transformers_name()
     if program is None or config.rope_scaling is not None:
         why = "transformers is not installed" if program is None else "transformers reads no rotary scaling in GGUF"

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from fledge.core.artifact import Artifact
-from fledge.core.errors import ConfigError
+from fledge.core.errors import CheckpointError, ConfigError
 from fledge.inference.settings import GenerationSettings
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.publish.generation import end_token, read_generation
 from fledge.publish.settings import ModelTarget, WeightType
 from fledge.publish.targets import refusals
+from fledge.tokens.folder import META_FILE
 from fledge.tokens.tokenizer import Tokenizer, open_tokenizer
 
 DTYPES: dict[WeightType, torch.dtype] = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -43,7 +44,11 @@ class Source:
 
 
 def open_source(checkpoint: Artifact) -> Source:
-    """Open a checkpoint for export. Raises CheckpointError, DataError if it has no tokenizer of ours."""
+    """Open a checkpoint for export. Raises CheckpointError, also for a folder of others, DataError if its tokenizer was changed."""
+    if not (checkpoint.path / META_FILE).is_file():
+        raise CheckpointError(
+            f"{checkpoint.path} has no tokenizer of Fledge's", f"take it over first: fledge import {checkpoint.path} FOLDER"
+        )
     tokenizer = open_tokenizer(checkpoint.path)
     return Source(checkpoint, load_model(checkpoint.path).eval(), tokenizer, read_generation(checkpoint.path))
 

@@ -17,7 +17,7 @@ from fledge.corpus.document import Message
 from fledge.model.folder import load_model, save_model
 from fledge.model.llama import rotation_frequencies
 from fledge.model.settings import RopeScaling
-from fledge.publish import gguf_export, gguf_file
+from fledge.publish import checks, gguf_export, gguf_file
 from fledge.publish.gguf_export import Merging, check_values, export_gguf
 from fledge.publish.gguf_file import ROPE_FREQUENCIES, gguf_tensors, own_weights, read_gguf
 from fledge.publish.source import Source
@@ -70,7 +70,7 @@ def test_the_tokenizer_is_what_llama_cpp_needs(make_source: MakeSource, tmp_path
     assert (tmp_path / "out" / "Modelfile").is_file()
 
 
-def test_a_sentencepiece_vocabulary_encodes_by_scores(make_source: MakeSource, tmp_path: Path) -> None:
+def test_a_sentencepiece_vocabulary_encodes_by_scores(make_source: MakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_source("sentencepiece_bpe", "plain")
     export_gguf(source, tmp_path / "out", "gguf", "f16")
     fields = read_gguf(tmp_path / "out" / "model.gguf").fields
@@ -80,6 +80,8 @@ def test_a_sentencepiece_vocabulary_encodes_by_scores(make_source: MakeSource, t
     assert kinds.count(6) == 256 and kinds[source.tokenizer.specials["<unk>"]] == 2
     texts = [text for text in generated_texts(300, seed=5) if "\u2581" not in text]
     assert Merging(fields).encode_batch(texts) == source.tokenizer.encode_batch(texts)
+    monkeypatch.setattr(checks, "_texts", lambda: ["a\u2581b", "a b"])
+    assert gguf_export.check_gguf(source, tmp_path / "out", "f16", "out")
     wrong = {**fields, "tokenizer.ggml.scores": fields["tokenizer.ggml.scores"][::-1]}
     assert Merging(wrong).encode_batch(texts) != source.tokenizer.encode_batch(texts)
 

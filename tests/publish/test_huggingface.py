@@ -52,6 +52,11 @@ def test_there_are_36_architectures() -> None:
     assert len(SHAPES) == 36
 
 
+@pytest.mark.parametrize(("kind", "template"), [("sentencepiece_bpe", "plain"), ("unigram", "alpaca"), ("byte_bpe", "chatml_newline")])
+def test_tokenizers_and_templates_are_those_of_training(kind: str, template: Any, make_source: MakeSource, tmp_path: Path) -> None:
+    assert export_huggingface(make_source(kind, template), tmp_path / "out", "bf16").startswith("transformers ")
+
+
 @pytest.mark.parametrize("weight_type", ["f16", "bf16"])
 def test_a_cast_is_that_of_the_type(weight_type: Any, make_source: MakeSource, tmp_path: Path) -> None:
     source = make_source(scaling=RopeScaling("llama3", 8.0, original_max_position_embeddings=64))

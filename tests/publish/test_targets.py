@@ -131,3 +131,40 @@ def test_published_pre_tokenizers_are_recognised(make_tokenizer: MakeTokenizer, 
         made.mkdir()
         import_tokenizer(TokenizerSettings(kind="import", path=str(tmp_path / "tokenizer.json")), made)
         assert pre_tokenizer_name(open_tokenizer(made).definition.content) == name
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "RMSNorm, SwiGLU (Llama)": {},
+    "`query_key_norm` (Qwen3)": {"query_key_norm": True},
+    "`normalization: layer` (StableLM)": {"normalization": "layer"},
+    "grouped queries, any head_dim": {"num_key_value_heads": 2, "head_dim": 32},
+    "tied or untied head": {"tie_word_embeddings": False},
+    "`activation: gelu`, GeGLU": {"activation": "gelu"},
+    "`activation: relu`, ReGLU": {"activation": "relu"},
+    "rotary scaling linear (imported models)": {"scaling": RopeScaling("linear", 2.0)},
+    "rotary scaling llama3 (imported models)": {"scaling": LLAMA3},
+    "rotary scaling llama3 with `query_key_norm`": {"scaling": LLAMA3, "query_key_norm": True},
+    "tokenizer `byte_bpe`": {"kind": "byte_bpe"},
+    "tokenizer `sentencepiece_bpe`": {"kind": "sentencepiece_bpe"},
+    "tokenizer `superbpe`": {"pre_tokenizer": split_pipeline(SUPERWORD_PATTERN)},
+    "tokenizer `unigram`": {"kind": "unigram"},
+    "`--dtype q8_0`": {"weight_type": "q8_0"},
+    "`--dtype q8_0`, width not a multiple of 32": {"weight_type": "q8_0", "hidden_size": 336, "head_dim": 64},
+}
+
+
+def test_the_table_in_the_documentation_is_what_the_code_does(make_tokenizer: MakeTokenizer) -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "export.md").read_text().split("## What each target can express")[1].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    told = {row[0]: row[1:] for row in cells if len(row) == 3 and row[1] in ("yes", "no")}
+    assert told.keys() == ROWS.keys()
+    for name, options in ROWS.items():
+        given = dict(options)
+        definition = make_tokenizer(given.pop("kind", "byte_bpe")).definition
+        weight_type = given.pop("weight_type", "f16")
+        if "pre_tokenizer" in given:
+            definition = with_content(definition, pre_tokenizer=given.pop("pre_tokenizer"))
+        shape = config(given.pop("scaling", None), **given)
+        found = ["no" if refusals(shape, definition, target, weight_type) else "yes" for target in ("hf", "gguf")]  # type: ignore[arg-type]
+        assert found == told[name], name
+        assert refusals(shape, definition, "ollama", weight_type) == refusals(shape, definition, "gguf", weight_type)

@@ -11,6 +11,7 @@ from fledge.core import artifact
 from fledge.model.folder import save_model
 from fledge.model.llama import Llama
 from fledge.model.settings import ModelConfig, ModelSettings
+from fledge.tokens import importing
 from fledge.tokens.settings import TokenizerSettings
 from fledge.tokens.tokenizer import copy_tokenizer, open_tokenizer
 from fledge.tokens.trainers import train_tokenizer
@@ -36,7 +37,10 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("run")
-def test_a_checkpoint_is_named_as_elsewhere_and_exported_and_taken_back(fledge: Fledge, tmp_path: Path) -> None:
+def test_a_checkpoint_is_named_as_elsewhere_and_exported_and_taken_back(
+    fledge: Fledge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importing, "COMPARED_TEXTS", 100)
     exported = fledge("export", "demo@1", "out", "--to", "hf", "--dtype", "bf16")
     assert exported.exit_code == 0, exported.noted
     last = exported.said.strip().splitlines()[-1]
@@ -56,12 +60,15 @@ def test_a_checkpoint_is_named_as_elsewhere_and_exported_and_taken_back(fledge: 
 def test_wrong_uses_are_explained_and_leave_nothing(fledge: Fledge, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("kept")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "config.json").write_text("{}")
     before = sorted(path.name for path in tmp_path.iterdir())
     expect_error(fledge("export", "demo", "full", "--to", "hf"), 2, "full is already there")
     expect_error(fledge("import", "demo", "full"), 2, "full is already there")
     expect_error(fledge("export", "demo", "out", "--to", "hf", "--dtype", "q8_0"), 2, "cannot be exported to hf", "--dtype")
     expect_error(fledge("export", "demo", "out", "--to", "bin", "--dtype", "f16"), 2, "a token set has none")
     expect_error(fledge("export", "demo@7", "out", "--to", "gguf"), 4, "has no checkpoint '7'")
+    expect_error(fledge("export", "theirs", "out", "--to", "hf"), 4, "theirs has no tokenizer", "fledge import theirs")
     expect_error(fledge("import", "../no/such", "out"), 2, "no folder or file ../no/such", "OWNER/NAME")
     expect_error(fledge("import", "runs", "out"), 4, "config.json is missing")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
