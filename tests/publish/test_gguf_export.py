@@ -54,9 +54,10 @@ def test_what_is_read_back_is_the_model(name: str, weight_type: Any, make_source
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "model.gguf"]
 
 
-def test_the_tokenizer_is_what_llama_cpp_needs(make_source: MakeSource, tmp_path: Path) -> None:
+def test_the_tokenizer_is_what_llama_cpp_needs(make_source: MakeSource, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = make_source()
     export_gguf(source, tmp_path / "out", "ollama", "f16")
+    assert "it/s" not in capsys.readouterr().err
     fields, tokenizer = read_gguf(tmp_path / "out" / "model.gguf").fields, source.tokenizer
     entries, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     assert (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"]) == ("gpt2", "dbrx")
