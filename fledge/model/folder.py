@@ -151,7 +151,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             return _read_shards(folder)
         pickled = sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth"})
         if pickled:
-            remedy = f"convert it to {WEIGHTS} with the tool that wrote it"
+            remedy = f"convert it: fledge import {folder / pickled[0]} FOLDER"
             raise CheckpointError(f"{folder} holds its weights only as pickle ({pickled[0]}), which could run any code", remedy)
     return read_tensors(folder / WEIGHTS)
 

@@ -120,9 +120,8 @@ def fetch_model(repository: str, revision: str) -> Path:
 def _from_pickle(path: Path, place: Path, config: Path | None, tokenizer: Path | None) -> Original:
     if path.suffix not in _PICKLES:
         raise ConfigError(f"{path} is no checkpoint file", f"give a folder, or a file that ends with {', '.join(_PICKLES)}")
-    given = read_json(config, "give a JSON object") if config is not None else {}
-    if not isinstance(given, dict):
-        raise ConfigError(f"{config} holds no JSON object", 'give one like {"num_attention_heads": 12}')
+    beside = path.with_name(MODEL_CONFIG)
+    given = _read_config(beside, optional=True) | (_read_config(config, optional=False) if config is not None else {})
     with console.progress(f"convert {path.name}", None, "steps"):
         found: dict[str, Any] = unpickle(path, place)
         weights, config_json = to_huggingface(read_tensors(place / UNPICKLED), {**found, **given}, str(path))
@@ -132,6 +131,15 @@ def _from_pickle(path: Path, place: Path, config: Path | None, tokenizer: Path |
         write_tensors(folder / WEIGHTS, {name: weight.contiguous() for name, weight in weights.items()})
     source = {"imported": path.suffix, "sha256": disk.digest_file(path).sha256, "config": config_json}
     return Original(folder, tokenizer or path.parent, artifact.request("checkpoint", source))
+
+
+def _read_config(path: Path, optional: bool) -> dict[str, Any]:
+    if optional and not path.is_file():
+        return {}
+    found = read_json(path, "give a JSON object") if path.is_file() else None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} holds no JSON object", 'give one like {"num_attention_heads": 12}')
+    return found
 
 
 def _completed(config: ModelConfig, tokenizer: Tokenizer, original: Path) -> ModelConfig:

@@ -146,8 +146,9 @@ def test_what_tensors_do_not_tell_is_given_beside_them(make_source: MakeSource, 
     torch.save(source.model.state_dict(), tmp_path / "bare.pth")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(source.tokenizer.folder / name, tmp_path)
-    shape = {"num_attention_heads": 4, "max_position_embeddings": 256, "initializer_range": 0.2}
-    (tmp_path / "shape.json").write_text(json.dumps(shape))
+    shape = {"num_attention_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.2}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    (tmp_path / "shape.json").write_text(json.dumps({"num_attention_heads": 4}))
     bring_in(tmp_path / "bare.pth", tmp_path / "ours", config=tmp_path / "shape.json")
     assert load_model(tmp_path / "ours").config.settings == source.model.config.settings.resolved
 
@@ -268,8 +269,9 @@ def test_options_that_belong_to_another_kind_of_source_are_refused(tmp_path: Pat
     with pytest.raises(ConfigError, match="--config describes"):
         bring_in(tmp_path, tmp_path / "ours", config=tmp_path / "shape.json")
     (tmp_path / "x.pt").write_bytes(b"")
-    with pytest.raises(ConfigError, match="holds no JSON object"):
-        bring_in(tmp_path / "x.pt", tmp_path / "ours", config=tmp_path / "shape.json")
+    for name in ("shape.json", "missing.json"):
+        with pytest.raises(ConfigError, match=rf"{name} holds no JSON object"):
+            bring_in(tmp_path / "x.pt", tmp_path / "ours", config=tmp_path / name)
 
 
 def test_sockets_still_work_here() -> None:
