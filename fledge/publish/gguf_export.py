@@ -57,11 +57,19 @@ def check_gguf(source: Source, folder: Path, weight_type: WeightType, name: str)
     if program is None or config.rope_scaling is not None:
         why = "transformers is not installed" if program is None else "transformers reads no rotary scaling in GGUF"
         return f"the package gguf ({why})"
-    ours = Llama(config, seed=None).eval()
-    ours.load_state_dict(own_weights(ours, found.tensors), strict=False)
+    ours = _filled(Llama(config, seed=None).eval(), found)
+    del found  # as large as the model in fp32, which is held three times already
     theirs = load_theirs(folder, gguf_file=GGUF_FILE, config=their_config(to_config_json(config, torch.float32)))
     check_logits(ours, theirs, probe_rows(config.vocabulary_size, config.settings.max_position_embeddings))
     return f"the package gguf, and {program}"
+
+
+@torch.no_grad()
+def _filled(model: Llama, read: Read) -> Llama:
+    parameters = dict(model.named_parameters())
+    for name, weight in own_weights(model, read.tensors):
+        parameters[name].copy_(weight)
+    return model
 
 
 def check_values(found: Read, expected: dict[str, Values], weight_type: WeightType) -> None:

@@ -14,7 +14,7 @@ The beginning of a text is not added by llama.cpp (`add_bos_token` false), becau
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,17 +168,15 @@ def gguf_tensors(model: Llama) -> dict[str, Values]:
     return tensors
 
 
-def own_weights(model: Llama, tensors: Mapping[str, Values]) -> dict[str, torch.Tensor]:
-    """What `gguf_tensors` has made of a model of this shape, by our names again."""
+def own_weights(model: Llama, tensors: Mapping[str, Values]) -> Iterator[tuple[str, torch.Tensor]]:
+    """What `gguf_tensors` has made of a model of this shape, by our names again, one at a time."""
     gguf = require_package()
     config = model.config
     kind = architecture_of(config).model_type
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind.upper()], config.settings.num_hidden_layers)
-    weights = {}
     for name, _ in model.named_parameters():
         values = torch.from_numpy(np.array(tensors[str(names.get_name(name, try_suffixes=(".weight", ".bias")))]))
-        weights[name] = half_split(values, config.settings.head_size) if _is_interleaved(kind, name) else values
-    return weights
+        yield name, half_split(values, config.settings.head_size) if _is_interleaved(kind, name) else values
 
 
 def _tokenizer_fields(source: Source) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def test_what_is_read_back_is_the_model(name: str, weight_type: Any, make_source
     read = read_gguf(tmp_path / "out" / "model.gguf")
     assert read.fields["general.architecture"] == name.partition(",")[0]
     assert ("output.weight" in read.tensors) == (name != "llama" and name != "qwen3")
-    weights = own_weights(source.model, read.tensors)
+    weights = dict(own_weights(source.model, read.tensors))
     for key, weight in source.model.named_parameters():
         bound = 0.0 if weight.ndim == 1 else {"f32": 0.0, "f16": 2.0**-11, "bf16": 2.0**-8, "q8_0": 1 / 240}[weight_type]
         assert (weights[key] - weight).abs().max() <= bound * weight.abs().max(), key
@@ -205,7 +205,7 @@ def test_a_model_of_q8_0_speaks_almost_like_its_source(make_source: MakeSource, 
     source = make_source()
     export_gguf(source, tmp_path / "out", "gguf", "q8_0")
     ours = load_model(source.artifact.path)
-    ours.load_state_dict(own_weights(ours, read_gguf(tmp_path / "out" / "model.gguf").tensors), strict=False)
+    ours.load_state_dict(dict(own_weights(ours, read_gguf(tmp_path / "out" / "model.gguf").tensors)), strict=False)
     save_model(ours, tmp_path / "folder")
     rows = torch.randint(0, MODEL_SIZE, (2, 32), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
