@@ -13,6 +13,7 @@ from typing import Any
 from fledge.core import __version__, artifact
 from fledge.core.artifact import Artifact
 from fledge.core.errors import ArtifactError
+from fledge.corpus.build import STATS
 from fledge.corpus.card_figures import NOT_STATED
 from fledge.corpus.card_markdown import code, hub_license, table, yaml_list
 from fledge.evaluation.checkpoint import CheckpointEvaluation, evaluation_from_plain, results_table
@@ -28,7 +29,7 @@ RESULTS = "results.json"
 def model_card(source: Source, name: str, target: ModelTarget, weight_type: WeightType) -> str:
     """The card as Markdown; the same checkpoint gives the same bytes."""
     ancestors = [(role, found) for _, role, _, found in artifact.lineage(source.artifact) if found is not None]
-    provenance = [one for _, found in ancestors for one in found.stats.get("provenance", ()) if found.manifest.kind == "corpus"]
+    provenance = [one for _, found in ancestors if found.manifest.kind == "corpus" for one in _provenance(found)]
     sections = [
         f"# {code(name)}",
         *_description(source, weight_type),
@@ -52,6 +53,13 @@ def find_scores(checkpoint: Artifact) -> CheckpointEvaluation | None:
         return next((evaluation_from_plain(one) for one in evaluations if one["name"] in names), None)
     except (ArtifactError, ValueError, KeyError, TypeError):
         return None  # Another version's, or damaged: a card without scores is right too.
+
+
+def _provenance(corpus: Artifact) -> Sequence[Mapping[str, Any]]:
+    """Where the texts of a corpus come from, as its data card has it."""
+    path = corpus.path / STATS
+    stats: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return [one for one in stats.get("provenance", ()) if isinstance(one, dict)]
 
 
 def _header(source: Source, provenance: Sequence[Mapping[str, Any]], target: ModelTarget) -> Iterator[str]:

@@ -37,9 +37,8 @@ def with_lineage(make_source: MakeSource, tmp_path: Path) -> Callable[..., Sourc
 
     def make(sources: list[dict[str, Any]]) -> Source:
         source = make_source()
-        with artifact.build(tmp_path / "corpus", artifact.request("corpus", {"content": "documents"})) as (partial, stats):
-            disk.write_text(partial / "text", "x")
-            stats["provenance"] = sources
+        with artifact.build(tmp_path / "corpus", artifact.request("corpus", {"content": "documents"})) as (partial, _):
+            disk.write_json(partial / "stats.json", {"provenance": sources})
         corpus = artifact.open_artifact(tmp_path / "corpus")
         folder = source.artifact.path.with_name("step-000002")
         with artifact.build(folder, artifact.request("checkpoint", {}, {"corpus.0": corpus})) as (partial, _):
