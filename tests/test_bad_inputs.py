@@ -1,4 +1,4 @@
-"""Every kind of bad input that concerns configuration, corpus, tokenizer, shards, checkpoints and training, with the tests that hold it.
+"""Every kind of bad input, from configuration and corpus to training and export, with the tests that hold it.
 
 APART are those that cannot happen here, with the reason. What no test of a part holds as the user meets it is in test_refusals.py
 and test_refusals_of_results.py.
@@ -285,6 +285,33 @@ ROWS: dict[int, tuple[str, tuple[str, ...]]] = {
             "tests/core/test_metrics.py::test_resuming_cuts_what_was_not_saved",
         ),
     ),
+    92: (
+        "an export onto a folder that is not empty",
+        ("tests/verbs/test_publishing.py::test_wrong_uses_are_explained_and_leave_nothing",),
+    ),
+    93: (
+        "an export of a tied head, a padded vocabulary, a cast",
+        (
+            "tests/publish/test_huggingface.py::test_transformers_opens_every_architecture_with_the_same_logits",
+            "tests/publish/test_huggingface.py::test_a_cast_is_that_of_the_type",
+            "tests/publish/test_gguf_export.py::test_what_is_read_back_is_the_model",
+        ),
+    ),
+    94: (
+        "an exported file that is not what was in memory",
+        (
+            "tests/publish/test_huggingface.py::test_a_folder_that_differs_does_not_appear",
+            "tests/publish/test_gguf_export.py::test_a_file_that_differs_does_not_appear",
+        ),
+    ),
+    95: (
+        "a token of the hub that is missing or refused",
+        ("tests/publish/test_importing.py::test_the_hub_is_asked_for_data_only_and_what_it_says_is_told_without_a_token",),
+    ),
+    96: (
+        "a model's name with ../, spaces or emoji",
+        ("tests/publish/test_importing.py::test_what_is_no_folder_and_no_name_on_the_hub_is_refused",),
+    ),
 }
 """What is wrong, and the tests that hold the answer, by the row of the list of bad inputs."""
 
@@ -297,7 +324,7 @@ APART: dict[int, str] = {
 
 
 def test_every_row_is_held_or_set_apart() -> None:
-    assert sorted([*ROWS, *APART]) == list(range(1, 90))
+    assert sorted([*ROWS, *APART]) == [*range(1, 90), *range(92, 97)]
 
 
 def test_every_test_that_is_named_is_there() -> None:

@@ -97,7 +97,7 @@ def test_a_damaged_token_set_ends_training_before_it_begins(fledge: Fledge, tiny
     [
         ((), "start", ("start holds no checkpoint", "fledge run")),
         (("checkpoints/step-000004.partial/config.json",), "start", ("start holds no finished checkpoint",)),
-        (("weights.pt",), "start/weights.pt", ("start/weights.pt is a file", "model.safetensors", "pickled weights")),
+        (("weights.pt",), "start/weights.pt", ("start/weights.pt is a file", "model.safetensors", "fledge import")),
         ((), "start/weights.pt", ("no run or checkpoint", "start/weights.pt")),
     ],
     ids=["empty", "partial", "a file", "nothing"],

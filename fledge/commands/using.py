@@ -1,4 +1,4 @@
-"""The verbs that do something with a result: `generate`, `chat`, `merge`, `export`, `push`, `pull`."""
+"""The verbs that do something with a result: `generate`, `chat`, `merge`, `export`, `import`, `push`, `pull`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from fledge.core import console
 from fledge.core.errors import ConfigError
 from fledge.inference.settings import GenerationSettings
 from fledge.options import LogLevel, MaxTokens, Place, Reference, Repository, Seed, SmokeRun, Temperature, TopK, TopP
+from fledge.publish.settings import WeightType
+from fledge.tokens.settings import TemplateName
 
-ExportTarget = Literal["bin"]
-"""What `fledge export --to` knows; each has its function in verbs/export.py."""
+ExportTarget = Literal["hf", "gguf", "ollama", "bin"]
+"""What `fledge export --to` knows."""
 
 Kind = Literal["model", "dataset"]
 
@@ -73,15 +75,43 @@ def export(
     place: Place,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; must not be there yet, or be empty.")],
     target: Annotated[
-        ExportTarget, typer.Option("--to", help="bin: a token set of documents as train.bin, val.bin, data_meta.json and the tokenizer.")
+        ExportTarget,
+        typer.Option(
+            "--to",
+            help="hf: a Hugging Face folder (transformers, vLLM); gguf: a file for llama.cpp; ollama: the same with a Modelfile; "
+            "bin: a token set of documents as train.bin, val.bin, data_meta.json and the tokenizer.",
+        ),
     ],
+    weight_type: Annotated[
+        WeightType | None, typer.Option("--dtype", help="How weights are stored. Default: hf f32, gguf and ollama f16; q8_0 in GGUF only.")
+    ] = None,
     small: SmokeRun = False,
     log_level: LogLevel = "info",
 ) -> None:
     console.configure(log_level)
-    from fledge.verbs.export import EXPORTS
+    from fledge.verbs import export as verbs
 
-    EXPORTS[target](place, folder, small)
+    verbs.export(place, folder, target, weight_type, small)
+
+
+def import_model(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A Hugging Face folder, OWNER/NAME on the hub, or a .pt file with a state dict.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; must not be there yet, or be empty.")],
+    template: Annotated[
+        TemplateName | None,
+        typer.Option("--template", help="How conversations are written. Default: chatml if the tokenizer has its tokens, else instruct."),
+    ] = None,
+    revision: Annotated[str, typer.Option("--revision", help="Branch, tag or commit on the hub.")] = "main",
+    config: Annotated[Path | None, typer.Option("--config", help="Of a .pt file: JSON with what its tensors do not tell.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="Folder or file of the tokenizer, if it lies elsewhere.")] = None,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    from fledge.verbs import importing
+
+    importing.bring_in(source, folder, template, revision, config, tokenizer)
 
 
 def push(

@@ -8,34 +8,26 @@ HTML mean nothing; examples of documents are on the page only.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fledge.corpus import card_figures, card_rules
 from fledge.corpus.card_figures import NOT_STATED, Figures, share, shown
+from fledge.corpus.card_markdown import hub_license, plain, table, yaml_list
 from fledge.corpus.card_page import card_page
 
 __all__ = ["card_page", "data_card"]
 
-_SHOWN_ROWS = 100
 _LEAST_LANGUAGE_SHARE = 0.01
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 """Borders of the hub's size categories: a thousand, ten thousand, ..."""
-_HUB_LICENSES = {
-    "afl-3.0", "agpl-3.0", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "bsl-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0",
-    "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0", "gfdl", "gpl-2.0",
-    "gpl-3.0", "lgpl-2.1", "lgpl-3.0", "mit", "mpl-2.0", "odbl", "odc-by", "pddl", "unlicense", "wtfpl", "zlib",
-}  # fmt: skip
-"""Identifiers that the hub knows; any other licence is `other` there, with its name beside it."""
-_MARKDOWN = re.compile(r"[\\`*_\[\]<>|&~$#@]")
 
 
 def data_card(stats: Mapping[str, Any]) -> str:
     """The card as Markdown; the same stats give the same bytes."""
     figures = card_figures.figures_of(stats)
     sections = [
-        f"# Data card: {figures.noun}\n\n{_plain(' '.join(card_figures.summary(figures)))}",
+        f"# Data card: {figures.noun}\n\n{plain(' '.join(card_figures.summary(figures)))}",
         *_origin(figures),
         *_making(figures),
         *_rules(figures),
@@ -44,7 +36,7 @@ def data_card(stats: Mapping[str, Any]) -> str:
         *_duplicates(figures),
         *_contamination(figures),
         *_rejects(figures),
-        "## Known limits\n\n" + "\n".join(f"- {_plain(limit)}" for limit in card_figures.limits(figures)),
+        "## Known limits\n\n" + "\n".join(f"- {plain(limit)}" for limit in card_figures.limits(figures)),
         *_settings(figures),
     ]
     return "\n".join(["---", *_header(figures), "---", "", "\n\n".join(sections), ""])
@@ -53,34 +45,20 @@ def data_card(stats: Mapping[str, Any]) -> str:
 def _header(figures: Figures) -> Iterator[str]:
     """YAML for the hub; JSON strings are YAML strings."""
     stated = dict.fromkeys(str(one.get("license", NOT_STATED)) for one in figures.stats.get("provenance", ()))
-    known = dict.fromkeys(_hub_license(license_) for license_ in stated)
-    yield from _yaml_list("license", known)
+    known = dict.fromkeys(hub_license(license_) for license_ in stated)
+    yield from yaml_list("license", known)
     if "other" in known:
-        yield f"license_name: {json.dumps(shown(', '.join(name for name in stated if _hub_license(name) == 'other')))}"
+        yield f"license_name: {json.dumps(shown(', '.join(name for name in stated if hub_license(name) == 'other')))}"
     total = sum(figures.counts.get("languages", {}).values())
     languages = card_figures.by_count(figures.counts.get("languages", {}))
-    yield from _yaml_list("language", [code for code, count in languages if count >= _LEAST_LANGUAGE_SHARE * total])
-    yield from _yaml_list("size_categories", [_size_category(figures.kept)])
-    yield from _yaml_list("task_categories", ["text-generation"])
+    yield from yaml_list("language", [code for code, count in languages if count >= _LEAST_LANGUAGE_SHARE * total])
+    yield from yaml_list("size_categories", [_size_category(figures.kept)])
+    yield from yaml_list("task_categories", ["text-generation"])
     splits = [side for side, rows in figures.stats.get("rows", {}).items() if rows]
     if splits:
         extension = figures.settings.get("format", "parquet") if figures.noun == "documents" else "parquet"
         yield "configs:\n- config_name: default\n  data_files:"
         yield from (f"  - split: {side}\n    path: {json.dumps(f'{side}-*.{extension}')}" for side in splits)
-
-
-def _yaml_list(name: str, values: Iterable[str]) -> Iterator[str]:
-    listed = [f"- {json.dumps(shown(value))}" for value in values]
-    if listed:
-        yield "\n".join([f"{name}:", *listed])
-
-
-def _hub_license(name: str) -> str:
-    if name == NOT_STATED:
-        return "unknown"
-    plain = name.strip().lower().replace(" ", "-")
-    known = (candidate for candidate in (plain, re.sub(r"-v?\d+(?:\.\d+)*$", "", plain)) if candidate in _HUB_LICENSES)
-    return next(known, "other")
 
 
 def _size_category(rows: int) -> str:
@@ -93,23 +71,23 @@ def _size_category(rows: int) -> str:
 def _origin(figures: Figures) -> Iterator[str]:
     provenance, volumes = card_figures.provenance_rows(figures), card_figures.volume_rows(figures)
     if provenance:
-        yield "## Provenance and licences\n\n" + _table(card_figures.PROVENANCE_COLUMNS, provenance, {4, 5})
+        yield "## Provenance and licences\n\n" + table(card_figures.PROVENANCE_COLUMNS, provenance, {4, 5})
     if volumes:
-        yield "## What is in it\n\n" + _table(card_figures.VOLUME_COLUMNS, volumes, {2, 3, 4})
+        yield "## What is in it\n\n" + table(card_figures.VOLUME_COLUMNS, volumes, {2, 3, 4})
         if any(row[1] == "validation" for row in volumes) and figures.noun == "documents":
             yield card_figures.SPLIT
 
 
 def _making(figures: Figures) -> Iterator[str]:
     if figures.read:
-        yield "## How it was made\n\n" + _table(
+        yield "## How it was made\n\n" + table(
             ("", "documents", "share"),
             [(label, f"{count:,}", share(count, figures.read)) for label, count in card_figures.way(figures)],
             {1, 2},
         )
     cleaned = card_figures.cleaning_rows(figures)
     if cleaned:
-        yield "Cleaning, before any rule looked at a text:\n\n" + _table(
+        yield "Cleaning, before any rule looked at a text:\n\n" + table(
             ("step", "what it does", "documents changed", "share"), cleaned, {2, 3}, foreign={0}
         )
 
@@ -119,16 +97,16 @@ def _rules(figures: Figures) -> Iterator[str]:
     if rules:
         columns, numeric = card_rules.rule_columns(rules, figures)
         rows = list(zip(*columns.values(), strict=True))
-        yield f"## Rules\n\n{card_rules.RULES}\n\n" + _table(list(columns), rows, numeric, foreign={0})
+        yield f"## Rules\n\n{card_rules.RULES}\n\n" + table(list(columns), rows, numeric, foreign={0})
     removed = [(name, what, f"{count:,}") for name, what, count in card_rules.removed_lines(figures)]
     if removed:
-        yield "Lines removed from documents, or mended:\n\n" + _table(("rule", "what it does", "lines"), removed, {2}, foreign={0})
+        yield "Lines removed from documents, or mended:\n\n" + table(("rule", "what it does", "lines"), removed, {2}, foreign={0})
 
 
 def _turns(figures: Figures) -> Iterator[str]:
     facts = card_figures.turn_facts(figures)
     if facts:
-        yield "## Turns and answers\n\n" + "\n".join(f"- {_plain(name)}: {_plain(value)}" for name, value in facts)
+        yield "## Turns and answers\n\n" + "\n".join(f"- {plain(name)}: {plain(value)}" for name, value in facts)
 
 
 def _contents(figures: Figures) -> Iterator[str]:
@@ -136,71 +114,39 @@ def _contents(figures: Figures) -> Iterator[str]:
     if lengths:
         total = sum(count for _, count in lengths)
         rows = [(card_figures.doubling(exponent), f"{count:,}", share(count, total)) for exponent, count in lengths]
-        yield f"## Lengths\n\n{card_figures.lengths_text(figures)}\n\n" + _table(("characters", "documents", "share"), rows, {0, 1, 2})
+        yield f"## Lengths\n\n{card_figures.lengths_text(figures)}\n\n" + table(("characters", "documents", "share"), rows, {0, 1, 2})
     languages = card_figures.by_count(figures.counts.get("languages", {}))
     if languages:
         total = sum(count for _, count in languages)
         rows = [(shown(code), f"{count:,}", share(count, total)) for code, count in languages]
-        yield "## Languages\n\n" + _table(("language", "documents", "share"), rows, {1, 2}, foreign={0})
+        yield "## Languages\n\n" + table(("language", "documents", "share"), rows, {1, 2}, foreign={0})
 
 
 def _duplicates(figures: Figures) -> Iterator[str]:
     facts = card_figures.duplicate_facts(figures)
     if facts:
-        yield f"## Duplicates\n\n{card_figures.DUPLICATES}\n\n" + "\n".join(f"- {name}: {_plain(value)}" for name, value in facts)
+        yield f"## Duplicates\n\n{card_figures.DUPLICATES}\n\n" + "\n".join(f"- {name}: {plain(value)}" for name, value in facts)
         sizes = figures.stats["duplicates"].get("sizes") or {}
         if sizes:
             rows = [(shown(size), f"{count:,}") for size, count in sizes.items()]
-            yield _table(("documents in a cluster", "clusters"), rows, {0, 1})
+            yield table(("documents in a cluster", "clusters"), rows, {0, 1})
 
 
 def _contamination(figures: Figures) -> Iterator[str]:
     rows = card_figures.contamination_rows(figures)
     if rows:
         told = card_figures.contamination_text(figures)
-        yield f"## Contamination\n\n{told}\n\n" + _table(("evaluation file", "documents dropped", "share"), rows, {1, 2}, foreign={0})
+        yield f"## Contamination\n\n{told}\n\n" + table(("evaluation file", "documents dropped", "share"), rows, {1, 2}, foreign={0})
 
 
 def _rejects(figures: Figures) -> Iterator[str]:
     rows = card_figures.reject_rows(figures)
     if rows:
-        table = _table(("source", "reason", "lines, rows or files", "share"), rows, {2, 3}, foreign={0, 1})
-        yield f"## Rejects\n\n{card_figures.REJECTS}\n\n{table}"
+        told = table(("source", "reason", "lines, rows or files", "share"), rows, {2, 3}, foreign={0, 1})
+        yield f"## Rejects\n\n{card_figures.REJECTS}\n\n{told}"
 
 
 def _settings(figures: Figures) -> Iterator[str]:
     rows = card_figures.setting_rows(figures)
     if rows:
-        yield "## Settings\n\n" + _table(("setting", "value"), rows, foreign={0, 1})
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Iterable[int] = (), foreign: Iterable[int] | None = None) -> str:
-    """A table of GitHub-flavoured Markdown. Cells of columns in `foreign` become code; by default of all that are not numeric."""
-    right = set(numeric)
-    code = set(range(len(columns))) - right if foreign is None else set(foreign)
-    lines = [
-        _row(columns),
-        _row(["---:" if place in right else "---" for place in range(len(columns))]),
-        *(_row([_code(cell) if place in code else _plain(cell) for place, cell in enumerate(row)]) for row in rows[:_SHOWN_ROWS]),
-    ]
-    left = len(rows) - _SHOWN_ROWS
-    return "\n".join(lines) + (f"\n\n{left:,} more are in `stats.json`." if left > 0 else "")
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown and HTML have nothing to find in."""
-    return _MARKDOWN.sub(lambda found: f"\\{found[0]}", shown(text, 2_000)).replace("\n", " ")
-
-
-def _code(text: str) -> str:
-    """A code span; in a table a bar must be escaped even there."""
-    flat = " ".join(text.split())
-    if not flat:
-        return ""
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", flat)), default=0))
-    gap = " " if flat[0] == "`" or flat[-1] == "`" else ""
-    return f"{fence}{gap}{flat}{gap}{fence}".replace("|", "\\|")
+        yield "## Settings\n\n" + table(("setting", "value"), rows, foreign={0, 1})

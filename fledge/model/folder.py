@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from fledge.core.errors import CheckpointError, ConfigError
 from fledge.model.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, find_base, is_adapter, read_adapter_settings, to_adapter_json
 from fledge.model.adapters import adapter_weights, add_adapter, merge_adapter, own_name, peft_name
 from fledge.model.llama import Llama
-from fledge.model.settings import Adapter, ModelConfig, Normalization
+from fledge.model.settings import Adapter, ModelConfig, Normalization, RopeScaling, RopeType
 from fledge.model.tensors import read_tensors, write_tensors
 
 CONFIG = "config.json"
@@ -151,7 +151,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             return _read_shards(folder)
         pickled = sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth"})
         if pickled:
-            remedy = f"convert it to {WEIGHTS} with the tool that wrote it"
+            remedy = f"convert it: fledge import {folder / pickled[0]} FOLDER"
             raise CheckpointError(f"{folder} holds its weights only as pickle ({pickled[0]}), which could run any code", remedy)
     return read_tensors(folder / WEIGHTS)
 
@@ -159,10 +159,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def to_config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     """The content of config.json."""
     settings = config.settings
-    architecture = next(
-        known for known in ARCHITECTURES if (known.normalization, known.query_key_norm) == (settings.normalization, settings.query_key_norm)
-    )
-    rope = {"rope_type": "default", "rope_theta": settings.rope_theta}
+    architecture = architecture_of(config)
+    rope = {"rope_type": "default", "rope_theta": settings.rope_theta, **(_scaling_json(config.rope_scaling))}
     if "partial_rotary_factor" in architecture.plain:
         rope["partial_rotary_factor"] = 1.0
     shared = {name: getattr(settings, name) for name in _SHARED_KEYS}
@@ -178,11 +176,18 @@ def to_config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         **architecture.plain,
         "rope_parameters": rope,
         "rope_theta": settings.rope_theta,
+        "rope_scaling": _scaling_json(config.rope_scaling) or None,
         **_special_tokens(config),
         "use_cache": True,
         "dtype": str(dtype).removeprefix("torch."),
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
+
+
+def architecture_of(config: ModelConfig) -> Architecture:
+    """The class of transformers that computes what `Llama` does with these settings."""
+    wanted = (config.settings.normalization, config.settings.query_key_norm)
+    return next(known for known in ARCHITECTURES if (known.normalization, known.query_key_norm) == wanted)
 
 
 def from_config_json(raw: Mapping[str, Any], origin: Path) -> ModelConfig:
@@ -205,12 +210,13 @@ def from_config_json(raw: Mapping[str, Any], origin: Path) -> ModelConfig:
         "normalization": architecture.normalization,
         "query_key_norm": architecture.query_key_norm,
     }
-    config = {
+    config: dict[str, Any] = {
         "settings": values,
         "vocabulary_size": raw["vocab_size"],
         "begin_token_id": raw.get("bos_token_id"),
         "end_token_ids": list(_end_token_ids(raw)),
         "padding_token_id": raw.get("pad_token_id"),
+        "rope_scaling": _scaling_values(rope, values["max_position_embeddings"]),
     }
     try:
         return parse(ModelConfig, Tree(config, {}))
@@ -223,13 +229,33 @@ def _require_plain(architecture: Architecture, given: Mapping[str, Any], origin:
     default_rotary_factor = 0.25 if architecture.model_type == "stablelm" else 1.0
     found = {
         **{key: given.get(key, False) for key in architecture.plain},
-        "rope_type": given.get("rope_type", given.get("type", "default")),
+        "rope_type": _rope_type(given),
         "partial_rotary_factor": given.get("partial_rotary_factor", default_rotary_factor),
     }
-    wanted = {**architecture.plain, "rope_type": "default", "partial_rotary_factor": 1.0}
+    wanted: dict[str, object] = {**architecture.plain, "rope_type": "default", "partial_rotary_factor": 1.0}
+    if found["rope_type"] in get_args(RopeType):
+        del wanted["rope_type"]
     for key, value in wanted.items():
         if found[key] != value:
             raise CheckpointError(f"{origin}: {key} is {found[key]!r}, Fledge computes only {value!r}", "use a checkpoint without it")
+
+
+def _rope_type(rope: Mapping[str, Any]) -> Any:
+    return rope.get("rope_type", rope.get("type", "default"))
+
+
+def _scaling_json(scaling: RopeScaling | None) -> dict[str, Any]:
+    if scaling is None:
+        return {}
+    return {"rope_type": "linear", "factor": scaling.factor} if scaling.rope_type == "linear" else asdict(scaling)
+
+
+def _scaling_values(rope: Mapping[str, Any], context_tokens: Any) -> dict[str, Any] | None:
+    """What `RopeScaling` is parsed from; an original length that is not given is the model's, as in transformers."""
+    if _rope_type(rope) == "default":
+        return None
+    given = {name: rope[name] for name in (field.name for field in fields(RopeScaling)) if rope.get(name) is not None}
+    return {"original_max_position_embeddings": context_tokens, **given, "rope_type": _rope_type(rope)}
 
 
 def _special_tokens(config: ModelConfig) -> dict[str, int | list[int] | None]:

@@ -15,6 +15,7 @@ L layers, S cache slots, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -132,7 +133,7 @@ class Decoder(nn.Module):
         self.activation_checkpointing: ActivationCheckpointing = "none"
         self.has_dropout = config.settings.attention_dropout > 0
         """Whether layers draw random numbers in training."""
-        table = rotation_table(config.settings)
+        table = rotation_table(config)
         self.register_buffer("cosine", table.cosine, persistent=False)
         self.register_buffer("sine", table.sine, persistent=False)
 
@@ -232,14 +233,27 @@ class Rotation(NamedTuple):
     sine: Tensor
 
 
-def rotation_table(settings: ModelSettings) -> Rotation:
-    """The angles position * theta^(-2 i / E) for i < E / 2 of every position of the context, as cosine and sine, (context, E / 2), fp32.
+def rotation_table(config: ModelConfig) -> Rotation:
+    """The angles position * frequency of every position of the context, as cosine and sine, (context, E / 2), fp32.
 
     A table, because a compiler would compute the angles anew for every head of every layer: a quarter of a step on an H100.
     """
-    exponents = torch.arange(0, settings.head_size, 2, dtype=torch.float32) / settings.head_size
-    angles = torch.arange(settings.max_position_embeddings)[:, None] * (1.0 / settings.rope_theta**exponents)
+    angles = torch.arange(config.settings.max_position_embeddings)[:, None] * rotation_frequencies(config)
     return Rotation(angles.cos(), angles.sin())
+
+
+def rotation_frequencies(config: ModelConfig) -> Tensor:
+    """theta^(-2 i / E) for i < E / 2, in radians per token, (E / 2), fp32; slower where the checkpoint has a `RopeScaling`."""
+    settings, scaling = config.settings, config.rope_scaling
+    exponents = torch.arange(0, settings.head_size, 2, dtype=torch.float32) / settings.head_size
+    plain = 1.0 / settings.rope_theta**exponents
+    if scaling is None:
+        return plain
+    if scaling.rope_type == "linear":
+        return plain / scaling.factor
+    turns = scaling.original_max_position_embeddings * plain / (2 * math.pi)  # full ones in the original context
+    kept = ((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0.0, 1.0)
+    return (1 - kept) * plain / scaling.factor + kept * plain
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

@@ -15,6 +15,8 @@ from fledge.core.config import settings
 Normalization = Literal["rms", "layer"]
 Activation = Literal["silu", "gelu", "relu"]
 
+RopeType = Literal["linear", "llama3"]
+
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 """The matrices of a layer, by Hugging Face's names."""
 
@@ -138,6 +140,27 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """How the rotary wavelengths of a model that others made were stretched to a longer context, in Hugging Face's words.
+
+    It is read from a checkpoint and no setting of a recipe: a model that is trained here has `rope_theta`.
+    """
+
+    rope_type: RopeType
+    """linear: all of them by `factor` (position interpolation, arXiv:2306.15595); llama3: the long ones (Llama 3.1, arXiv:2407.21783)."""
+    factor: float
+    low_freq_factor: float = 1.0
+    """llama3: wavelengths above original_max_position_embeddings / this are stretched by `factor`."""
+    high_freq_factor: float = 4.0
+    """llama3: those below original_max_position_embeddings / this stay, those between are stretched in part."""
+    original_max_position_embeddings: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.factor < 1 or not 0 < self.low_freq_factor < self.high_freq_factor or self.original_max_position_embeddings < 1:
+            raise ValueError(f"this is no rotary scaling: {self}")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Everything `config.json` says: the chosen shape, and what the tokenizer decides."""
 
@@ -149,6 +172,7 @@ class ModelConfig:
     end_token_ids: tuple[int, ...] = ()
     """The tokens at which generation stops; the first is the usual one. A chat model's is the end of a turn."""
     padding_token_id: int | None = None
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         special = [self.begin_token_id, *self.end_token_ids, self.padding_token_id]

@@ -1,1 +1,1 @@
-"""What is handed to others: on the hub (`pushing`, `watching`) and back from it (`pulling`)."""
+"""Results leave for other programs and the hub, and come back; each is compared with what it was made from before it appears."""

@@ -32,7 +32,7 @@ def find_checkpoint(reference: str) -> Path:
     if Path(place).is_file():
         raise CheckpointError(
             f"{place} is a file, not the folder of a checkpoint",
-            "give the folder that holds config.json and model.safetensors; convert pickled weights (.pt, .bin) with what wrote them",
+            f"give the folder that holds config.json and model.safetensors; convert a .pt or .bin file: fledge import {place} FOLDER",
         )
     if not folder.is_dir():
         raise CheckpointError(

@@ -69,6 +69,8 @@ class Definition:
     """The bytes each id stands for; of a control token, its name."""
     specials: Mapping[str, int]
     """The control tokens by name, in the order of their ids."""
+    visible: frozenset[int]
+    """Those of them that are part of what a model says, such as `<think>`: decoding leaves them in."""
     roles: Roles
     spelling: Spelling
 
@@ -100,7 +102,7 @@ def _definition_of(raw: bytes) -> Definition:
 def _checked(content: Any) -> Definition:
     try:
         spelling = spelling_of(content)
-        specials = _specials(content["added_tokens"])
+        specials, visible = _specials(content["added_tokens"])
         vocabulary, merges = _vocabulary(content["model"]), [pair(merge) for merge in content["model"].get("merges", [])]
         pieces = piece_bytes(vocabulary, spelling, specials)
         check_merges(vocabulary, merges)
@@ -119,7 +121,7 @@ def _checked(content: Any) -> Definition:
     except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError) as error:
         reason = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
         raise _UnusableError(f"is not a tokenizer that can be used: {reason}") from error
-    return Definition(content, digest, tuple(pieces), MappingProxyType(specials), roles, spelling)
+    return Definition(content, digest, tuple(pieces), MappingProxyType(specials), visible, roles, spelling)
 
 
 def load_body(definition: Definition, place: str) -> tokenizers.Tokenizer:
@@ -199,9 +201,14 @@ def whole_content(model: Any, added: Sequence[Mapping[str, Any]], normalizer: An
     return {**head, "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": None, "decoder": decoder, "model": model}
 
 
-def added_token(name: str, token: int) -> dict[str, Any]:
+def added_token(name: str, token: int, special: bool = True) -> dict[str, Any]:
     """A control token as `tokenizer.json` lists it."""
-    return {"id": token, "content": name, **_ADDED_TOKEN_FLAGS}
+    return {"id": token, "content": name, **_ADDED_TOKEN_FLAGS, "special": special}
+
+
+def names_a_control(name: str) -> bool:
+    """Whether a name has the form of a control token's, `<NAME>` or `[NAME]`, which ordinary text does not hold."""
+    return len(name) > 2 and name.startswith(("<", "[")) and name.endswith((">", "]"))
 
 
 def guard(names: Iterable[str]) -> dict[str, Any]:
@@ -250,16 +257,20 @@ def _vocabulary(model: Mapping[str, Any]) -> dict[str, int]:
     return vocabulary
 
 
-def _specials(added: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def _specials(added: Sequence[Mapping[str, Any]]) -> tuple[dict[str, int], frozenset[int]]:
+    """All added tokens, which enter by id only, and those that are shown. Raises ValueError for one that ordinary text may hold."""
     specials: dict[str, int] = {}
+    visible = set()
     for token in sorted(added, key=lambda token: int(token["id"])):
         name = token["content"]
         if not name or name in specials or int(token["id"]) in specials.values():
             raise ValueError(f"added_tokens lists {name!r} twice, or without a name or an id of its own")
-        if not token.get("special"):
-            raise ValueError(f"added_tokens lists {name!r}, which is not special but part of the text")
         specials[name] = int(token["id"])
-    return specials
+        if not token.get("special"):
+            if not names_a_control(name):
+                raise ValueError(f"added_tokens lists {name!r}, which is not special but part of the text")
+            visible.add(specials[name])
+    return specials, frozenset(visible)
 
 
 def _check_guard(content: Mapping[str, Any], specials: Mapping[str, int]) -> None:

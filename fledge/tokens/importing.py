@@ -4,7 +4,9 @@ Read are `tokenizer.json` (Hugging Face) and `tokenizer.model` (SentencePiece), 
 of what lies beside them is run. A pickle is never opened, code that a configuration names (`auto_map`) is not fetched, and the chat
 template is always ours. What comes out is a folder like that of a trained tokenizer.
 
-The one intended difference: a text that spells a control token stays a text, also where the original would see the token.
+Two differences are intended. A text that spells a control token stays a text, also where the original would see the token; so does one
+that spells a token which is not special but written by the model, such as `<think>`. And a byte-level vocabulary that composes characters
+first (Unicode's NFC, as in Qwen) gets the text as it is: the ids are the original's for text in that form, and every other comes back too.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ _ROUNDING_SHARE = 0.05
 """Of the compared texts, in which the two libraries may choose otherwise between equally likely splits of Unigram."""
 
 _HUB = "hub:"
+_COMPOSING = {"type": "NFC"}
 _REMEDY = "import another tokenizer, or train one: tokenizer.kind=byte_bpe"
 _MAXIMUM_MODEL_BYTES = 1 << 26
 
@@ -183,7 +186,8 @@ def _import_json(path: Path, place: str, settings: TokenizerSettings) -> Definit
     definition = _defined(content, settings, place)
     original = _load_original(given, place)
     body = load_body(definition, place)
-    texts = [text for text in _compared_texts() if not any(name in text for name in definition.specials)]
+    compose = original.normalizer.normalize_str if given.get("normalizer") == _COMPOSING else str
+    texts = [compose(text) for text in _compared_texts() if not any(name in text for name in definition.specials)]
     theirs = original.encode_batch(texts, add_special_tokens=False)
     for text, ours, expected in zip(texts, body.encode_batch(texts, add_special_tokens=False), theirs, strict=True):
         if ours.ids != expected.ids:
@@ -194,12 +198,10 @@ def _import_json(path: Path, place: str, settings: TokenizerSettings) -> Definit
 
 def _understood(given: Mapping[str, Any]) -> dict[str, Any]:
     """The parts that decide the ids, in the form that we write; what adds control tokens around a text is left out."""
-    spelling = spelling_of(given)
+    normalizer = None if given.get("normalizer") == _COMPOSING else given.get("normalizer")
+    spelling = spelling_of({**given, "normalizer": normalizer})
     model = dict(given["model"])
     listed = sorted(given["added_tokens"], key=lambda token: int(token["id"]))
-    ordinary = next((token["content"] for token in listed if not token.get("special")), None)
-    if ordinary is not None:
-        raise ValueError(f"added_tokens lists {ordinary!r}, which is not special but part of the text")
     pre_tokenizer = given.get("pre_tokenizer")
     if model["type"] == "Unigram":
         entries = {piece for piece, _ in model["vocab"]}
@@ -210,8 +212,8 @@ def _understood(given: Mapping[str, Any]) -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [added_token(token["content"], int(token["id"])) for token in listed],
-        "normalizer": given.get("normalizer"),
+        "added_tokens": [added_token(token["content"], int(token["id"]), bool(token.get("special"))) for token in listed],
+        "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer,
         "post_processor": None,
         "decoder": spelling.decoder,

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fledge.core.errors import DataError
-from fledge.tokens.definition import UNKNOWN, Definition, added_token, bpe_model, guard, load_body, whole_content
+from fledge.tokens.definition import UNKNOWN, Definition, added_token, bpe_model, guard, load_body, names_a_control, whole_content
 from fledge.tokens.pieces import SPACE_MARK, Spelling
 
 _LONGEST_LINE_BYTES = 1 << 20
@@ -114,7 +114,14 @@ def parse_model(content: bytes, place: str) -> Model:
     if definition.normalizer_spec.precompiled_charsmap:
         name = definition.normalizer_spec.name or "a table of its own"
         raise DataError(f"{place} rewrites characters before it encodes ({name}): the text could not be given back", _IDENTITY)
-    inside = next((piece.piece for piece in definition.pieces if piece.type == _USER_DEFINED and not _names_a_control(piece.piece)), None)
+    inside = next(
+        (
+            piece.piece
+            for piece in definition.pieces
+            if piece.type == _USER_DEFINED and not names_a_control(piece.piece.removeprefix(SPACE_MARK))
+        ),
+        None,
+    )
     if inside is not None:
         raise DataError(
             f"{place} has the user-defined entry {inside!r}, which is part of ordinary text", "use a model whose are all of the form <NAME>"
@@ -170,11 +177,6 @@ def _content(model: Model, spelling: Spelling, controls: Sequence[str]) -> dict[
     added = [added_token(name, token) for name, token in named.items()]
     added += [added_token(name, len(names) + place) for place, name in enumerate(controls)]
     return whole_content(body, added, _normalizer(spelling), pre_tokenizer, spelling.decoder)
-
-
-def _names_a_control(piece: str) -> bool:
-    name = piece.removeprefix(SPACE_MARK)
-    return len(name) > 2 and name.startswith(("<", "[")) and name.endswith((">", "]"))
 
 
 def _is_control(entry: Any) -> bool:

@@ -88,6 +88,11 @@ class Template:
         ]
         return "\n".join(lines)
 
+    @property
+    def jinja_without_mask(self) -> str:
+        """The same for programs that know no `generation` block, such as llama.cpp."""
+        return self.jinja.replace("{%- generation -%}{{ ", "{{- ").replace(" }}{%- endgeneration -%}", " -}}")
+
 
 def _quoted(text: str) -> str:
     """A literal of Jinja."""

@@ -50,7 +50,7 @@ class Tokenizer:
 
         So the byte lengths of the ids of a text add up to its bytes and these.
         """
-        self._special_ids = frozenset(definition.specials.values())
+        self._hidden_ids = frozenset(definition.specials.values()) - definition.visible
         self._engine: Engine = ReferenceEngine(body)
 
     def encode(self, text: str) -> list[int]:
@@ -116,7 +116,7 @@ class Tokenizer:
     def byte_lengths(self) -> NDArray[np.int64]:
         """(vocabulary_size,) bytes of text that each id stands for; 0 for special ids. See `prefix_bytes`."""
         lengths = np.array([len(piece) for piece in self.definition.pieces], dtype=np.int64)
-        lengths[sorted(self._special_ids)] = 0
+        lengths[sorted(self.specials.values())] = 0
         return lengths
 
     @cached_property
@@ -127,7 +127,7 @@ class Tokenizer:
         return lengths
 
     def _bytes_of(self, token: int, keep_special: bool) -> bytes:
-        return self.definition.pieces[token] if keep_special or token not in self._special_ids else b""
+        return self.definition.pieces[token] if keep_special or token not in self._hidden_ids else b""
 
     def _prefix_of(self, content: bytes) -> int:
         """How many bytes in front of a decoded text encoding has put there."""

@@ -49,7 +49,9 @@ def open_model(reference: str, small: bool) -> Speaker:
     folder = find_checkpoint(smoke_name(reference) if small else reference)
     tokenizer = open_tokenizer(folder)
     model = load_model(folder).eval()
-    return Speaker(folder, Engine(model, tokenizer.vocabulary_size, tokenizer.end_ids(answers=True)), tokenizer)
+    # A model of others may end a turn by a token that is none of our formats'.
+    ends = {*tokenizer.end_ids(answers=True), *model.config.end_token_ids}
+    return Speaker(folder, Engine(model, tokenizer.vocabulary_size, ends), tokenizer)
 
 
 def generation_settings(temperature: float, top_k: int, top_p: float, max_tokens: int, seed: int | None) -> GenerationSettings:

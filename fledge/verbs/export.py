@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 from fledge.core import artifact, console, disk
 from fledge.core.errors import ArtifactError, ConfigError
+from fledge.publish.settings import DEFAULT_WEIGHT_TYPES, ModelTarget, WeightType
 from fledge.stages.run import RUNS, smoke_name
 from fledge.tokens.plain_bin import export_bin
 from fledge.tokens.shards import open_token_set
 from fledge.tokens.tokenizer import open_tokenizer, require_same_tokenizer
 
-Export = Callable[[str, Path, bool], None]
+
+def export(place: str, folder: Path, target: ModelTarget | Literal["bin"], weight_type: WeightType | None, small: bool) -> None:
+    """Write a result in the form of a target; `weight_type` None: the target's usual one. Raises ConfigError if it cannot be had."""
+    if target != "bin":
+        export_model(place, folder, target, weight_type or DEFAULT_WEIGHT_TYPES[target], small)
+    elif weight_type is not None:
+        raise ConfigError("--dtype is of weights, and a token set has none", "leave out --dtype")
+    else:
+        export_tokens(place, folder, small)
+
+
+def export_model(reference: str, folder: Path, target: ModelTarget, weight_type: WeightType, small: bool) -> None:
+    """A checkpoint as a folder of Hugging Face's form, or with a GGUF file, after it was read back and found to be the same model."""
+    from fledge.publish.gguf_export import export_gguf
+    from fledge.publish.huggingface import export_huggingface
+    from fledge.publish.source import open_source
+    from fledge.stages.checkpoint_names import open_checkpoint
+
+    require_free(folder)
+    source = open_source(open_checkpoint(smoke_name(reference) if small else reference))
+    with console.progress(f"export to {target}", None, "steps"):
+        reader = export_huggingface(source, folder, weight_type) if target == "hf" else export_gguf(source, folder, target, weight_type)
+    size_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    console.say(f"{folder}: {source.artifact.path} in {weight_type}, {console.format_bytes(size_bytes)}; compared through {reader}")
 
 
 def export_tokens(place: str, folder: Path, small: bool) -> None:
@@ -29,10 +53,6 @@ def export_tokens(place: str, folder: Path, small: bool) -> None:
         counts = export_bin(token_set, tokenizer, partial)
     written = ", ".join(f"{count:,} {split} tokens" for split, count in counts.items())
     console.say(f"{folder}: {written} of {token_set.meta.token_type.name}")
-
-
-EXPORTS: Mapping[str, Export] = {"bin": export_tokens}
-"""By the name that `--to` takes."""
 
 
 def _token_folder(place: str) -> Path:

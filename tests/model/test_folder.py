@@ -156,6 +156,42 @@ def test_config_speaks_to_transformers_4_and_5(make_model: MakeModel) -> None:
     assert (written["bos_token_id"], written["eos_token_id"], written["pad_token_id"]) == (120, [122, 120], 123)
 
 
+SCALINGS: list[dict[str, Any]] = [
+    {"rope_type": "linear", "factor": 4.0},
+    {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+]
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=["linear", "llama3"])
+@pytest.mark.parametrize("version", [4, 5])
+def test_stretched_wavelengths_are_those_of_transformers(
+    scaling: dict[str, Any], version: int, make_model: MakeModel, tokens: Tensor, tmp_path: Path
+) -> None:
+    """Both ways to write them are read, and what is written opens there with the same logits, which are not those without."""
+    from transformers import AutoModelForCausalLM
+
+    save_model(plain := make_model(), tmp_path / "given")
+    if version == 5:
+        edit_config(tmp_path / "given", rope_parameters={"rope_theta": 10_000.0, **scaling}, rope_scaling="absent")
+    else:
+        edit_config(tmp_path / "given", rope_parameters="absent", rope_scaling={**scaling, "type": scaling["rope_type"]})
+    ours = load_model(tmp_path / "given")
+    save_model(ours, tmp_path / "written")
+    assert read_config(tmp_path / "written") == ours.config
+    with torch.no_grad():
+        logits = ours(tokens)
+        for folder in ("given", "written"):
+            theirs = AutoModelForCausalLM.from_pretrained(tmp_path / folder, attn_implementation="sdpa")
+            assert largest_relative_difference(logits, theirs(tokens).logits) <= 1e-5
+        assert largest_relative_difference(logits, plain(tokens)) > 1e-3
+
+
 def test_config_of_transformers_4_is_read(saved: Path) -> None:
     before = read_config(saved)
     edit_config(saved, rope_parameters="absent", dtype="absent", rope_scaling=None, rope_theta=123.0, head_dim="absent")
@@ -177,8 +213,9 @@ def test_config_of_transformers_4_is_read(saved: Path) -> None:
         ({"bos_token_id": 1.5}, "begin_token_id"),
         ({"hidden_act": "gelu_pytorch_tanh"}, "gelu_pytorch_tanh"),
         ({"attention_bias": True}, "attention_bias is True"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rope_type is 'llama3'"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": "absent"}, "rope_type is 'linear'"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "rope_type is 'yarn'"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "factor"),
+        ({"rope_scaling": {"type": "linear", "factor": 0.5}, "rope_parameters": "absent"}, "no rotary scaling"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"eos_token_id": 4096}, "4096 lies outside"),
     ],

@@ -11,6 +11,7 @@ import torch
 from fledge.core import artifact
 from fledge.core.errors import ConfigError, DataError
 from fledge.model.folder import load_model
+from fledge.publish.importing import import_model, opened
 from fledge.stages import run_stage
 from fledge.stages.checkpoint_names import find_checkpoint
 from fledge.stages.run import Run, set_aside
@@ -75,6 +76,21 @@ def test_a_model_of_transformers_is_fine_tuned(
         assert (theirs(tokens).logits - logits).abs().max() <= 1e-5
     if lora == "null":
         assert ours.config.end_token_ids[0] != ours.config.begin_token_id
+
+
+def test_an_imported_model_is_what_a_stage_starts_from(given: Callable[..., Path], make_run: MakeRun, walk: Walk, tmp_path: Path) -> None:
+    """`fledge import`, then its tokenizer and its weights by the same folder; evaluated beside what came of it."""
+    with opened(str(given("llama", 2 * SIZE)), "main", None, None) as original:
+        import_model(original, tmp_path / "imported", "instruct")
+    imported = tmp_path / "imported"
+    tokenizer = f"tokenizer={{kind: import, path: {imported}, template: instruct}}"
+    stages = ("pretrain=null", "dpo=null", f"sft.start_from={imported}", f"evaluate.checkpoints=[{imported}, sft]")
+    run = make_run(tokenizer, *stages, "sft.learning_rate=0.01")
+    walk(run, "evaluate")
+    sft = artifact.open_artifact(run.folder / "sft")
+    assert sft.manifest.inputs["start_from"].id == artifact.open_artifact(imported, "checkpoint").id
+    assert sft.stats["loss"] < sft.stats["initial_loss"]
+    assert str(imported) in (run.folder / "evaluate" / "results.csv").read_text()
 
 
 def test_rows_that_were_never_learned_count_as_new(given: Callable[..., Path], make_run: MakeRun, walk: Walk) -> None:

@@ -64,6 +64,25 @@ def test_gpt2_has_its_ids_and_roles(gpt2: Path, texts: list[str], tmp_path: Path
     assert tokenizer.encode_batch(every) == [one.ids for one in original.encode_batch(every)]
 
 
+def test_a_tokenizer_like_that_of_qwen_is_imported(gpt2: Path, tmp_path: Path) -> None:
+    """It composes characters, and has tokens that are not special: they enter by id only, and are shown in what a model says."""
+    content = json.loads(gpt2.read_text())
+    content["normalizer"] = {"type": "NFC"}
+    for place, (name, special) in enumerate({"<|im_start|>": True, "<|im_end|>": True, "<think>": False, "</think>": False}.items()):
+        content["added_tokens"].append({**content["added_tokens"][0], "content": name, "id": SIZE + place, "special": special})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    original = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    made = _imported(tmp_path / "tokenizer.json", tmp_path / "made")
+    composed, apart = "caf\u00e9 \ud55c", "cafe\u0301 \u1112\u1161\u11ab"
+    assert made.encode(composed) == original.encode(composed).ids == original.encode(apart).ids
+    assert made.decode(made.encode(apart)) == apart and made.encode(apart) != made.encode(composed)
+    assert SIZE + 2 in original.encode("a <think> b").ids and SIZE + 2 not in made.encode("a <think> b")
+    assert made.decode([*made.encode("a "), SIZE + 2, SIZE + 1]) == "a <think>"
+    assert made.byte_lengths[SIZE + 2] == 0 and made.turn_end == SIZE + 1
+    again = _imported(tmp_path / "made" / "tokenizer.json", tmp_path / "again")
+    assert again.sha256 == made.sha256
+
+
 def test_a_folder_of_hugging_face_is_read_as_it_lies(llama: Path, texts: list[str], tmp_path: Path) -> None:
     """The published `tokenizer.json` of Llama 2: Prepend, then marks for spaces, and <s> in front of every text."""
     first = _imported(llama, tmp_path / "first")

@@ -158,7 +158,7 @@ def test_a_pickle_is_never_opened_and_the_way_out_is_named(tmp_path: Path, check
     torch.save({"weights": Runs(trace)}, folder / name)
     with pytest.raises(CheckpointError, match=rf"only as pickle \({name}\)") as error:
         load_model(folder)
-    assert "convert it to model.safetensors" in error.value.remedy
+    assert "convert it: fledge import" in error.value.remedy
     for given in (folder / name, folder):
         with pytest.raises(CheckpointError):
             checkpoint_at(given)
