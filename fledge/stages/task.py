@@ -12,18 +12,14 @@ from pathlib import Path
 from fledge.core import artifact
 from fledge.core.artifact import Artifact, Request
 from fledge.core.errors import ConfigError
-from fledge.corpus.document import Content
 from fledge.model.adapter_config import BASE, find_base, is_adapter, open_base
-from fledge.stages import TRAINING_STAGES, Stage, has_stage
+from fledge.stages import CONTENT_OF, TRAINING_STAGES, Stage, has_stage
 from fledge.stages.checkpoint_names import open_checkpoint
 from fledge.stages.parent_tokenizer import open_parent_tokenizer
 from fledge.stages.run import Run
 from fledge.tokens.shards import TokenSet, open_token_set
 from fledge.tokens.tokenizer import Tokenizer, require_one_tokenizer
 from fledge.training.settings import TrainingSettings
-
-CONTENTS: dict[Stage, Content] = {"pretrain": "documents", "sft": "conversations", "dpo": "preferences"}
-"""What each training stage learns from."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class Task:
 def open_task(run: Run, stage: Stage) -> Task:
     """Open the inputs of a stage. Raises ArtifactError naming the command that makes what is missing."""
     settings: TrainingSettings = run.recipe.section(stage)
-    tokens = run.token_sets(settings.tokens, CONTENTS[stage])
+    tokens = run.token_sets(settings.tokens, CONTENT_OF[stage])
     parent = open_parent(run, stage)
     if settings.keep and parent is None:
         raise ConfigError(f"{stage}.keep is {', '.join(settings.keep)}, but nothing is there to keep it from", f"set {stage}.start_from")

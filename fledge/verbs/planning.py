@@ -22,9 +22,8 @@ from fledge.model.folder import read_config
 from fledge.model.llama import Llama
 from fledge.model.memory import MemoryBytes, MicroBatch, micro_batch_that_fits, training_memory
 from fledge.model.settings import Adapter, LoraSettings, ModelConfig, padded_vocabulary_size
-from fledge.stages import TRAINING_STAGES, Stage, has_stage
+from fledge.stages import CONTENT_OF, TRAINING_STAGES, Stage, has_stage
 from fledge.stages.checkpoint_names import find_checkpoint
-from fledge.stages.making.report import CONTENT_OF
 from fledge.stages.run import Run
 from fledge.tokens.importing import PRESETS
 from fledge.tokens.shards import open_token_set
