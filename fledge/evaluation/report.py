@@ -14,7 +14,7 @@ from fledge.core.console import format_bytes, format_count, format_seconds
 from fledge.core.page import Markup, Section
 from fledge.corpus.sources.settings import Content
 from fledge.evaluation import explanations
-from fledge.evaluation.checkpoint import CheckpointEvaluation, results_table, score_title
+from fledge.evaluation.checkpoint import CheckpointEvaluation, replies_table, results_table, score_title
 from fledge.evaluation.compression import CompressorFigure
 from fledge.evaluation.explanations import MetricsChart
 from fledge.evaluation.generations import Answer, Sample
@@ -96,6 +96,7 @@ def report(data: ReportData) -> str:
         page.section("In short", _introduction(data), page.tiles(_headlines(data)), *_exchanges([data.asked] if data.asked else [])),
         _samples(data.samples),
         _answers(data.evaluations),
+        _replies(data.evaluations),
         _compression(data),
         _abilities(data.evaluations),
         _training(data),
@@ -154,6 +155,11 @@ def _answers(evaluations: Sequence[CheckpointEvaluation]) -> Section | None:
     if rows:
         shown.append(page.details(f"{len(rows)} more answers", page.table(["question", *names, "documentation"], rows)))
     return page.section("Answers", *explanations.ANSWERS, *shown)
+
+
+def _replies(evaluations: Sequence[CheckpointEvaluation]) -> Section | None:
+    columns, rows = replies_table(evaluations)
+    return page.section("Prompts", *explanations.PROMPTS, page.table(columns, rows)) if rows else None
 
 
 def _one_answer(names: Sequence[str], answers: Sequence[Answer]) -> Markup:

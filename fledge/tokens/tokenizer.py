@@ -50,7 +50,7 @@ class Tokenizer:
 
         So the byte lengths of the ids of a text add up to its bytes and these.
         """
-        self._special_ids = frozenset(definition.specials.values())
+        self.special_ids = frozenset(definition.specials.values())
         self._engine: Engine = ReferenceEngine(body)
 
     def encode(self, text: str) -> list[int]:
@@ -116,7 +116,7 @@ class Tokenizer:
     def byte_lengths(self) -> NDArray[np.int64]:
         """(vocabulary_size,) bytes of text that each id stands for; 0 for special ids. See `prefix_bytes`."""
         lengths = np.array([len(piece) for piece in self.definition.pieces], dtype=np.int64)
-        lengths[sorted(self._special_ids)] = 0
+        lengths[sorted(self.special_ids)] = 0
         return lengths
 
     @cached_property
@@ -127,7 +127,7 @@ class Tokenizer:
         return lengths
 
     def _bytes_of(self, token: int, keep_special: bool) -> bytes:
-        return self.definition.pieces[token] if keep_special or token not in self._special_ids else b""
+        return self.definition.pieces[token] if keep_special or token not in self.special_ids else b""
 
     def _prefix_of(self, content: bytes) -> int:
         """How many bytes in front of a decoded text encoding has put there."""
@@ -174,7 +174,7 @@ def open_tokenizer(folder: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def copy_tokenizer(tokenizer: Tokenizer, folder: Path, answers: bool, maximum_tokens: int) -> None:
+def copy_tokenizer(tokenizer: Tokenizer, answers: bool, folder: Path, maximum_tokens: int) -> None:
     """Write the tokenizer's files into a checkpoint folder, with the end token and the context length of its model."""
     copy_folder(tokenizer.folder, tokenizer.definition, folder, tokenizer.end_ids(answers)[0], maximum_tokens)
 

@@ -112,6 +112,15 @@ def test_an_answer_that_did_not_stop_is_marked(data: ReportData) -> None:
     assert text_of(report(data)).count("(did not stop)") == 1
 
 
+def test_what_every_model_says_to_the_prompts_stands_side_by_side(data: ReportData) -> None:
+    said = [(Sample("Once <upon>", f"a {one.name} time"),) for one in data.evaluations]
+    replied = [replace(one, replies=replies) for one, replies in zip(data.evaluations, said, strict=True)]
+    html = report(replace(data, evaluations=replied))
+    assert ">Prompts</h2>" in html and ">Prompts</h2>" not in report(data)
+    text = text_of(html)
+    assert text.index("Once <upon>") < text.index("a pretrain time") < text.index("a dpo time")
+
+
 def test_the_first_answers_are_shown_whatever_they_are(data: ReportData) -> None:
     html = report(data)
     shown, folded = html.split("more answers</summary>", 1)

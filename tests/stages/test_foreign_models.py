@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +75,9 @@ def test_a_model_of_transformers_is_fine_tuned(
         assert isinstance(logits, torch.Tensor)
         assert (theirs(tokens).logits - logits).abs().max() <= 1e-5
     if lora == "null":
+        run_stage("evaluate", run)
+        results = json.loads((run.folder / "evaluate" / "results.json").read_text())["evaluations"]
+        assert [one["name"] for one in results] == [f"{folder} (before sft)", "sft", "dpo"], "with the tokenizer that was made of its own"
         assert ours.config.end_token_ids[0] != ours.config.begin_token_id
 
 
