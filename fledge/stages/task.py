@@ -70,7 +70,20 @@ def _base(stage: Stage, parent: Artifact | None) -> Artifact:
     """What an adapter is trained for: the parent, or where that is an adapter, which is then trained on, what it was trained for."""
     if parent is None:
         raise ConfigError(f"{stage}.lora adds to weights that are there, and {stage} begins with random ones", f"set {stage}.start_from")
-    return open_base(find_base(parent.path)) if is_adapter(parent.path) else parent
+    if is_adapter(parent.path):
+        return open_base(find_base(parent.path))
+    _require_lasting(parent.path)
+    return parent
+
+
+def _require_lasting(checkpoint: Path) -> None:
+    """Refuse one that its own training may still remove, without which the adapter would be worth nothing."""
+    training = checkpoint.absolute().parent.parent
+    if (training / artifact.STARTED).is_file() and not (training / artifact.MANIFEST).is_file():
+        raise ConfigError(
+            f"{checkpoint} belongs to a training that is not finished and may remove it, and an adapter is nothing without its base",
+            "finish that training first, or copy the folder to another place and start from there",
+        )
 
 
 def open_parent(run: Run, stage: Stage) -> Artifact | None:
