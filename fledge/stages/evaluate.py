@@ -65,7 +65,7 @@ def _tokenizers(checkpoints: Mapping[str, Artifact]) -> dict[str, Path]:
     after it, which is the same.
     """
     folders, found = dict[str, Path](), None
-    for name, checkpoint in reversed(checkpoints.items()):
+    for name, checkpoint in reversed(list(checkpoints.items())):
         found = checkpoint.path if found is None or (checkpoint.path / META_FILE).is_file() else found
         folders[name] = found
     return folders

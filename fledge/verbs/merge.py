@@ -27,7 +27,7 @@ def merge(reference: str, folder: Path, small: bool) -> None:
     adapter, model = open_checkpoint(str(source)), load_model(source)
     wanted = artifact.request("checkpoint", adapter.manifest.settings, {"adapter": adapter})
     # What rewards are measured against, as they are for the adapter: folded in, it is the same model.
-    origin = {role: adapter.manifest.inputs[role] for role in ("start_from", "scores") if role in adapter.manifest.inputs}
+    origin = {role: given for role, given in adapter.manifest.inputs.items() if role in ("start_from", "scores")}
     wanted = replace(wanted, inputs={**origin, **wanted.inputs})
     with artifact.build(folder, wanted) as (partial, stats):
         save_model(model, partial)

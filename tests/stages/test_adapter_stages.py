@@ -121,7 +121,7 @@ def test_an_adapter_is_for_a_base_that_stays(make_run: MakeRun, walk: Walk, tmp_
     run_stage("pack", run)
     assert open_task(make_run(ADAPTED[0], start), "sft").parent is not None
     (run.folder / "pretrain" / "manifest.json").rename(tmp_path / "manifest.json")
-    with pytest.raises(ConfigError, match=r"step-000004 belongs to a training that is not finished .* copy the folder"):
+    with pytest.raises(ConfigError, match=r"(?s)step-000004 belongs to a training that is not finished .*copy the folder"):
         open_task(make_run(ADAPTED[0], start), "sft")
     assert open_task(make_run(start), "sft").parent is not None
     shutil.copytree(step, tmp_path / "copy")
