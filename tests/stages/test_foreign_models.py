@@ -46,7 +46,8 @@ def given(tmp_path: Path) -> Callable[..., Path]:
 def overrides(folder: Path, lora: str = "null") -> tuple[str, ...]:
     turns = "turn_tokens: true" if lora == "null" else "template: instruct"
     tokenizer = f"tokenizer={{kind: import, path: {folder}, {turns}}}"
-    return (tokenizer, "pretrain=null", f"sft.start_from={folder}", f"sft.lora={lora}", f"dpo.lora={lora}", "sft.learning_rate=0.01")
+    rate = f"sft.learning_rate={0.01 if lora == 'null' else 0.1}"
+    return (tokenizer, "pretrain=null", f"sft.start_from={folder}", f"sft.lora={lora}", f"dpo.lora={lora}", rate)
 
 
 @pytest.mark.parametrize(
