@@ -121,6 +121,14 @@ def test_what_every_model_says_to_the_prompts_stands_side_by_side(data: ReportDa
     assert text.index("Once <upon>") < text.index("a pretrain time") < text.index("a dpo time")
 
 
+def test_bits_per_byte_are_those_of_the_base_model(data: ReportData) -> None:
+    """After pretraining, not of what it started from; without pretraining of the first."""
+    parent = CheckpointEvaluation("elsewhere@final (before pretrain)", (bits(1.99),))
+    html = text_of(report(replace(data, evaluations=[parent, *data.evaluations])))
+    assert "After pretrain: 1.840 bits per byte" in html and "model after elsewhere@final" in html
+    assert "After elsewhere@final" in text_of(report(replace(data, evaluations=[parent, data.evaluations[1]])))
+
+
 def test_the_first_answers_are_shown_whatever_they_are(data: ReportData) -> None:
     html = report(data)
     shown, folded = html.split("more answers</summary>", 1)
