@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, dataclass_transform
 
 from fledge.core.errors import ConfigError
-from fledge.core.explain import KeyPath, explain
+from fledge.core.explain import KeyPath, explain, shorten
 from fledge.core.wording import without_secrets
 
 T = TypeVar("T")
@@ -360,9 +360,7 @@ def _descend(target: Any, path: KeyPath, override: str) -> Any:
             target[path[-1]] = {}
         below = target[path[-1]]
     if not isinstance(below, (dict, list)):
-        raise ConfigError(
-            f"override {override!r}: {'.'.join(path)} is {without_secrets(repr(below))} and has no keys", f"write {'.'.join(path)}=VALUE"
-        )
+        raise ConfigError(f"override {override!r}: {'.'.join(path)} is {shorten(below)} and has no keys", f"write {'.'.join(path)}=VALUE")
     return below
 
 
