@@ -10,6 +10,7 @@ import typer
 from fledge.core import console, process
 from fledge.core.errors import ConfigError
 from fledge.core.metrics import require_sinks
+from fledge.core.wording import without_secrets
 from fledge.stages import STAGES, TRAINING_STAGES, Stage, has_stage
 from fledge.stages.run import Run, run_folder, smoke_name
 
@@ -121,8 +122,10 @@ def prepare(recipe: str, overrides: list[str] | None, name: str | None, small: b
     if no_wandb:
         parsed = without_wandb(parsed)
     run_name = name or (smoke_name(path.stem) if small else path.stem)
+    # It is shown, and written into the report.
+    given = [without_secrets(one) for one in overrides or []]
     command = " ".join(
-        [shlex.quote(recipe), *map(shlex.quote, overrides or []), *(["--name", name] if name else []), *(["--smoke"] if small else [])]
+        [shlex.quote(recipe), *map(shlex.quote, given), *(["--name", name] if name else []), *(["--smoke"] if small else [])]
     )
     for stage in TRAINING_STAGES:
         if has_stage(stage, this := Run(parsed, run_folder(run_name), command)):

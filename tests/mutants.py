@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CRASHES, SAVING = "tests/training/test_crashes.py", "tests/training/test_saving.py"
+RETENTION = "tests/training/test_retention.py"
 CHECKPOINT, DISK, PROCESS = "tests/training/test_checkpoint.py", "tests/core/test_disk.py", "tests/core/test_process.py"
 EXACT, TRAINER = "tests/training/test_resume_exactness.py", "tests/training/test_trainer.py"
 KILLED = f"{CRASHES}::test_a_stage_killed_at_every_operation_on_the_disk_ends_as_if_undisturbed"
@@ -97,7 +98,7 @@ MUTANTS = (
         "training/sound_checkpoints.py",
         "        if not (path / artifact.MANIFEST).is_file():\n            disk.remove(path)\n",
         "        pass\n",
-        (CHECKPOINT, f"{SAVING}::test_a_half_removed_checkpoint_is_swept_at_the_next_save"),
+        (CHECKPOINT, f"{RETENTION}::test_a_half_removed_checkpoint_is_swept_at_the_next_save"),
     ),
     Mutant(
         "the best checkpoint is removed with the others",
@@ -111,7 +112,7 @@ MUTANTS = (
         "training/sound_checkpoints.py",
         "            problems = problems_of(one.path)\n            if problems:",
         "            problems = problems_of(one.path)\n            if False and problems:",
-        (f"{SAVING}::test_damaged_ones_do_not_count_and_are_not_deleted",),
+        (f"{RETENTION}::test_damaged_ones_do_not_count_and_are_not_deleted",),
     ),
     Mutant(
         "an asynchronous save writes the tensors that training changes",

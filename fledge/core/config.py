@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, dataclass_transform
 
 from fledge.core.errors import ConfigError
-from fledge.core.explain import KeyPath, explain
+from fledge.core.explain import KeyPath, explain, shorten
+from fledge.core.wording import without_secrets
 
 T = TypeVar("T")
 
@@ -328,17 +329,15 @@ def _forget(origins: dict[KeyPath, str], path: KeyPath) -> None:
 
 
 def _apply_override(values: dict[str, Any], origins: dict[KeyPath, str], override: str) -> None:
-    dotted, equals, text = override.partition("=")
+    (dotted, equals, text), told = override.partition("="), without_secrets(override)
     if not equals or not dotted:
-        raise ConfigError(f"{override!r} is not an override", "write key.subkey=value")
-    value = _override_value(text)
-    path = tuple(dotted.split("."))
+        raise ConfigError(f"{told!r} is not an override", "write key.subkey=value")
+    value, path = _override_value(text), tuple(dotted.split("."))
     target: Any = values
     for position in range(1, len(path)):
-        target = _descend(target, path[:position], override)
-    _place(target, path, value, origins, override)
-    for leaf, _item in _walk(value, path):
-        origins[leaf] = f"override {override}"
+        target = _descend(target, path[:position], told)
+    _place(target, path, value, origins, told)
+    origins |= {leaf: f"override {told}" for leaf, _ in _walk(value, path)}
 
 
 def _override_value(text: str) -> Any:
@@ -361,7 +360,7 @@ def _descend(target: Any, path: KeyPath, override: str) -> Any:
             target[path[-1]] = {}
         below = target[path[-1]]
     if not isinstance(below, (dict, list)):
-        raise ConfigError(f"override {override!r}: {'.'.join(path)} is {below!r} and has no keys", f"write {'.'.join(path)}=VALUE")
+        raise ConfigError(f"override {override!r}: {'.'.join(path)} is {shorten(below)} and has no keys", f"write {'.'.join(path)}=VALUE")
     return below
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fledge.core.errors import ConfigError
+from fledge.core.wording import without_secrets
 
 KeyPath = tuple[str, ...]
 """Where a value stands: ("corpus", "sources", "0", "path")."""
@@ -45,8 +46,8 @@ def explain(errors: Sequence[Any], schema: dict[str, Any], values: Any, origin: 
 
 
 def shorten(value: Any) -> str:
-    """A value as a person would write it, cut to one line."""
-    text = repr(value)
+    """A value as a person would write it, cut to one line, without what may be secret in an address."""
+    text = without_secrets(repr(value))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

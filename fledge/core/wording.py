@@ -1,8 +1,18 @@
-"""Numbers as they stand in a sentence that a person reads."""
+"""What stands in a sentence that a person reads: numbers, and what was given on the command line."""
 
 from __future__ import annotations
+
+import re
+
+_LOGIN = re.compile(r"([A-Za-z][\w+.-]*://)[^\s/?#'\",\[\]{}]*@")
+_QUERY = re.compile(r"(https?://[^\s?'\",\[\]{}]*)\?[^\s'\",\[\]{}]*")
 
 
 def counted(number: int, noun: str) -> str:
     """A number and its noun, which is given in the plural: `1 document`, `2,000 documents`."""
     return f"{number:,} {noun.removesuffix('s') if number == 1 else noun}"
+
+
+def without_secrets(text: str) -> str:
+    """A text in which no address has user, password or query."""
+    return _QUERY.sub(r"\1", _LOGIN.sub(r"\1", text))

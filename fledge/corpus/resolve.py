@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +124,18 @@ def _resolve(settings: CorpusSettings, source: Source, fingerprints: Fingerprint
     if name not in known:
         commit = revision(source)
         files = resolve(source, fingerprints, commit, Path(settings.cache_folder).expanduser())
-        known[name] = {"revision": commit, "files": [asdict(file) for file in files]}
+        # What may be secret in an address stays in the recipe.
+        known[name] = {"revision": commit, "files": [asdict(replace(file, address=shown(file.address))) for file in files]}
         if remember:
             disk.write_json(work / _LOOKED_UP, known)
-    return _with_fingerprint(source, [InputFile(**file) for file in known[name]["files"]], known[name]["revision"])
+    files = [_with_secrets(InputFile(**file), source) for file in known[name]["files"]]
+    return _with_fingerprint(source, files, known[name]["revision"])
+
+
+def _with_secrets(file: InputFile, source: Source) -> InputFile:
+    """A file of the web that was looked up, with the address that the recipe has now."""
+    is_its_own = isinstance(source, PathSource) and shown(source.path) == file.address
+    return replace(file, address=source.path) if is_its_own else file  # type: ignore[union-attr]  # a PathSource has a path
 
 
 def _with_fingerprint(source: FileSource, files: Sequence[InputFile], commit: str | None) -> Resolved:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fledge.corpus.document import Conversation, Document
-from fledge.evaluation.generations import Answer, answer_questions, answer_scores
+from fledge.evaluation.generations import Answer, Sample, answer_questions, answer_scores
 from fledge.evaluation.scoring import Likelihood, ScoredSequence, bits_per_byte, continuation, loglikelihoods
 from fledge.evaluation.settings import EvaluateSettings
 from fledge.evaluation.statistics import Score, percent, perplexity_score, score_from_plain, share_score
@@ -29,6 +29,7 @@ TITLES = {
     "last_word": "Last word (LAMBADA's form)",
     "yes_no": "Yes/no (BoolQ's form)",
     "stop_rate": "Stops by itself",
+    "format_rate": "Answers in the right form",
     "distinct_answers": "Distinct answers",
     "answer_choice": "Right answer after its own question",
     "answer_perplexity": "Perplexity of the right answers",
@@ -52,6 +53,8 @@ class CheckpointEvaluation:
     """A stage (pretrain, sft, dpo), or the checkpoint as the user named it."""
     scores: tuple[Score, ...]
     answers: tuple[Answer, ...] = ()
+    replies: tuple[Sample, ...] = ()
+    """To the prompts of the recipe."""
 
     def score(self, name: str) -> Score | None:
         """The score of that name, if it was measured."""
@@ -91,7 +94,7 @@ def evaluate_base(
 def evaluate_chat(
     model: Llama, tokenizer: Tokenizer, conversations: Sequence[Conversation], settings: EvaluateSettings
 ) -> tuple[list[Score], list[Answer]]:
-    """Stop rate, distinct answers and answer choice on held-out conversations, and the answers themselves."""
+    """Stop and format rate, distinct answers and answer choice on held-out conversations, and the answers themselves."""
     answers = answer_questions(model, tokenizer, conversations, settings)
     choice = answer_choice_score(model, tokenizer, conversations, settings)
     return [*answer_scores(answers, settings.maximum_answer_tokens), *([choice] if choice else [])], answers
@@ -216,6 +219,19 @@ def results_text(evaluations: Sequence[CheckpointEvaluation]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def replies_table(evaluations: Sequence[CheckpointEvaluation]) -> tuple[list[str], list[list[str]]]:
+    """Column titles and rows: a row per prompt, a column per checkpoint. No rows without prompts."""
+    asked = zip(*(one.replies for one in evaluations), strict=True)
+    return ["prompt", *(one.name for one in evaluations)], [[replies[0].prompt, *(reply.text for reply in replies)] for replies in asked]
+
+
+def replies_text(evaluations: Sequence[CheckpointEvaluation]) -> str:
+    """The same as plain text: each prompt, and below it what every checkpoint says."""
+    (_, *names), rows = replies_table(evaluations)
+    blocks = [[f"\n> {prompt}", *(f"{name}: {said}" for name, said in zip(names, replies, strict=True))] for prompt, *replies in rows]
+    return "".join(f"{line}\n" for block in blocks for line in block)
+
+
 def score_title(name: str) -> str:
     """A score's name as people read it: "reward_accuracy/cut" becomes "Reward accuracy: cut"."""
     base, _, kind = name.partition("/")
@@ -243,7 +259,8 @@ def format_score(score: Score) -> str:
 def evaluation_from_plain(plain: Mapping[str, Any]) -> CheckpointEvaluation:
     """A CheckpointEvaluation from what `dataclasses.asdict` and JSON made of it."""
     scores = tuple(score_from_plain(score) for score in plain["scores"])
-    return CheckpointEvaluation(plain["name"], scores, tuple(Answer(**answer) for answer in plain["answers"]))
+    answers, replies = tuple(Answer(**one) for one in plain["answers"]), tuple(Sample(**one) for one in plain.get("replies", ()))
+    return CheckpointEvaluation(plain["name"], scores, answers, replies)
 
 
 def _likelihoods(model: Llama, sequences: Sequence[ScoredSequence], settings: EvaluateSettings) -> list[Likelihood]:

@@ -26,6 +26,11 @@ ANSWERS = (
     "expect sentences that sound right and are often wrong.",
 )
 
+PROMPTS = (
+    "The prompts of the recipe, put to every model, greedily: one that has learned to answer answers, one that has not goes on with the "
+    "text.",
+)
+
 COMPRESSION = (
     "Bits per byte says how many bits the text costs if the model's predictions are used to compress it. It is the one figure that "
     "does not depend on the tokenizer, and general compressors have it too: zlib (gzip) and xz see nothing but the held-out text; "
@@ -65,6 +70,10 @@ SCORE_EXPLANATIONS = {
     ),
     "yes_no": "A piece of documentation and the question whether it belongs to a given name, half of the time to another one.",
     "stop_rate": "Answers that the model ended by itself. A model that has not learned to stop runs on until it is cut off.",
+    "format_rate": (
+        "Answers that are one turn of the chat format: ended by the token that ends a turn, not empty, without control tokens, and "
+        "without the beginning of another turn."
+    ),
     "answer_choice": (
         "The right answer should be more likely after its own question than after another question: "
         "whether the question matters to the model at all."
@@ -82,7 +91,7 @@ SCORE_EXPLANATIONS = {
 
 SCORE_CHARTS = (
     ("Language", ("last_word", "yes_no")),
-    ("Conversation", ("stop_rate", "answer_choice")),
+    ("Conversation", ("stop_rate", "format_rate", "answer_choice")),
     ("Preferences", ("reward_accuracy", "raw_accuracy")),
 )
 """Title of a chart, and the scores it shows."""

@@ -6,6 +6,7 @@ Greedy answers, so the figures do not depend on a seed. "Distinct answers" catch
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,12 @@ from pathlib import Path
 from fledge.corpus.document import Conversation, Document, Message
 from fledge.evaluation.settings import EvaluateSettings
 from fledge.evaluation.statistics import Score, mean_score, share_score
-from fledge.inference.engine import Engine
+from fledge.inference.engine import Completion, Engine
 from fledge.inference.settings import GenerationSettings
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
-from fledge.tokens.chat import render, render_batch
+from fledge.model.precision import Precision
+from fledge.tokens.chat import render, render_batch, require_template
 from fledge.tokens.tokenizer import Tokenizer, open_tokenizer
 
 SAMPLED_DOCUMENTS = 3
@@ -34,6 +36,8 @@ class Answer:
     text: str
     stopped: bool
     """Whether the model ended its answer by itself."""
+    flaw: str = ""
+    """What is wrong with its form (`form_flaw`); "" if nothing is."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def answer_questions(model: Llama, tokenizer: Tokenizer, conversations: Sequence
             conversation.messages[-1].content,
             tokenizer.decode(completion.ids).strip(),
             completion.stopped,
+            form_flaw(tokenizer, completion),
         )
         for (conversation, _), completion in zip(asked, completions, strict=True)
     ]
@@ -89,8 +94,50 @@ def answer_question(checkpoint: Path, question: str, maximum_new_tokens: int) ->
     return tokenizer.decode(completion.ids).strip()
 
 
+def respond(
+    model: Llama, tokenizer: Tokenizer, prompts: Sequence[str], answers: bool, maximum_new_tokens: int, precision: Precision = "fp32"
+) -> list[Sample]:
+    """What a model says to each prompt, greedily: the answer to a question, or how it goes on with a text.
+
+    A prompt that leaves no room in the context is said to be too long; the others are answered all the same.
+    """
+    engine = Engine(model, tokenizer.vocabulary_size, tokenizer.end_ids(answers), precision)
+    if answers:
+        encoded = [render(tokenizer, [Message("user", prompt)], answer_follows=True).ids for prompt in prompts]
+    else:
+        encoded = [[*tokenizer.document_start, *ids] for ids in tokenizer.encode_batch(prompts)]
+    fitting = [place for place, ids in enumerate(encoded) if len(ids) < engine.context_tokens]
+    greedy = GenerationSettings(temperature=0, maximum_new_tokens=maximum_new_tokens)
+    completions = engine.generate([encoded[place] for place in fitting], greedy) if fitting else []
+    said = {place: tokenizer.decode(completion.ids).strip() for place, completion in zip(fitting, completions, strict=True)}
+    too_long = f"(the prompt does not fit into the context of {engine.context_tokens} tokens)"
+    return [Sample(prompt, said.get(place, too_long)) for place, prompt in enumerate(prompts)]
+
+
+def form_flaw(tokenizer: Tokenizer, completion: Completion) -> str:
+    """What keeps an answer from being one in the tokenizer's format; "" if it is well formed. The first of these that holds:
+
+    not stopped       no stop token within the tokens it was given
+    wrong end         ended by another token than the one that ends an answer in training (as where a text ends)
+    control token     a control token among its ids, or the name of one spelled in its text
+    role marker       a line begins as a turn of the format does: the model goes on with another turn
+    empty             nothing but white space
+    """
+    text = tokenizer.decode(completion.ids)
+    markers = require_template(tokenizer).markers
+    if not completion.stopped:
+        return "not stopped"
+    if completion.end_token != tokenizer.end_ids(answers=True)[0]:
+        return "wrong end"
+    if not tokenizer.special_ids.isdisjoint(completion.ids) or any(name in text for name in tokenizer.specials):
+        return "control token"
+    if any(line.lstrip().startswith(markers) for line in text.splitlines()):
+        return "role marker"
+    return "" if text.strip() else "empty"
+
+
 def answer_scores(answers: Sequence[Answer], maximum_answer_tokens: int) -> list[Score]:
-    """Stop rate, distinct answers and n-grams, repetition and length; empty without answers.
+    """Stop and format rate, distinct answers and n-grams, repetition and length; empty without answers.
 
     distinct-n is different n-grams of words over all of them (Li et al. 2016); repetition the mean share of an answer's 4-grams that
     occurred in it before.
@@ -99,9 +146,12 @@ def answer_scores(answers: Sequence[Answer], maximum_answer_tokens: int) -> list
         return []
     words = [answer.text.split() for answer in answers]
     stopped = sum(answer.stopped for answer in answers)
+    flaws = Counter(answer.flaw for answer in answers if answer.flaw)
+    told = ", ".join(f"{count} {flaw}" for flaw, count in sorted(flaws.items())) or "none"
     distinct = len({answer.text for answer in answers})
     return [
         share_score("stop_rate", stopped, len(answers), note=f"answers that ended by themselves within {maximum_answer_tokens} tokens"),
+        share_score("format_rate", len(answers) - flaws.total(), len(answers), note=f"answers in the chat format; flaws: {told}"),
         Score("distinct_answers", distinct, len(answers), None, None, unit="count", note="different answers among all"),
         *(_distinct_ngrams(words, size) for size in (1, 2)),
         mean_score("repetition", [_repeated_share(one) for one in words], "share", "4-grams of words that occurred before in their answer"),

@@ -14,7 +14,7 @@ from fledge.core.console import format_bytes, format_count, format_seconds
 from fledge.core.page import Markup, Section
 from fledge.corpus.sources.settings import Content
 from fledge.evaluation import explanations
-from fledge.evaluation.checkpoint import CheckpointEvaluation, results_table, score_title
+from fledge.evaluation.checkpoint import CheckpointEvaluation, replies_table, results_table, score_title
 from fledge.evaluation.compression import CompressorFigure
 from fledge.evaluation.explanations import MetricsChart
 from fledge.evaluation.generations import Answer, Sample
@@ -96,6 +96,7 @@ def report(data: ReportData) -> str:
         page.section("In short", _introduction(data), page.tiles(_headlines(data)), *_exchanges([data.asked] if data.asked else [])),
         _samples(data.samples),
         _answers(data.evaluations),
+        _replies(data.evaluations),
         _compression(data),
         _abilities(data.evaluations),
         _training(data),
@@ -121,12 +122,16 @@ def _headlines(data: ReportData) -> list[page.Tile]:
     for name in HEADLINES:
         measured = [(one.name, score) for one in data.evaluations if (score := one.score(name)) is not None]
         if measured:
-            # bits per byte of the base model: chat training is not meant to improve it
-            checkpoint, score = measured[0] if name == "bits_per_byte" else measured[-1]
+            checkpoint, score = _of_base(measured) if name == "bits_per_byte" else measured[-1]
             value = percent(score.value) if score.unit == "share" else f"{score.value:.2f}"
             tiles.append(page.Tile(score_title(name), value, f"after {checkpoint}; {_comparison_note(score, data.compressors)}"))
     seconds = sum(stage.seconds or 0.0 for stage in data.stages)
     return [*tiles, page.Tile("Time", format_seconds(seconds), "all stages together")] if seconds else tiles
+
+
+def _of_base(measured: Sequence[tuple[str, Score]]) -> tuple[str, Score]:
+    """Bits per byte of the base model: chat training is not meant to improve them, and what pretraining started from is not its result."""
+    return next((one for one in measured if one[0] == "pretrain"), measured[0])
 
 
 def _comparison_note(score: Score, compressors: Sequence[CompressorFigure]) -> str:
@@ -156,6 +161,11 @@ def _answers(evaluations: Sequence[CheckpointEvaluation]) -> Section | None:
     return page.section("Answers", *explanations.ANSWERS, *shown)
 
 
+def _replies(evaluations: Sequence[CheckpointEvaluation]) -> Section | None:
+    columns, rows = replies_table(evaluations)
+    return page.section("Prompts", *explanations.PROMPTS, page.table(columns, rows)) if rows else None
+
+
 def _one_answer(names: Sequence[str], answers: Sequence[Answer]) -> Markup:
     """The last model's answer, and below it the earlier ones' and the documentation's."""
     earlier = [f"After {name}: {_said(answer)}" for name, answer in zip(names[:-1], answers[:-1], strict=True)]
@@ -171,15 +181,15 @@ def _compression(data: ReportData) -> Section | None:
     measured = [(one.name, score) for one in data.evaluations if (score := one.score("bits_per_byte")) is not None]
     if not measured:
         return None
-    bars = [page.BarRow(f"model after {name}", score.value, emphasis=place == 0) for place, (name, score) in enumerate(measured)]
+    base, score = _of_base(measured)
+    bars = [page.BarRow(f"model after {name}", one.value, emphasis=name == base) for name, one in measured]
     bars += [page.BarRow(figure.name, figure.bits_per_byte, _priming_note(figure)) for figure in data.compressors]
-    name, score = measured[0]
     interval = "" if score.low is None or score.high is None else f", 95 % interval {score.low:.3f} to {score.high:.3f}"
     return page.section(
         "How well it predicts text",
         *explanations.COMPRESSION,
         page.bar_chart("Bits per byte of held-out text: lower is better", sorted(bars, key=lambda bar: bar.value), "bits per byte"),
-        f"After {name}: {score.value:.3f} bits per byte over {score.n:,} held-out documents{interval}; {score.note}.",
+        f"After {base}: {score.value:.3f} bits per byte over {score.n:,} held-out documents{interval}; {score.note}.",
         *_against_compressors(score, data.compressors),
     )
 

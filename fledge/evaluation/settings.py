@@ -12,9 +12,12 @@ class EvaluateSettings:
     """Sample counts are upper bounds: a small validation split offers fewer, and every score names the number it used."""
 
     checkpoints: tuple[str, ...] = operation(("pretrain", "sft", "dpo"))
-    """Stages of this run, or checkpoints elsewhere (RUN@STEP, a folder), to evaluate."""
+    """Stages of this run, or checkpoints elsewhere (RUN@STEP, a folder), to evaluate. What a stage started from by start_from is
+    measured beside it."""
     files: tuple[str, ...] = operation(())
     """Text files (.txt, .md) whose bits per byte are measured as well; the corpus leaves out documents that quote them."""
+    prompts: tuple[str, ...] = ()
+    """Asked of every checkpoint, greedily, and shown side by side: a model that has learned to answer answers, another one goes on."""
     window_tokens: int | None = None
     """Context of the bits per byte, in tokens: non-overlapping windows of this length; None takes the model's longest context."""
     maximum_text_bytes: int = 4_000_000

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import Literal, get_args
 
+from fledge.corpus.sources.settings import Content
 from fledge.stages.run import Run
 
 Stage = Literal["corpus", "tokenizer", "pack", "pretrain", "sft", "score", "dpo", "evaluate", "report"]
@@ -18,6 +19,8 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 REPORT = "report.html"
 """The file that the last stage writes."""
 TRAINING_STAGES: tuple[Stage, ...] = ("pretrain", "sft", "dpo")
+CONTENT_OF: dict[str, Content] = {"pretrain": "documents", "sft": "conversations", "dpo": "preferences"}
+"""What each training stage learns from."""
 
 
 def has_stage(stage: Stage, run: Run) -> bool:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fledge.core import artifact
+from fledge.core import artifact, console
 from fledge.core.artifact import Artifact
 from fledge.core.config import identity
+from fledge.core.errors import ArtifactError, CheckpointError
 from fledge.evaluation.settings import EvaluateSettings
 from fledge.evaluation.text_files import find_text_files
 from fledge.stages import TRAINING_STAGES, has_stage
 from fledge.stages.checkpoint_names import open_checkpoint
 from fledge.stages.run import Run, make
+from fledge.tokens.folder import META_FILE
 
 
 def run(run: Run) -> None:
     settings: EvaluateSettings = run.recipe.section("evaluate")
-    checkpoints = dict(_checkpoints(run, settings))
+    checkpoints = _checkpoints(run, settings)
     given = run.recipe.pack.corpus if run.recipe.pack else ()
     corpora = {content: run.corpora(given, content) for content in ("documents", "conversations")}
     tokens = {content: _tokens(run, stage, content) for stage, content in (("pretrain", "documents"), ("dpo", "preferences"))}
@@ -31,14 +33,45 @@ def run(run: Run) -> None:
     def fill(folder: Path, stats: dict[str, Any]) -> str:
         from fledge.stages.making.evaluation import make_evaluation
 
-        evaluations = make_evaluation(run, checkpoints, corpora, tokens, files, folder)
+        evaluations = make_evaluation(run, checkpoints, _tokenizers(checkpoints), corpora, tokens, files, folder)
         stats["scores"] = sum(len(one.scores) for one in evaluations)
         return f"{stats['scores']} scores of {len(evaluations)} checkpoints"
 
     make(run, "evaluate", artifact.request("evaluation", {**identity(settings), **hashes}, inputs), fill)
 
 
-def _checkpoints(run: Run, settings: EvaluateSettings) -> Iterator[tuple[str, Artifact]]:
+def _checkpoints(run: Run, settings: EvaluateSettings) -> dict[str, Artifact]:
+    """By name, in the order of training: each stage behind the checkpoint that it started from, if that is none of the others."""
+    named, ordered = dict(_named(run, settings)), dict[str, Artifact]()
+    for name, found in named.items():
+        start_from = getattr(run.recipe, name).start_from if name in TRAINING_STAGES else None
+        parent = _parent(start_from) if start_from is not None else None
+        if parent is not None and parent.id not in {one.id for one in (*named.values(), *ordered.values())}:
+            ordered[f"{start_from} (before {name})"] = parent
+        ordered[name] = found
+    return ordered
+
+
+def _parent(start_from: str) -> Artifact | None:
+    try:
+        return open_checkpoint(start_from)
+    except (ArtifactError, CheckpointError) as error:
+        console.warn(f"the checkpoint {start_from} is not measured: {error.problem}")
+        return None
+
+
+def _tokenizers(checkpoints: Mapping[str, Artifact]) -> dict[str, Path]:
+    """Where the tokenizer of each checkpoint lies: beside its weights; of a model of others, which has no such folder, that of the stage
+    after it, which is the same.
+    """
+    folders, found = dict[str, Path](), None
+    for name, checkpoint in reversed(list(checkpoints.items())):
+        found = checkpoint.path if found is None or (checkpoint.path / META_FILE).is_file() else found
+        folders[name] = found
+    return folders
+
+
+def _named(run: Run, settings: EvaluateSettings) -> Iterator[tuple[str, Artifact]]:
     for name in settings.checkpoints:
         if name not in TRAINING_STAGES:
             yield name, open_checkpoint(name)

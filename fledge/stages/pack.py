@@ -159,6 +159,8 @@ def _waste(figures: Mapping[str, Any]) -> str:
         told.append(f"{figures['cut_documents']:,} documents cut to fit rows")
     if figures.get("truncated"):
         told.append(f"{figures['truncated']:,} truncated at a turn")
+    if figures.get("truncated_duplicates"):
+        told.append(f"{figures['truncated_duplicates']:,} left out, which truncation made duplicates")
     if figures.get("duplicate_share", 0) > 0.001:
         told.append(f"{figures['duplicate_share']:.1%} duplicates")
     return f" ({', '.join(told)})" if told else ""

@@ -12,18 +12,14 @@ from pathlib import Path
 from fledge.core import artifact
 from fledge.core.artifact import Artifact, Request
 from fledge.core.errors import ConfigError
-from fledge.corpus.document import Content
 from fledge.model.adapter_config import BASE, find_base, is_adapter, open_base
-from fledge.stages import TRAINING_STAGES, Stage, has_stage
+from fledge.stages import CONTENT_OF, TRAINING_STAGES, Stage, has_stage
 from fledge.stages.checkpoint_names import open_checkpoint
 from fledge.stages.parent_tokenizer import open_parent_tokenizer
 from fledge.stages.run import Run
 from fledge.tokens.shards import TokenSet, open_token_set
 from fledge.tokens.tokenizer import Tokenizer, require_one_tokenizer
 from fledge.training.settings import TrainingSettings
-
-CONTENTS: dict[Stage, Content] = {"pretrain": "documents", "sft": "conversations", "dpo": "preferences"}
-"""What each training stage learns from."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class Task:
 def open_task(run: Run, stage: Stage) -> Task:
     """Open the inputs of a stage. Raises ArtifactError naming the command that makes what is missing."""
     settings: TrainingSettings = run.recipe.section(stage)
-    tokens = run.token_sets(settings.tokens, CONTENTS[stage])
+    tokens = run.token_sets(settings.tokens, CONTENT_OF[stage])
     parent = open_parent(run, stage)
     if settings.keep and parent is None:
         raise ConfigError(f"{stage}.keep is {', '.join(settings.keep)}, but nothing is there to keep it from", f"set {stage}.start_from")
@@ -74,7 +70,20 @@ def _base(stage: Stage, parent: Artifact | None) -> Artifact:
     """What an adapter is trained for: the parent, or where that is an adapter, which is then trained on, what it was trained for."""
     if parent is None:
         raise ConfigError(f"{stage}.lora adds to weights that are there, and {stage} begins with random ones", f"set {stage}.start_from")
-    return open_base(find_base(parent.path)) if is_adapter(parent.path) else parent
+    if is_adapter(parent.path):
+        return open_base(find_base(parent.path))
+    _require_lasting(parent.path)
+    return parent
+
+
+def _require_lasting(checkpoint: Path) -> None:
+    """Refuse one that its own training may still remove, without which the adapter would be worth nothing."""
+    training = checkpoint.absolute().parent.parent
+    if (training / artifact.STARTED).is_file() and not (training / artifact.MANIFEST).is_file():
+        raise ConfigError(
+            f"{checkpoint} belongs to a training that is not finished and may remove it, and an adapter is nothing without its base",
+            "finish that training first, or copy the folder to another place and start from there",
+        )
 
 
 def open_parent(run: Run, stage: Stage) -> Artifact | None:

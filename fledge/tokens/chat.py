@@ -76,6 +76,34 @@ def render_batch(
     return [_assemble(tokenizer, parts, encoded) for parts in rendered]
 
 
+class AnswerStream:
+    """Decodes a growing answer: what its template puts around the text of an answer does not come out."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._template = require_template(tokenizer)
+        self._stream = tokenizer.stream(continued=True)
+        self._begun = False
+        self._held = ""
+        """What may be the template's closing."""
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes and that is the answer's for sure."""
+        return self._own(self._stream.push(token))
+
+    def finish(self) -> str:
+        """What is left when the answer has ended."""
+        return (self._own(self._stream.finish()) + self._held).removesuffix(self._template.closing)
+
+    def _own(self, text: str) -> str:
+        if text and not self._begun:
+            self._begun = True
+            text = text.removeprefix(self._template.answer_opening)
+        text, closing = self._held + text, self._template.closing
+        kept = len(text.removesuffix(closing))
+        text, self._held = text[:kept], text[kept:]
+        return text
+
+
 def trimmed(text: str) -> str:
     """A message as it is rendered: without white space around it, by Python's rule and Jinja's."""
     return text.strip()

@@ -16,7 +16,7 @@ from fledge.tokens.shard_format import ShardMeta
 
 
 class DocumentHashes:
-    """What the token ids of every packed document hash to, by split; 8 bytes of memory a document.
+    """What the token ids of every packed document hash to, by split; 8 bytes of memory a document, about 100 a conversation or pair.
 
     The hash is Python's own of bytes, SipHash with 64 bits and a key of this process: nobody can provoke a collision, and it takes a
     third of SHA-256's time. It is compared here and never stored.
@@ -24,10 +24,18 @@ class DocumentHashes:
 
     def __init__(self) -> None:
         self._hashes: dict[Split, list[NDArray[np.int64]]] = {"train": [], "validation": []}
+        self._was_truncated: dict[int, bool] = {}
 
     def add(self, split: Split, contents: Iterable[bytes]) -> None:
         """The ids of the next documents of a split, as bytes."""
         self._hashes[split].append(np.fromiter(map(hash, contents), np.int64))
+
+    def repeats(self, content: bytes, truncated: bool) -> bool:
+        """Whether the ids of a row's member are those of one before, of either split, because one of the two was `truncated`; notes it."""
+        number = hash(content)
+        known = self._was_truncated.get(number)
+        self._was_truncated[number] = truncated or bool(known)
+        return known is not None and (truncated or known)
 
     def duplicate_share(self, split: Split) -> float:
         """Share of the documents of a split that are token by token one that came before."""
@@ -68,6 +76,8 @@ class PackingFigures:
     dropped_too_long: int = 0
     truncated: int = 0
     """Conversations and pairs that lost exchanges to fit."""
+    truncated_duplicates: int = 0
+    """Left out, because truncation made them equal to others."""
     longest_tokens: int = 0
 
     def require_some(self) -> None:
@@ -99,6 +109,7 @@ class PackingFigures:
             "cut_documents": self.cut_documents,
             "dropped_too_long": self.dropped_too_long,
             "truncated": self.truncated,
+            "truncated_duplicates": self.truncated_duplicates,
             "duplicate_share": self.hashes.duplicate_share(self.split),
             "tokens_by_source": {shard.source: shard.tokens for shard in shards},
         }

@@ -63,12 +63,12 @@ def pack_conversations(
                 while truncate and len(one.ids) > row_tokens and len(messages) > SHORTEST_TURNS + (messages[0].role == "system"):
                     messages = messages[:-2]
                     one = render_batch(tokenizer, [messages])[0]
-                figures.truncated += one is not whole and len(one.ids) <= row_tokens
+                is_truncated = one is not whole
                 learned = [message.content for message in messages if everything or message.role == "assistant"]
                 if everything:
                     one = Rendered(one.ids, [True] * len(one.ids))
                 segment = _segment(conversation.id, one, learned, meta)
-                if _accept(figures, (segment,)):
+                if _accept(figures, (segment,), is_truncated):
                     groups[conversation.source].append((segment,))
             progress.advance(len(batch))
     return _write_rows(folder, meta, tokenizer, figures, groups)
@@ -100,12 +100,11 @@ def pack_preferences(
                 while truncate and len(chosen.ids) + len(rejected.ids) > row_tokens and (shorter := _without_first_exchange(prompt)):
                     prompt = shorter
                     [(chosen, rejected)] = _answered(tokenizer, [replace(pair, prompt=prompt)])
-                figures.truncated += prompt is not pair.prompt and len(chosen.ids) + len(rejected.ids) <= row_tokens
                 both = (
                     _segment(pair.id, chosen, [pair.chosen], meta, pair.damage),
                     _segment(pair.id, rejected, [pair.rejected], meta, pair.damage),
                 )
-                if _accept(figures, both):
+                if _accept(figures, both, is_truncated=prompt is not pair.prompt):
                     groups[pair.source].append(both)
             progress.advance(len(batch))
     return _write_rows(folder, meta, tokenizer, figures, groups)
@@ -136,15 +135,20 @@ def in_batches(items: Iterable[T]) -> Iterator[list[T]]:
         yield batch
 
 
-def _accept(figures: PackingFigures, segments: _Group) -> bool:
-    """Count what fits into a row, or that it does not."""
+def _accept(figures: PackingFigures, segments: _Group, is_truncated: bool) -> bool:
+    """Count what fits into a row, or that it does not, or that without what it lost it says what another one says."""
     needed_tokens = sum(len(segment.tokens) for segment in segments)
     figures.longest_tokens = max(figures.longest_tokens, needed_tokens)
     if figures.row_tokens is not None and needed_tokens > figures.row_tokens:
         figures.dropped_too_long += 1
         return False
+    content = b"".join(segment.tokens.tobytes() for segment in segments)
+    if figures.hashes.repeats(content, is_truncated):
+        figures.truncated_duplicates += 1
+        return False
+    figures.truncated += is_truncated
     figures.documents += 1
-    figures.hashes.add(figures.split, [b"".join(segment.tokens.tobytes() for segment in segments)])
+    figures.hashes.add(figures.split, [content])
     for segment in segments:
         assert segment.supervised is not None
         figures.text_bytes += segment.text_bytes

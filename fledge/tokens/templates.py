@@ -53,6 +53,14 @@ class Template:
         return [Message("system", TASK_WITH_INPUT if INPUT_MARK in messages[0].content else TASK), *messages]
 
     @property
+    def markers(self) -> tuple[str, ...]:
+        """What a line begins with where a turn does, as text."""
+        if self.has_turn_tokens:
+            return (TURN_START, TURN_END)
+        labels = tuple(label.strip() for label in self.labels.values() if label)
+        return (*labels, INPUT_MARK.strip()) if self.describes_task else labels
+
+    @property
     def jinja(self) -> str:
         """What other programs render with; `{% generation %}` marks the answers for transformers' assistant mask."""
         opening = ["{{- bos_token -}}"] if self.opens_document else []

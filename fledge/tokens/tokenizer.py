@@ -50,7 +50,8 @@ class Tokenizer:
 
         So the byte lengths of the ids of a text add up to its bytes and these.
         """
-        self._hidden_ids = frozenset(definition.specials.values()) - definition.visible
+        self.special_ids = frozenset(definition.specials.values())
+        self._hidden_ids = self.special_ids - definition.visible
         self._engine: Engine = ReferenceEngine(body)
 
     def encode(self, text: str) -> list[int]:
@@ -116,7 +117,7 @@ class Tokenizer:
     def byte_lengths(self) -> NDArray[np.int64]:
         """(vocabulary_size,) bytes of text that each id stands for; 0 for special ids. See `prefix_bytes`."""
         lengths = np.array([len(piece) for piece in self.definition.pieces], dtype=np.int64)
-        lengths[sorted(self.specials.values())] = 0
+        lengths[sorted(self.special_ids)] = 0
         return lengths
 
     @cached_property
@@ -174,7 +175,7 @@ def open_tokenizer(folder: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def copy_tokenizer(tokenizer: Tokenizer, folder: Path, answers: bool, maximum_tokens: int) -> None:
+def copy_tokenizer(tokenizer: Tokenizer, answers: bool, folder: Path, maximum_tokens: int) -> None:
     """Write the tokenizer's files into a checkpoint folder, with the end token and the context length of its model."""
     copy_folder(tokenizer.folder, tokenizer.definition, folder, tokenizer.end_ids(answers)[0], maximum_tokens)
 

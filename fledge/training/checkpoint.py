@@ -47,6 +47,9 @@ STATE_FORMAT = 2
 RECENT_LOSSES = 256
 """Losses of the last steps that a checkpoint carries."""
 
+CopyTokenizer = Callable[[Path, int], object]
+"""Fills a folder with the files of a tokenizer, for a model of so many tokens of context."""
+
 _COMPARED_DIGITS = 12
 """Of an id; a sum of such numbers over processes stays exact."""
 _BYTES_PER_PARAMETER = 12
@@ -112,9 +115,7 @@ def take_snapshot(model: Llama, optimizer: Optimizer, plan: Plan, progress: Prog
     return Snapshot(model, world.gather(parameters_by_name(model)), world.gather(optimizer.state()), plan, progress)
 
 
-def write_checkpoint(
-    snapshot: Snapshot, stage_folder: Path, request: Request, copy_tokenizer: Callable[[Path], object] | None = None
-) -> Checkpoint:
+def write_checkpoint(snapshot: Snapshot, stage_folder: Path, request: Request, copy_tokenizer: CopyTokenizer | None = None) -> Checkpoint:
     """Publish a checkpoint, `request` being what its stage was asked for. Raises MachineError; then nothing has appeared."""
     step = snapshot.progress.step
     wanted = Request("checkpoint", {"stage": request.kind, "step": step, "settings": request.settings}, request.inputs)
@@ -123,7 +124,7 @@ def write_checkpoint(
     with artifact.build(path, wanted, written) as (partial, stats):
         written.update(save_model(snapshot.model, partial, weights=snapshot.weights))
         if copy_tokenizer is not None:
-            copy_tokenizer(partial)
+            copy_tokenizer(partial, snapshot.model.config.settings.max_position_embeddings)
         written[OPTIMIZER] = write_tensors(partial / OPTIMIZER, snapshot.optimizer)
         # JSON knows no NaN: a validation that came out as none is null.
         validated = [(step, loss if math.isfinite(loss) else None) for step, loss in snapshot.progress.validation_losses]

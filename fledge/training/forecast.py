@@ -103,10 +103,12 @@ def checkpoint_bytes(settings: TrainingSettings, parameters: int) -> int:
     return CHECKPOINT_BYTES_PER_PARAMETER[settings.optimizer.kind] * parameters
 
 
-def largest_checkpoint_bytes(settings: TrainingSettings, length: StageLength, parameters: int) -> int:
+def largest_checkpoint_bytes(settings: TrainingSettings, length: StageLength, parameters: int, epochs: float | None) -> int:
     """Of all that lie there at the largest moment: the kept ones, the best, and the next one while it is written beside them."""
     permanent = length.steps // settings.keep_every_steps if settings.keep_every_steps else 0
-    count = min(max(settings.keep_checkpoints, KEPT_WHILE_RUNNING) + 2 + permanent, times(length.steps, settings.save_every_steps))
+    of_epochs = int(epochs // settings.keep_every_epochs) if epochs and settings.keep_every_epochs else 0
+    saved = times(length.steps, settings.save_every_steps) + of_epochs
+    count = min(max(settings.keep_checkpoints, KEPT_WHILE_RUNNING) + 2 + permanent + of_epochs, saved)
     return count * checkpoint_bytes(settings, parameters)
 
 

@@ -23,22 +23,22 @@ from fledge.model.llama import Llama
 
 Layout = Literal["single", "ddp", "fsdp"]
 
-TRAINING_BYTES_PER_PARAMETER = 16
-"""A weight, its gradient and two moments, fp32."""
+TRAINED_BYTES, FROZEN_BYTES = 16, 4
+"""Of a parameter: a weight, its gradient and two moments, fp32; or the weight alone."""
 COMFORTABLE_SHARE = 0.5
 """Of a device's memory, for what grows with the parameters; activations, collectives and bf16 copies need the rest."""
 
 
-def choose_layout(wanted: Literal["auto", "ddp", "fsdp"], processes: int, parameters: int, device_bytes: int) -> Layout:
-    """How so many processes share a model of so many parameters, on devices of so much memory each.
+def choose_layout(wanted: Literal["auto", "ddp", "fsdp"], processes: int, trained: int, frozen: int, device_bytes: int) -> Layout:
+    """How so many processes share a model of so many trained and frozen parameters, on devices of so much memory each.
 
-    auto: DDP, which sends less, as long as 16 bytes per parameter fit into half of a device; else FSDP2.
+    auto: DDP, which sends less, as long as 16 bytes per trained and 4 per frozen parameter fit into half of a device; else FSDP2.
     """
     if processes == 1:
         return "single"
     if wanted != "auto":
         return wanted
-    return "fsdp" if TRAINING_BYTES_PER_PARAMETER * parameters > COMFORTABLE_SHARE * device_bytes else "ddp"
+    return "fsdp" if TRAINED_BYTES * trained + FROZEN_BYTES * frozen > COMFORTABLE_SHARE * device_bytes else "ddp"
 
 
 def device_bytes(device: torch.device) -> int:

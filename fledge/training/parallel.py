@@ -111,12 +111,12 @@ class World:
         """Wait for all processes."""
         self.from_main(0)
 
-    def lay_out(self, wanted: Literal["auto", "ddp", "fsdp"], parameters: int, elastic: bool = False) -> World:
+    def lay_out(self, wanted: Literal["auto", "ddp", "fsdp"], trained: int, frozen: int = 0, elastic: bool = False) -> World:
         """The same processes, sharing a model of so many parameters as wanted; for auto the main one's memory decides."""
         if self.size == 1:
             return replace(self, elastic=elastic)
         main_bytes = self.from_main(device_bytes(self.device))
-        return replace(self, sharded=choose_layout(wanted, self.size, parameters, main_bytes) == "fsdp", elastic=elastic)
+        return replace(self, sharded=choose_layout(wanted, self.size, trained, frozen, main_bytes) == "fsdp", elastic=elastic)
 
     def place(self, model: Llama) -> Llama:
         """The model on this process's device, all of it or a part; with other parameters than before, so optimizers are made later."""

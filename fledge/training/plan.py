@@ -169,9 +169,11 @@ class Plan:
 
     def epochs(self, step: int) -> float:
         """How many times the data has been read after `step` steps; with a mixture, counted over all sources together."""
-        return sum(
-            done * phase.batch_rows / sum(source.rows(phase.row_tokens) for source in self.sources) for phase, done in self.done(step)
-        )
+        return float(self._epochs(step))
+
+    def ends_epochs(self, step: int, every: int | None) -> bool:
+        """Whether the `step`-th step is the one with which so many more epochs are complete; never for None."""
+        return every is not None and self._epochs(step) // every > self._epochs(step - 1) // every
 
     def use(self, step: int) -> dict[str, SourceUse]:
         """What every source, by name, has given after `step` steps; exact, of this plan alone."""
@@ -213,6 +215,15 @@ class Plan:
             done = min(left, phase.steps)
             yield phase, done
             left -= done
+
+    def _epochs(self, step: int) -> Fraction:
+        return sum(
+            (
+                Fraction(done * phase.batch_rows, sum(source.rows(phase.row_tokens) for source in self.sources))
+                for phase, done in self.done(step)
+            ),
+            Fraction(0),
+        )
 
     def _place(self, step: int) -> tuple[int, int]:
         """The number of the phase of the step after `step` steps, and how many of the phase's steps come before it."""

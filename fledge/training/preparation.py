@@ -43,7 +43,12 @@ TIMED_PASSES = 5
 
 
 def choose_computation(model: Llama, settings: TrainingSettings, machine: Machine, plan: Plan) -> None:
-    """Make a model, wherever it is still whole, keep and compute what the settings and the machine say."""
+    """Make a model, wherever it is still whole, keep and compute what the settings and the machine say.
+
+    Preferences are learned without the model's dropout, as in TRL: the reference's scores know none, and with it the first loss would
+    not be ln 2.
+    """
+    model.train(settings.objective.kind != "preference")
     model.model.activation_checkpointing = settings.activation_checkpointing
     if machine.precision == "fp8":
         use_float8(model)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -22,7 +23,7 @@ from fledge.core import console
 from fledge.core.artifact import Request
 from fledge.core.errors import DistributedError, FledgeError, MachineError, NumericsError
 from fledge.model.llama import Llama
-from fledge.training.checkpoint import Progress, Snapshot, take_snapshot, write_checkpoint
+from fledge.training.checkpoint import CopyTokenizer, Progress, Snapshot, take_snapshot, write_checkpoint
 from fledge.training.checkpoint_folders import Checkpoint
 from fledge.training.optimizer import Optimizer
 from fledge.training.parallel import World
@@ -43,16 +44,17 @@ class CheckpointWriter:
         stage_folder: Path,
         request: Request,
         keep: int,
-        copy_tokenizer: Callable[[Path], object] | None = None,
+        copy_tokenizer: CopyTokenizer | None = None,
         keep_every_steps: int | None = None,
+        keep_every_epochs: int | None = None,
         asynchronous: bool = False,
     ) -> None:
-        """`request` is what the stage was asked for; a checkpoint is that and a step. `copy_tokenizer` fills a folder with its files."""
+        """`request` is what the stage was asked for; a checkpoint is that and a step."""
         self.stage_folder = stage_folder
         self.failures = 0
-        """Saves that did not succeed, since this process began."""
+        """Saves that did not succeed, since this process began, ways back included."""
         self._request, self._copy_tokenizer = request, copy_tokenizer
-        self._keep, self._keep_every_steps = keep, keep_every_steps
+        self._keep, self._keep_every_steps, self._keep_every_epochs = keep, keep_every_steps, keep_every_epochs
         self._failures_in_a_row = 0
         self._sound: set[str] = set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if asynchronous else None
@@ -145,10 +147,15 @@ class CheckpointWriter:
             raise MachineError(f"what was written reads back differently: {problems[0]}", "test the disk and the memory of this machine")
         self._sound.add(saved.artifact.id)
         try:
-            retain(self.stage_folder, keep, self._keep_every_steps, self._sound, snapshot.progress.health.bad_since)
+            is_permanent = partial(self._is_permanent, snapshot.plan)
+            retain(self.stage_folder, keep, is_permanent, self._sound, snapshot.progress.health.bad_since)
         except MachineError as error:
             console.warn(f"older checkpoints stay: {error.problem}")
         return saved
+
+    def _is_permanent(self, plan: Plan, step: int) -> bool:
+        by_steps = self._keep_every_steps is not None and step % self._keep_every_steps == 0
+        return by_steps or plan.ends_epochs(step, self._keep_every_epochs)
 
 
 def _told(error: MachineError | OSError) -> tuple[str, str]:

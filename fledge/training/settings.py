@@ -300,6 +300,8 @@ class TrainingSettings:
     """Newest checkpoints that are kept, until the end at least two; the best by validation loss is kept besides."""
     keep_every_steps: int | None = operation(None)
     """Checkpoints of every so many steps are kept for good; a multiple of save_every_steps; unset: none."""
+    keep_every_epochs: int | None = operation(None)
+    """A checkpoint is saved after every so many epochs, and kept for good; unset: none."""
     asynchronous_saves: bool = operation(False)
     """Write a checkpoint while the next steps are computed, from a copy in memory: 12 bytes per parameter."""
     guard: GuardSettings = operation(default_factory=GuardSettings)
@@ -313,7 +315,7 @@ class TrainingSettings:
         self._require_one_length()
         for name in ("batch_rows", "hang_timeout_seconds", "log_every_steps", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        every = ("validate_every_steps", "sample_every_steps", "save_every_steps", "keep_every_steps")
+        every = ("validate_every_steps", "sample_every_steps", "save_every_steps", "keep_every_steps", "keep_every_epochs")
         optional = ("threads", "micro_batch_rows", "validation_rows", *every)
         for name in optional:
             value = getattr(self, name)
@@ -327,6 +329,8 @@ class TrainingSettings:
         if self.lora is not None:
             _require(self.optimizer.kind == "adamw", "lora is trained by adamw: muon would orthogonalise factors, not the weights' change")
             _require(not self.precision.startswith("fp8"), f"lora and precision {self.precision} exclude each other: choose bf16")
+            draws = self.objective.kind == "preference" and self.lora.dropout > 0
+            _require(not draws, "lora.dropout: preferences are compared with scores that know no dropout, leave it out")
         if self.keep_every_steps is not None:
             is_saved = self.save_every_steps is not None and self.keep_every_steps % self.save_every_steps == 0
             _require(is_saved, f"keep_every_steps must be a multiple of save_every_steps, not {self.keep_every_steps}")

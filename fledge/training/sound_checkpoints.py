@@ -2,7 +2,7 @@
 
     runs/NAME/STAGE/checkpoints/    complete ones, and what a killed save has left: NAME.partial
     runs/NAME/STAGE/quarantine/     found damaged, kept for a look
-    runs/NAME/STAGE/set_aside/      sound, but later than the one that --resume named
+    runs/NAME/STAGE/set_aside/      later than the one that --resume named; damaged ones that a run has gone back behind
 
 A checkpoint counts if every byte is as its manifest says, no file is strange, and it belongs to this stage. Nothing is ever deleted
 for being damaged or late, and nothing sound is deleted before enough newer ones have been read back.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from fledge.core import artifact, console, disk
@@ -71,11 +71,11 @@ def problems_of(path: Path) -> list[str]:
 def retain(
     stage_folder: Path,
     keep: int,
-    keep_every_steps: int | None = None,
+    is_permanent: Callable[[int], bool] | None = None,
     known_sound: set[str] | None = None,
     way_back: int | None = None,
 ) -> None:
-    """Remove all checkpoints but the `keep` newest sound ones, the best sound one, and those of every so many steps.
+    """Remove all checkpoints but the `keep` newest sound ones, the best sound one, and those whose step is permanent.
 
     `known_sound` holds the ids of those that need not be read again, and is added to. Damaged ones that are met go to `quarantine/`.
     `way_back`: in a row of bad steps, the steps done before it; the newest checkpoint of no more stays, because the run may go back to it.
@@ -88,8 +88,7 @@ def retain(
     healthy = [one for one in reversed(found) if way_back is not None and one.step <= way_back]
     before = {one.step for one in itertools.islice(_sound(stage_folder, healthy, known), 1)}
     for one in found:
-        is_permanent = keep_every_steps is not None and one.step % keep_every_steps == 0
-        if one.step not in newest | best | before and not is_permanent:
+        if one.step not in newest | best | before and not (is_permanent is not None and is_permanent(one.step)):
             disk.remove(one.path)
 
 
@@ -143,10 +142,7 @@ def rewind(stage_folder: Path, chosen: Path) -> Checkpoint:
     # The result first: without it the stage is one that has started, whatever happens next.
     later = [stage_folder / artifact.MANIFEST, *(path for other, path in step_folders(stage_folder) if other > step)]
     for path_aside in (one for one in later if one.exists()):
-        target = _free_place(stage_folder / SET_ASIDE / path_aside.name)
-        disk.make_folder(target.parent)
-        disk.move(path_aside, target)
-        console.say(f"{path_aside} moved aside to {target}")
+        _move_aside(stage_folder, path_aside)
     return Checkpoint(step, path, artifact.open_artifact(path, "checkpoint"))
 
 
@@ -186,6 +182,13 @@ def _quarantine(stage_folder: Path, step: int, path: Path, problem: str) -> None
     console.warn(f"the checkpoint of step {step} is damaged and now lies in {target}: {problem}")
 
 
+def _move_aside(stage_folder: Path, path: Path) -> None:
+    target = _free_place(stage_folder / SET_ASIDE / path.name)
+    disk.make_folder(target.parent)
+    disk.move(path, target)
+    console.say(f"{path} moved aside to {target}")
+
+
 def _free_place(path: Path) -> Path:
     number, candidate = 2, path
     while candidate.exists():
@@ -194,7 +197,14 @@ def _free_place(path: Path) -> Path:
 
 
 def remove_after(stage_folder: Path, step: int) -> None:
-    """Remove the checkpoints of more than so many steps, newest first: broken off anywhere, what is left is a run to continue."""
-    for found, path in reversed(step_folders(stage_folder)):
+    """Remove the checkpoints of more than so many steps, newest first: broken off anywhere, what is left is a run to continue.
+
+    If none is left the run begins anew, and on purpose: then damaged ones, which forbid that, are set aside first.
+    """
+    there = step_folders(stage_folder)
+    if all(found > step for found, _ in there):
+        for path in sorted((stage_folder / QUARANTINE).glob("step-*")):
+            _move_aside(stage_folder, path)
+    for found, path in reversed(there):
         if found > step:
             disk.remove(path)

@@ -166,7 +166,7 @@ class Trainer:
                     self.save("end")
                 elif report.stop_signal is not None:
                     self.save("stop")
-                elif is_due(report.step, self.settings.save_every_steps, self.plan.steps):
+                elif self._is_save_due(report.step):
                     self.save("cadence")
                 if report.stop_signal is not None:
                     name = signal.Signals(report.stop_signal).name
@@ -175,6 +175,10 @@ class Trainer:
         if not self.progress.recent_losses:
             raise NumericsError("no step of this run was finite, so nothing was learned", "start anew (--force) with a lower learning_rate")
         return self.progress
+
+    def _is_save_due(self, step: int) -> bool:
+        settings, plan = self.settings, self.plan
+        return is_due(step, settings.save_every_steps, plan.steps) or plan.ends_epochs(step, settings.keep_every_epochs)
 
     @property
     def early_stop(self) -> EarlyStop | None:
@@ -225,9 +229,7 @@ class Trainer:
         Raises what reading the last step does, and MachineError if the disk did not take what had to be saved.
         """
         self.watch.at("save", self.progress.step - 1)
-        if self._unread is not None:
-            unread, self._unread = self._unread, None
-            self._read(unread)
+        self._read_unread()
         if self.progress.health.bad_since is not None and occasion == "cadence":
             return
         losses = torch.stack(self._unread_losses).tolist() if self._unread_losses else []
@@ -323,6 +325,11 @@ class Trainer:
             self._answer(verdict.step)
         return is_finite
 
+    def _read_unread(self) -> None:
+        if self._unread is not None:
+            unread, self._unread = self._unread, None
+            self._read(unread)
+
     def _answer(self, step: int) -> None:
         """Go on after the step after `step` steps, or raise what has to follow from too many bad ones."""
         progress, guard = self.progress, self.settings.guard
@@ -347,15 +354,21 @@ class Trainer:
             return
         self.watch.at("look", report.step - 1)
         report = self._awaited(report)
+        trained_with_dropout = self.model.training
         self.model.eval()
         # Compiling once more for a pass without gradients costs more than it saves.
         with torch.no_grad(), torch.compiler.set_stance("force_eager") if self.machine.compiled else nullcontext():
             for observer in due:
                 measured = observer.observe(report)
                 if "validation/loss" in measured:
-                    point = (report.step, measured["validation/loss"])
-                    self.progress = replace(self.progress, validation_losses=(*self.progress.validation_losses, point))
-        self.model.train()
+                    self._record(report.step, measured["validation/loss"])
+        self.model.train(trained_with_dropout)
+
+    def _record(self, step: int, validation_loss: float) -> None:
+        """In a row of bad steps nothing is saved, so what is measured there cannot be the best of the run and does not count."""
+        self._read_unread()
+        if self.progress.health.bad_since is None or step == self.plan.steps:
+            self.progress = replace(self.progress, validation_losses=(*self.progress.validation_losses, (step, validation_loss)))
 
     def _awaited(self, report: StepReport) -> StepReport:
         """The report of a step once the device has done it: observers wait for its numbers, but the time belongs to the steps."""

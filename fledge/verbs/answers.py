@@ -17,7 +17,7 @@ from fledge.inference.settings import GenerationSettings
 from fledge.model.folder import load_model
 from fledge.stages.checkpoint_names import find_checkpoint
 from fledge.stages.run import smoke_name
-from fledge.tokens.chat import render
+from fledge.tokens.chat import AnswerStream, render
 from fledge.tokens.tokenizer import Tokenizer, open_tokenizer
 
 
@@ -29,9 +29,9 @@ class Speaker:
     engine: Engine
     tokenizer: Tokenizer
 
-    def speak(self, prompt: Sequence[int], settings: GenerationSettings) -> Completion:
-        """Continue a prompt and write the text to stdout while it is drawn, whole characters only."""
-        stream = self.tokenizer.stream(continued=True)
+    def speak(self, prompt: Sequence[int], settings: GenerationSettings, answers: bool) -> Completion:
+        """Continue a prompt, or answer it, and write the text to stdout while it is drawn, whole characters only."""
+        stream = AnswerStream(self.tokenizer) if answers else self.tokenizer.stream(continued=True)
 
         def show(_: int, token: int) -> None:
             console.write(stream.push(token))
@@ -68,7 +68,7 @@ def generate(speaker: Speaker, prompts: Sequence[str], chat_format: bool, settin
         else:
             ids = [*speaker.tokenizer.document_start, *speaker.tokenizer.encode(prompt)]
             console.write(prompt)
-        speaker.speak(ids, settings)
+        speaker.speak(ids, settings, answers=chat_format)
 
 
 def chat(speaker: Speaker, system: str | None, settings: GenerationSettings) -> None:
@@ -82,7 +82,7 @@ def chat(speaker: Speaker, system: str | None, settings: GenerationSettings) -> 
         elif line:
             messages.append(Message("user", line))
             messages = _fitting(speaker, opening, messages)
-            completion = speaker.speak(render(speaker.tokenizer, messages, answer_follows=True).ids, settings)
+            completion = speaker.speak(render(speaker.tokenizer, messages, answer_follows=True).ids, settings, answers=True)
             messages.append(Message(get_args(Role)[2], speaker.tokenizer.decode(completion.ids).strip()))
 
 

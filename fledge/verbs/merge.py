@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from fledge.core import artifact, console, disk
@@ -25,6 +26,9 @@ def merge(reference: str, folder: Path, small: bool) -> None:
     require_free(folder)
     adapter, model = open_checkpoint(str(source)), load_model(source)
     wanted = artifact.request("checkpoint", adapter.manifest.settings, {"adapter": adapter})
+    # What rewards are measured against, as they are for the adapter: folded in, it is the same model.
+    origin = {role: given for role, given in adapter.manifest.inputs.items() if role in ("start_from", "scores")}
+    wanted = replace(wanted, inputs={**origin, **wanted.inputs})
     with artifact.build(folder, wanted) as (partial, stats):
         save_model(model, partial)
         for path in _tokenizer_files(source) or _tokenizer_files(find_base(source)):

@@ -22,9 +22,8 @@ from fledge.model.folder import read_config
 from fledge.model.llama import Llama
 from fledge.model.memory import MemoryBytes, MicroBatch, micro_batch_that_fits, training_memory
 from fledge.model.settings import Adapter, LoraSettings, ModelConfig, padded_vocabulary_size
-from fledge.stages import TRAINING_STAGES, Stage, has_stage
+from fledge.stages import CONTENT_OF, TRAINING_STAGES, Stage, has_stage
 from fledge.stages.checkpoint_names import find_checkpoint
-from fledge.stages.making.report import CONTENT_OF
 from fledge.stages.run import Run
 from fledge.tokens.importing import PRESETS
 from fledge.tokens.shards import open_token_set
@@ -237,7 +236,7 @@ def _plan_stage(run: Run, stage: Stage, length: StageLength, prober: _Prober) ->
     return StagePlan(
         stage,
         length,
-        length.tokens / counts[0] if counts and counts[0] else None,
+        _epochs(length, counts),
         flops_per_token(config, length.row_tokens, settings.lora),
         batch,
         rows is not None,
@@ -247,6 +246,10 @@ def _plan_stage(run: Run, stage: Stage, length: StageLength, prober: _Prober) ->
         is_measured,
         stage_seconds(settings, length, step.step(length.batch_rows), step.row, trained, validation_rows),
     )
+
+
+def _epochs(length: StageLength, counts: tuple[int, int] | None) -> float | None:
+    return length.tokens / counts[0] if counts and counts[0] else None
 
 
 def available_bytes(device: torch.device) -> float:
@@ -294,7 +297,8 @@ def _disk(run: Run, config: ModelConfig, lengths: dict[Stage, StageLength]) -> I
         yield DiskUse("token shards", made or tokens, "there" if made else f"estimated, {BYTES_PER_TOKEN} bytes of text a token")
     for stage, length in lengths.items():
         settings = run.recipe.section(stage)
-        size = largest_checkpoint_bytes(settings, length, trained_parameter_count(config, settings.lora))
+        trained, epochs = trained_parameter_count(config, settings.lora), _epochs(length, _token_counts(run, stage))
+        size = largest_checkpoint_bytes(settings, length, trained, epochs)
         yield DiskUse(f"checkpoints of {stage}", size, f"{settings.keep_checkpoints} kept, the best, one being written")
 
 

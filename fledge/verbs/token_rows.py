@@ -8,7 +8,8 @@ from pathlib import Path
 
 from fledge.core import artifact, console
 from fledge.core.errors import ArtifactError, ConfigError
-from fledge.corpus.document import Content, Split
+from fledge.corpus.document import Split
+from fledge.stages import CONTENT_OF
 from fledge.stages.run import RUNS, smoke_name
 from fledge.tokens.inspection import STREAM_ROW_TOKENS, Piece, Stretch, find_document, find_row
 from fledge.tokens.shards import TokenSet, open_token_set
@@ -23,8 +24,6 @@ _NOT_LEARNED, _LEARNED = "[-]", "[+]"
 
 
 RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
-CONTENT_OF: dict[str, Content] = {"pretrain": "documents", "sft": "conversations", "dpo": "preferences"}
-"""What each stage trains on."""
 
 
 def inspect(place: str, stage: str | None, split: Split, row: int | None, document: str | None, small: bool) -> None:

@@ -336,6 +336,14 @@ def test_an_override_is_named_as_the_place_of_its_error(write: Any) -> None:
     assert "(override optimizer.steps=x)" in refused(write("name: a\n"), "optimizer.steps=x").problem
 
 
+@pytest.mark.parametrize("override", ["workers=SECRET", "name.a=1", "=SECRET", "optimizer=SECRET"])
+def test_no_secret_of_an_address_is_in_an_error(write: Any, override: str) -> None:
+    secret = "https://user:word@host/a?key=1"
+    problem = refused(write(f"name: '{secret}'\n"), override.replace("SECRET", secret)).problem
+    assert "https://host/a" in problem
+    assert not any(word in problem for word in ("user", "word", "key=1"))
+
+
 def test_an_integer_is_a_float_but_not_the_other_way(write: Any) -> None:
     rate = load(write("optimizer: {learning_rate: 1}\n")).optimizer.learning_rate
     assert rate == 1.0

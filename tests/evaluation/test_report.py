@@ -112,6 +112,23 @@ def test_an_answer_that_did_not_stop_is_marked(data: ReportData) -> None:
     assert text_of(report(data)).count("(did not stop)") == 1
 
 
+def test_what_every_model_says_to_the_prompts_stands_side_by_side(data: ReportData) -> None:
+    said = [(Sample("Once <upon>", f"a {one.name} time"),) for one in data.evaluations]
+    replied = [replace(one, replies=replies) for one, replies in zip(data.evaluations, said, strict=True)]
+    html = report(replace(data, evaluations=replied))
+    assert ">Prompts</h2>" in html and ">Prompts</h2>" not in report(data)
+    text = text_of(html)
+    assert text.index("Once <upon>") < text.index("a pretrain time") < text.index("a dpo time")
+
+
+def test_bits_per_byte_are_those_of_the_base_model(data: ReportData) -> None:
+    """After pretraining, not of what it started from; without pretraining of the first."""
+    parent = CheckpointEvaluation("elsewhere@final (before pretrain)", (bits(1.99),))
+    html = text_of(report(replace(data, evaluations=[parent, *data.evaluations])))
+    assert "After pretrain: 1.840 bits per byte" in html and "model after elsewhere@final" in html
+    assert "After elsewhere@final" in text_of(report(replace(data, evaluations=[parent, data.evaluations[1]])))
+
+
 def test_the_first_answers_are_shown_whatever_they_are(data: ReportData) -> None:
     html = report(data)
     shown, folded = html.split("more answers</summary>", 1)

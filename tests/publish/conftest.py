@@ -87,7 +87,7 @@ def make_checkpoint(tmp_path: Path, make_tokenizer: Callable[..., Tokenizer]) ->
         folder = tmp_path / "run" / "sft" / "checkpoints" / "step-000001"
         with artifact.build(folder, artifact.request("checkpoint", {"stage": "sft", "step": 1, "settings": {}})) as (partial, _):
             save_model(make_model(tokenizer, scaling, **changes), partial)
-            copy_tokenizer(tokenizer, partial, True, SHAPE["max_position_embeddings"])
+            copy_tokenizer(tokenizer, True, partial, SHAPE["max_position_embeddings"])
             (partial / "resume").mkdir()
             (partial / "resume" / "state.json").write_text("{}")
         return artifact.open_artifact(folder)

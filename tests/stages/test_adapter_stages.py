@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from fledge.model.tensors import read_tensors
 from fledge.stages import run_stage
 from fledge.stages.checkpoint_names import find_checkpoint, open_checkpoint
 from fledge.stages.run import Run, set_aside
+from fledge.stages.task import open_task
 from fledge.tokens.tokenizer import open_tokenizer
 from fledge.training.checkpoint_folders import checkpoint_folder
 from fledge.verbs import answers, inspection
@@ -71,7 +73,12 @@ def test_the_road_with_adapters(make_run: MakeRun, walk: Walk, tokens: Tensor, t
 
     merge(str(run.folder), tmp_path / "merged", small=False)
     merged = open_checkpoint(str(tmp_path / "merged"))
-    assert merged.manifest.inputs["adapter"].id == dpo.id and (tmp_path / "merged" / "model.safetensors").is_file()
+    assert {role: given.id for role, given in merged.manifest.inputs.items()} == {
+        "adapter": dpo.id,
+        "start_from": sft.id,
+        "scores": artifact.open_artifact(run.folder / "score").id,
+    }, "its rewards are measured against what those of the adapter are"
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
     with torch.no_grad():
         apart = load_adapted(dpo.path).eval()(tokens)
     assert (logits_of(tmp_path / "merged", tokens) - apart).abs().max() <= 1e-5
@@ -103,6 +110,23 @@ def test_an_adapter_continues_bitwise(make_run: MakeRun, walk: Walk) -> None:
     assert again.keys() == before.keys() and all(torch.equal(again[name], before[name]) for name in again)
     assert any(not torch.equal(again[name], read_weights(run.folder / "lost-3")[name]) for name in again)
     assert artifact.open_artifact(stage).id == whole.id
+
+
+def test_an_adapter_is_for_a_base_that_stays(make_run: MakeRun, walk: Walk, tmp_path: Path) -> None:
+    """A training that is not finished removes its checkpoints; one that is, or a copy, is a base. All weights may start from any."""
+    run = make_run()
+    walk(run, "pretrain")
+    step = run.folder / "pretrain" / "checkpoints" / "step-000004"
+    start = f"sft.start_from={step}"
+    run_stage("pack", run)
+    assert open_task(make_run(ADAPTED[0], start), "sft").parent is not None
+    (run.folder / "pretrain" / "manifest.json").rename(tmp_path / "manifest.json")
+    with pytest.raises(ConfigError, match=r"(?s)step-000004 belongs to a training that is not finished .*copy the folder"):
+        open_task(make_run(ADAPTED[0], start), "sft")
+    assert open_task(make_run(start), "sft").parent is not None
+    shutil.copytree(step, tmp_path / "copy")
+    found = open_task(make_run(ADAPTED[0], f"sft.start_from={tmp_path / 'copy'}"), "sft")
+    assert found.wanted.inputs["base"].id == artifact.open_artifact(step).id
 
 
 def test_what_follows_an_adapter(make_run: MakeRun, walk: Walk, tmp_path: Path) -> None:

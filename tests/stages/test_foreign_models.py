@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def given(tmp_path: Path) -> Callable[..., Path]:
 def overrides(folder: Path, lora: str = "null") -> tuple[str, ...]:
     turns = "turn_tokens: true" if lora == "null" else "template: instruct"
     tokenizer = f"tokenizer={{kind: import, path: {folder}, {turns}}}"
-    return (tokenizer, "pretrain=null", f"sft.start_from={folder}", f"sft.lora={lora}", f"dpo.lora={lora}", "sft.learning_rate=0.01")
+    rate = f"sft.learning_rate={0.01 if lora == 'null' else 0.1}"
+    return (tokenizer, "pretrain=null", f"sft.start_from={folder}", f"sft.lora={lora}", f"dpo.lora={lora}", rate)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +77,9 @@ def test_a_model_of_transformers_is_fine_tuned(
         assert isinstance(logits, torch.Tensor)
         assert (theirs(tokens).logits - logits).abs().max() <= 1e-5
     if lora == "null":
+        run_stage("evaluate", run)
+        results = json.loads((run.folder / "evaluate" / "results.json").read_text())["evaluations"]
+        assert [one["name"] for one in results] == [f"{folder} (before sft)", "sft", "dpo"], "with the tokenizer that was made of its own"
         assert ours.config.end_token_ids[0] != ours.config.begin_token_id
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fledge.core.errors import DataError
 from fledge.corpus.document import Message
-from fledge.tokens.chat import render, render_batch, trimmed
+from fledge.tokens.chat import AnswerStream, render, render_batch, require_template, trimmed
 from fledge.tokens.definition import checked
 from fledge.tokens.settings import SPECIAL_TOKENS, TokenizerSettings
 from fledge.tokens.templates import TEMPLATES
@@ -222,3 +222,17 @@ def test_a_batch_is_rendered_as_its_members_are(tokenizer: Tokenizer) -> None:
 def test_an_unknown_role_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(DataError, match=r"message 1 .* role 'tool\\n'"):
         render(tokenizer, [Message("user", "a"), Message("tool\n", "b")])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ending", ["", "\n", " \n\n"])
+def test_an_answer_is_shown_without_what_its_format_puts_around_it(written: Tokenizer, ending: str) -> None:
+    """Of all six formats, token by token; white space of the model's own stays."""
+    answer = f"  two\n\nlines{ending}"
+    template = require_template(written)
+    stream = AnswerStream(written)
+    ids = written.encode(template.answer_opening + answer + template.closing)
+    parts = [stream.push(token) for token in ids]
+    assert "".join(parts) + stream.finish() == answer
+    assert len([part for part in parts if part]) > 2, "it comes out while it is drawn"
+    nothing = AnswerStream(written)
+    assert "".join(map(nothing.push, written.encode(template.answer_opening + template.closing))) + nothing.finish() == ""

@@ -126,7 +126,7 @@ def test_an_answer_that_goes_on_keeps_its_space(any_kind: Tokenizer) -> None:
 
 
 def test_transformers_gives_the_same_ids_and_text_from_a_checkpoint(any_kind: Tokenizer, tmp_path: Path) -> None:
-    copy_tokenizer(any_kind, tmp_path, answers=True, maximum_tokens=128)
+    copy_tokenizer(any_kind, True, tmp_path, maximum_tokens=128)
     theirs = open_in_transformers(tmp_path)
     assert len(theirs) == any_kind.vocabulary_size and theirs.eos_token_id == any_kind.turn_end
     assert (theirs.bos_token_id, theirs.pad_token_id) == (any_kind.document_start[0], any_kind.padding)

@@ -13,6 +13,7 @@ from fledge.corpus.document import Conversation, Document, Message, Preference
 from fledge.tokens.best_fit import best_fit
 from fledge.tokens.chat import render
 from fledge.tokens.document_packing import pack_documents
+from fledge.tokens.figures import DocumentHashes
 from fledge.tokens.packing import pack_conversations, pack_preferences
 from fledge.tokens.shards import TokenShard, open_token_set
 from fledge.tokens.tokenizer import Tokenizer
@@ -202,14 +203,44 @@ def _long_talk(exchanges: int, system: bool = False) -> tuple[Message, ...]:
 def test_a_conversation_that_is_too_long_keeps_the_exchanges_that_fit(tokenizer: Tokenizer, tmp_path: Path, system: bool) -> None:
     whole, part = _long_talk(9, system), _long_talk(4, system)
     row_tokens = len(render(tokenizer, part).ids)
-    given = [Conversation(whole, "long", "s", "g"), Conversation(part, "short", "s", "h")]
+    given = [Conversation(whole, "long", "s", "g"), Conversation(part[:-2], "short", "s", "h")]
     stats = pack_conversations(given, tokenizer, tmp_path / "cut", "train", row_tokens, truncate=True)
     assert (stats["documents"], stats["truncated"], stats["dropped_too_long"]) == (2, 1, 0)
     (shard,) = open_token_set(tmp_path / "cut").shards("train")
-    assert _segments(shard) == [render(tokenizer, part).ids] * 2
+    assert _segments(shard) == [render(tokenizer, messages).ids for messages in (part, part[:-2])]
     one = len(render(tokenizer, _long_talk(1, system)).ids)
     with pytest.raises(DataError, match="none of the 2 conversations"):
         pack_conversations(given, tokenizer, tmp_path / "none", "train", one - 1, truncate=True)
+
+
+@pytest.mark.parametrize("truncate", [True, False])
+def test_what_truncation_makes_equal_is_a_duplicate_on_either_side_of_the_split(
+    tokenizer: Tokenizer, tmp_path: Path, truncate: bool
+) -> None:
+    """Two that were equal before are told as ever: the corpus has been asked to allow them."""
+    part = _long_talk(4)
+    row_tokens = len(render(tokenizer, part).ids)
+    hashes = DocumentHashes()
+    figures = {}
+    for split, talks in {"train": [_long_talk(9), part, _long_talk(8)], "validation": [part, _long_talk(7), _long_talk(1)]}.items():
+        given = [Conversation(talk, f"{split}-{number}", "s", "g") for number, talk in enumerate(talks)]
+        figures[split] = pack_conversations(given, tokenizer, tmp_path, split, row_tokens, hashes, truncate=truncate)  # type: ignore[arg-type]
+    counted = {split: (one["documents"], one["truncated"], one["truncated_duplicates"]) for split, one in figures.items()}
+    if truncate:
+        assert counted == {"train": (1, 1, 2), "validation": (1, 0, 2)}
+        hashes.require_disjoint("conversations", allowed=False)
+        return
+    assert counted == {"train": (1, 0, 0), "validation": (2, 0, 0)}
+    with pytest.raises(DataError, match="1 conversations of the validation split are also in the training split"):
+        hashes.require_disjoint("conversations", allowed=False)
+
+
+def test_pairs_that_truncation_makes_equal_are_duplicates(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    part = (*_long_talk(9)[-2:], Message("user", "So?"))
+    pairs = [Preference((*_long_talk(number), *part), "good", "bad", "", str(number), "s", "g") for number in (0, 8, 7)]
+    row_tokens = sum(len(render(tokenizer, (*part, Message("assistant", answer))).ids) for answer in ("good", "bad"))
+    stats = pack_preferences(pairs, tokenizer, tmp_path, "train", row_tokens, truncate=True)
+    assert (stats["documents"], stats["truncated"], stats["truncated_duplicates"]) == (1, 0, 2)
 
 
 def test_a_prompt_that_is_too_long_keeps_its_last_exchanges(tokenizer: Tokenizer, tmp_path: Path) -> None:

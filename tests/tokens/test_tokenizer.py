@@ -265,7 +265,7 @@ def test_another_tokenizer_is_refused_naming_both() -> None:
 def test_a_checkpoint_gets_the_tokenizer_with_its_own_end_token(
     tokenizer: Tokenizer, tmp_path: Path, answers: bool, end_token: str
 ) -> None:
-    copy_tokenizer(tokenizer, tmp_path, answers=answers, maximum_tokens=128)
+    copy_tokenizer(tokenizer, answers, tmp_path, maximum_tokens=128)
     assert open_tokenizer(tmp_path).sha256 == tokenizer.sha256
     config = _load(tmp_path / "tokenizer_config.json")
     assert (config["eos_token"], config["model_max_length"]) == (end_token, 128)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from training_assembly import MODEL, REQUEST, assembled, training_settings
 
 from fledge.core import artifact, disk
@@ -18,11 +19,15 @@ from fledge.core.metrics import METRICS
 from fledge.model.llama import Llama
 from fledge.tokens.shards import TokenSet
 from fledge.training.checkpoint_folders import CHECKPOINTS, list_checkpoints
+from fledge.training.parallel import World
 from fledge.training.settings import TrainingSettings
 from fledge.training.sound_checkpoints import SET_ASIDE
 
 SMALL = replace(MODEL, settings=replace(MODEL.settings, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
+ALONE = World(0, 1, torch.device("cpu"))
 SMALL_BATCHES = {"batch_rows": 4, "micro_batch_rows": 2, "validation_rows": 2}
+Save = Callable[..., object]
+"""`save(writer, step, loss, occasion, world)`: a fixture that saves some state as that of a step."""
 FIGURES = ("step", "train/loss", "train/gradient_norm", "train/tokens", "validation/loss")
 
 
@@ -127,3 +132,8 @@ def wait(seconds: float) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         time.sleep(min(0.001, seconds))
+
+
+def steps(folder: Path) -> list[int]:
+    """Of the finished checkpoints of a stage."""
+    return [checkpoint.step for checkpoint in list_checkpoints(folder)]

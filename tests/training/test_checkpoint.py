@@ -119,8 +119,8 @@ def test_files_that_cannot_be_opened_just_now_are_no_damage(tmp_path: Path, plan
 
 
 def test_a_checkpoint_is_a_model_folder_and_an_artifact(tmp_path: Path, plan: Plan) -> None:
-    def copy_tokenizer(folder: Path) -> None:
-        disk.write_text(folder / "tokenizer.json", "{}")
+    def copy_tokenizer(folder: Path, maximum_tokens: int) -> None:
+        disk.write_text(folder / "tokenizer.json", f"{maximum_tokens}")
 
     model, optimizer = stepped()
     saved = CheckpointWriter(tmp_path, REQUEST, 2, copy_tokenizer).save(
@@ -133,6 +133,7 @@ def test_a_checkpoint_is_a_model_folder_and_an_artifact(tmp_path: Path, plan: Pl
     assert {"config.json", "model.safetensors", "tokenizer.json", "resume/optimizer.safetensors"} <= saved.artifact.manifest.files.keys()
     assert saved.artifact.stats == {"step": 3, "tokens": 3 * 8 * 16, "loss": 4.0, "validation_loss": 2.5}
     assert saved.validation_loss == 2.5
+    assert (saved.path / "tokenizer.json").read_text() == str(model.config.settings.max_position_embeddings)
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path, plan: Plan) -> None:

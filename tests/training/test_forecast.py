@@ -97,6 +97,8 @@ def test_checkpoints_are_counted_at_their_largest_moment() -> None:
     chosen = settings(keep_checkpoints=2)
     assert checkpoint_bytes(chosen, 1_000) == 12_000
     assert checkpoint_bytes(replace(chosen, optimizer=MuonSettings()), 1_000) == 8_000
-    assert largest_checkpoint_bytes(chosen, stage_length(chosen, 64, 1_000), 1_000) == 4 * 12_000
+    assert largest_checkpoint_bytes(chosen, stage_length(chosen, 64, 1_000), 1_000, None) == 4 * 12_000
     seldom = replace(chosen, save_every_steps=None)
-    assert largest_checkpoint_bytes(seldom, stage_length(seldom, 64, 1_000), 1_000) == 12_000
+    assert largest_checkpoint_bytes(seldom, stage_length(seldom, 64, 1_000), 1_000, 3.5) == 12_000
+    by_epoch = replace(seldom, keep_every_epochs=1)
+    assert largest_checkpoint_bytes(by_epoch, stage_length(by_epoch, 64, 1_000), 1_000, 3.5) == 4 * 12_000

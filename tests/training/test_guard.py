@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
@@ -13,18 +14,20 @@ import pytest
 import torch
 from training_assembly import MODEL, assembled, training_settings
 
+from fledge.core import disk
 from fledge.core.errors import NumericsError
 from fledge.core.metrics import read_metrics
 from fledge.model.llama import Llama
 from fledge.model.tensors import read_tensors
 from fledge.tokens.shards import TokenSet
 from fledge.training.batches import Batch
-from fledge.training.checkpoint_folders import list_checkpoints
-from fledge.training.guard import MINIMUM_STEPS, WINDOW_STEPS, Health, LeftOut, is_left_out, is_spike, next_step, read_health
+from fledge.training.checkpoint_folders import checkpoint_folder, list_checkpoints
+from fledge.training.guard import MINIMUM_STEPS, WINDOW_STEPS, Health, LeftOut, RollBack, is_left_out, is_spike, next_step, read_health
 from fledge.training.optimizer import make_optimizer
 from fledge.training.parallel import World
 from fledge.training.rollback import run_with_rollbacks
-from fledge.training.settings import AdamWSettings, GuardSettings, MuonSettings, ScheduleSettings, TrainingSettings
+from fledge.training.settings import AdamWSettings, EarlyStoppingSettings, GuardSettings, MuonSettings, ScheduleSettings, TrainingSettings
+from fledge.training.sound_checkpoints import QUARANTINE, SET_ASIDE, remove_after
 from fledge.training.trainer import Trainer
 
 OPTIMIZERS = {"adamw": AdamWSettings(), "muon": MuonSettings()}
@@ -178,6 +181,17 @@ def test_a_run_in_which_nothing_was_finite_is_an_error(tmp_path: Path, documents
         poisoned(trainer, range(3)).run()
 
 
+@pytest.mark.parametrize(("bad", "counted"), [(3, [2, 6, 8]), (7, [2, 4, 6, 8])])
+def test_what_is_validated_in_a_row_of_bad_steps_is_no_best(tmp_path: Path, documents: TokenSet, bad: int, counted: list[int]) -> None:
+    """Nothing is saved there, so the best would be gone; the end is saved in any case."""
+    stopping = EarlyStoppingSettings(patience=9)
+    settings = training_settings(validate_every_steps=2, save_every_steps=2, keep_checkpoints=9, early_stopping=stopping)
+    with assembled(tmp_path, settings, [documents]) as trainer:
+        progress = poisoned(trainer, (bad,)).run()
+    assert [step for step, _ in progress.validation_losses] == counted
+    assert [one.step for one in list_checkpoints(tmp_path)] == counted
+
+
 GUARD = GuardSettings(maximum_bad_steps=3)
 
 
@@ -256,6 +270,36 @@ def test_trouble_without_end_names_the_documents(tmp_path: Path, documents: Toke
     with pytest.raises(NumericsError, match=r"steps 7 to 9 went wrong; the last one was of"):
         run(tmp_path / "never", never, documents, range(6, 40))
     assert list_checkpoints(tmp_path / "never")[-1].step == 4, "in a row of bad steps nothing is saved"
+
+
+def test_the_way_back_to_the_beginning_leads_past_damaged_checkpoints(
+    tmp_path: Path, documents: TokenSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint before the trouble is found damaged when the trouble is there: what is left to go back to is the beginning."""
+    settings = training_settings(steps=10, save_every_steps=2, guard=GUARD)
+    with assembled(tmp_path / "run", settings, [documents]) as trainer:
+        trainer.step(), trainer.step(), trainer.save()
+    damaged = checkpoint_folder(tmp_path / "run", 2)
+    (tmp_path / "run" / QUARANTINE).mkdir()
+    shutil.copytree(damaged, tmp_path / "run" / QUARANTINE / damaged.name)
+    remove, removed = disk.remove, list[bool]()
+
+    def noted(path: Path) -> None:
+        removed.append(bool(list((tmp_path / "run" / QUARANTINE).glob("step-*"))))
+        remove(path)
+
+    with assembled(tmp_path / "run", settings, [documents]) as trainer:
+        poisoned(trainer, range(2, 5))
+        with pytest.raises(RollBack) as trouble:
+            trainer.run()
+    assert trouble.value.first_step == 2
+    monkeypatch.setattr(disk, "remove", noted)
+    remove_after(tmp_path / "run", 2)
+    assert not removed, "with a sound checkpoint to go back to, all stays"
+    remove_after(tmp_path / "run", 1)
+    assert removed and not any(removed), "damaged ones are aside before the last sound one goes: killed in between, the run still continues"
+    assert [path.name for path in (tmp_path / "run" / SET_ASIDE).iterdir()] == [damaged.name]
+    assert run(tmp_path / "run", settings, documents, ()).progress.step == 10
 
 
 def test_without_a_checkpoint_the_way_back_is_the_beginning(tmp_path: Path, documents: TokenSet) -> None:

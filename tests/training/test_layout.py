@@ -25,21 +25,23 @@ GB = 10**9
 
 
 @pytest.mark.parametrize(
-    ("wanted", "processes", "parameters", "device_bytes", "layout"),
+    ("wanted", "processes", "trained", "frozen", "device_bytes", "layout"),
     [
-        ("auto", 1, 10**12, 24 * GB, "single"),
-        ("fsdp", 1, 10**12, 24 * GB, "single"),
-        ("auto", 2, 750_000_000, 24 * GB, "ddp"),
-        ("auto", 2, 750_000_001, 24 * GB, "fsdp"),
-        ("auto", 8, 1_000_000_000, 80 * GB, "ddp"),
-        ("ddp", 2, 10**12, 24 * GB, "ddp"),
-        ("fsdp", 2, 1, 24 * GB, "fsdp"),
+        ("auto", 1, 10**12, 0, 24 * GB, "single"),
+        ("fsdp", 1, 10**12, 0, 24 * GB, "single"),
+        ("auto", 2, 750_000_000, 0, 24 * GB, "ddp"),
+        ("auto", 2, 750_000_001, 0, 24 * GB, "fsdp"),
+        ("auto", 8, 1_000_000_000, 0, 80 * GB, "ddp"),
+        ("ddp", 2, 10**12, 0, 24 * GB, "ddp"),
+        ("fsdp", 2, 1, 0, 24 * GB, "fsdp"),
+        ("auto", 2, 5_000_000, 2_980_000_000, 24 * GB, "ddp"),  # an adapter
+        ("auto", 2, 5_000_001, 2_980_000_000, 24 * GB, "fsdp"),
     ],
 )
 def test_the_layout_follows_from_what_half_a_device_holds(
-    wanted: Any, processes: int, parameters: int, device_bytes: int, layout: str
+    wanted: Any, processes: int, trained: int, frozen: int, device_bytes: int, layout: str
 ) -> None:
-    assert choose_layout(wanted, processes, parameters, device_bytes) == layout
+    assert choose_layout(wanted, processes, trained, frozen, device_bytes) == layout
 
 
 def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:

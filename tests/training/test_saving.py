@@ -1,4 +1,4 @@
-"""Saves that fail, saves behind the next steps, and which checkpoints stay."""
+"""Saves that fail, and saves behind the next steps; which checkpoints stay is test_retention.py."""
 
 from __future__ import annotations
 
@@ -9,32 +9,29 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from crash_assembly import SMALL, ended, forked, leftovers, run_stage, stage_settings
+from crash_assembly import ALONE, SMALL, Save, ended, forked, leftovers, run_stage, stage_settings, steps
 from training_assembly import REQUEST, assembled, free_port, training_settings
 
-from fledge.core import artifact, disk
+from fledge.core import disk
 from fledge.core.errors import DistributedError, FledgeError, MachineError, NumericsError
 from fledge.core.metrics import read_metrics
 from fledge.model.llama import Llama
 from fledge.tokens.shards import TokenSet
-from fledge.training.batches import open_rows
 from fledge.training.checkpoint import Progress
-from fledge.training.checkpoint_folders import CHECKPOINTS, best_checkpoint, checkpoint_folder, list_checkpoints
-from fledge.training.guard import Health
-from fledge.training.optimizer import Optimizer, make_optimizer
+from fledge.training.checkpoint_folders import CHECKPOINTS, checkpoint_folder, list_checkpoints
+from fledge.training.optimizer import make_optimizer
 from fledge.training.parallel import World
-from fledge.training.phases import make_plan
 from fledge.training.plan import Plan
 from fledge.training.saving import FAILURES_IN_A_ROW, CheckpointWriter
-from fledge.training.sound_checkpoints import QUARANTINE, newest_sound, problems_of, retain
+from fledge.training.sound_checkpoints import QUARANTINE, newest_sound, problems_of
 
-ALONE = World(0, 1, torch.device("cpu"))
+pytestmark = pytest.mark.usefixtures("no_fail_point")
+
 ERRORS = {name: getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EIO", "EMFILE", "EROFS")}
 
 
@@ -57,45 +54,6 @@ class FailAt:
         if self.count - 1 == self.at or (self.lasting and self.count > self.at):
             self.hit = operation, path
             raise OSError(self.error, os.strerror(self.error), str(path))
-
-
-@pytest.fixture(autouse=True)
-def no_fail_point(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    yield
-    disk.fail_point = None
-
-
-@pytest.fixture(scope="module")
-def plan(documents: TokenSet) -> Plan:
-    return make_plan(open_rows([documents], "train", 16).sources, training_settings(), 1)
-
-
-@pytest.fixture(scope="module")
-def state() -> tuple[Llama, Optimizer]:
-    model = Llama(SMALL, 0)
-    optimizer = make_optimizer(model, training_settings())
-    model(torch.arange(8)[None]).square().mean().backward()
-    optimizer.step(1.0)
-    return model, optimizer
-
-
-Save = Callable[..., object]
-
-
-@pytest.fixture
-def save(plan: Plan, state: tuple[Llama, Optimizer]) -> Save:
-    """Saves the state as that of a step."""
-
-    def of_step(writer: CheckpointWriter, step: int, loss: float | None = None, occasion: str = "cadence", world: World = ALONE) -> object:
-        progress = Progress(step, 5.0, (5.0,), () if loss is None else ((step, loss),))
-        return writer.save(*state, plan, progress, world, occasion)  # type: ignore[arg-type]
-
-    return of_step
-
-
-def steps(folder: Path) -> list[int]:
-    return [checkpoint.step for checkpoint in list_checkpoints(folder)]
 
 
 # ---- the disk does not take it
@@ -285,90 +243,6 @@ def test_a_run_that_fails_waits_for_the_save_on_its_way(tmp_path: Path, document
         with pytest.raises(MachineError, match="a"):
             trainer.run()
         assert steps(tmp_path) == [2] and not leftovers(tmp_path)
-
-
-# ---- what stays
-
-
-def test_permanent_ones_the_newest_and_the_best_stay(tmp_path: Path, save: Save) -> None:
-    writer = CheckpointWriter(tmp_path, REQUEST, 2, keep_every_steps=4)
-    for step, loss in enumerate((5.0, 3.0, 1.0, 4.0, 2.0, 6.0, 7.0, 8.0, 9.0), start=1):
-        save(writer, step, loss)
-    assert steps(tmp_path) == [3, 4, 8, 9]
-    found = best_checkpoint(tmp_path)
-    assert found is not None and found.step == 3
-
-
-def test_in_a_row_of_bad_steps_the_way_back_stays(tmp_path: Path, plan: Plan, state: tuple[Llama, Optimizer]) -> None:
-    """Two stops within the row save twice, and must not push out the checkpoint from which the run will go on."""
-    writer = CheckpointWriter(tmp_path, REQUEST, 1)
-    for step in (2, 4):
-        writer.save(*state, plan, Progress(step), ALONE, "cadence")
-    for step in (6, 7, 8):
-        writer.save(*state, plan, Progress(step, health=Health(bad_since=5, bad_steps=step - 5)), ALONE, "stop")
-    assert steps(tmp_path) == [4, 7, 8]
-
-
-def test_while_a_run_lasts_two_sound_ones_stay_and_one_at_its_end(tmp_path: Path, save: Save) -> None:
-    writer = CheckpointWriter(tmp_path, REQUEST, 1)
-    there: list[list[int]] = []
-
-    def look(operation: str, path: Path) -> None:
-        there.append(steps(tmp_path))
-
-    for step in range(1, 6):
-        disk.fail_point = look if step > 2 else None
-        save(writer, step)
-    assert min(map(len, there)) == 2
-    save(writer, 6, occasion="end")
-    assert steps(tmp_path) == [6]
-
-
-def test_damaged_ones_do_not_count_and_are_not_deleted(tmp_path: Path, save: Save, capsys: pytest.CaptureFixture[str]) -> None:
-    """The newest and the best are damaged before the run goes on."""
-    writer = CheckpointWriter(tmp_path, REQUEST, 9)
-    for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 4.0)):
-        save(writer, step, loss)
-    for step in (2, 4):
-        weights = checkpoint_folder(tmp_path, step) / "model.safetensors"
-        weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
-    save(CheckpointWriter(tmp_path, REQUEST, 2), 5, 5.0)
-    assert steps(tmp_path) == [3, 5]
-    assert sorted(path.name for path in (tmp_path / QUARANTINE).iterdir()) == ["step-000002", "step-000004"]
-    assert "the checkpoint of step 4 is damaged" in capsys.readouterr().err
-
-
-def test_a_half_removed_checkpoint_is_swept_at_the_next_save(tmp_path: Path, save: Save) -> None:
-    writer = CheckpointWriter(tmp_path, REQUEST, 2)
-    save(writer, 1), save(writer, 2)
-    (checkpoint_folder(tmp_path, 1) / artifact.MANIFEST).unlink()
-    save(writer, 3)
-    assert sorted(path.name for path in (tmp_path / CHECKPOINTS).iterdir()) == ["step-000002", "step-000003"]
-
-
-def test_what_cannot_be_read_for_another_reason_than_damage_is_not_set_aside(
-    tmp_path: Path, save: Save, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save(CheckpointWriter(tmp_path, REQUEST, 2), 1)
-
-    def digest(path: Path) -> disk.FileDigest:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
-
-    monkeypatch.setattr(disk, "digest_file", digest)
-    with pytest.raises(MachineError, match=r"cannot read .*Too many open files"):
-        newest_sound(tmp_path)
-    with pytest.raises(MachineError, match="cannot read"):
-        retain(tmp_path, 1)
-    assert steps(tmp_path) == [1]
-
-
-def test_permanent_ones_are_among_those_that_are_saved() -> None:
-    assert training_settings(save_every_steps=2, keep_every_steps=4).keep_every_steps == 4
-    for every_steps in (3, 0):
-        with pytest.raises(ValueError, match="keep_every_steps must be"):
-            training_settings(save_every_steps=2, keep_every_steps=every_steps)
-    with pytest.raises(ValueError, match="keep_every_steps must be a multiple"):
-        replace(training_settings(), keep_every_steps=4)
 
 
 # ---- several processes

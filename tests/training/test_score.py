@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -52,6 +53,23 @@ def test_the_first_loss_is_ln_2(
     assert initial_loss is not None
     assert abs(initial_loss - math.log(2)) < 1e-4
     assert trainer.progress.recent_losses[-1] < 0.69
+
+
+def test_a_model_with_dropout_starts_at_ln_2_too(tmp_path: Path, preferences: TokenSet) -> None:
+    """Its dropout is left out of preference training, also after looking on, and of nothing else."""
+    settings = preference_settings(validate_every_steps=2)
+    with_dropout = replace(MODEL, settings=replace(MODEL.settings, attention_dropout=0.5))
+    folder = make_scores(tmp_path / "score", preferences, settings, Llama(with_dropout, 0))
+    with assembled(tmp_path / "run", settings, [preferences], folder, model=Llama(with_dropout, 0)) as trainer:
+        trainer.run()
+        assert not trainer.model.training
+    with assembled(tmp_path / "without", settings, [preferences], folder) as without:
+        without.run()
+    assert trainer.progress == without.progress
+    assert trainer.progress.initial_loss == pytest.approx(math.log(2), abs=1e-6)
+    with assembled(tmp_path / "answers", training_settings(sequence_length=None), [preferences]) as other:
+        other.step()
+        assert other.model.training
 
 
 def test_training_computes_as_its_scores_were_computed(tmp_path: Path, preferences: TokenSet) -> None:

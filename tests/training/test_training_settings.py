@@ -8,7 +8,8 @@ import pytest
 
 from fledge.core.config import Tree, identity, parse
 from fledge.core.errors import ConfigError
-from fledge.training.settings import MuonSettings, PhaseSettings, ScheduleSettings, TrainingSettings
+from fledge.model.settings import LoraSettings
+from fledge.training.settings import MuonSettings, PhaseSettings, PreferenceSettings, ScheduleSettings, TrainingSettings
 
 
 @pytest.mark.parametrize(
@@ -85,6 +86,14 @@ def test_the_longest_phase_and_whether_all_have_a_length(
     parts = tuple(PhaseSettings(until_tokens=end, sequence_length=length) for end, length in enumerate(phases, 1))
     settings = TrainingSettings(sequence_length=stage, phases=parts, steps=None if parts else 5)
     assert (settings.longest_sequence_length, settings.has_sequence_length) == (longest, complete)
+
+
+def test_preferences_know_no_dropout() -> None:
+    preference = {"objective": PreferenceSettings()}
+    assert TrainingSettings(steps=5, lora=LoraSettings(), **preference).lora is not None  # type: ignore[arg-type]
+    assert TrainingSettings(steps=5, lora=LoraSettings(dropout=0.1)).lora is not None
+    with pytest.raises(ValueError, match=r"lora\.dropout: preferences are compared with scores that know no dropout"):
+        TrainingSettings(steps=5, lora=LoraSettings(dropout=0.1), **preference)  # type: ignore[arg-type]
 
 
 def test_a_warm_up_is_a_number_or_a_share_of_steps() -> None:

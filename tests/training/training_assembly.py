@@ -48,6 +48,7 @@ from fledge.training.optimizer import make_optimizer
 from fledge.training.parallel import open_world, settle_machine
 from fledge.training.phases import make_plan
 from fledge.training.plan import FROM_THE_BEGINNING
+from fledge.training.preparation import choose_computation
 from fledge.training.saving import CheckpointWriter
 from fledge.training.score import read_scores, score_preferences, write_scores
 from fledge.training.settings import AdamWSettings, MuonSettings, NextTokenSettings, PreferenceSettings, ScheduleSettings, TrainingSettings
@@ -137,7 +138,7 @@ def assembled(
         if world.main:
             artifact.begin(folder, request)
         model = model or Llama(MODEL, settings.seed)
-        world = world.lay_out(settings.parallel, parameter_count(MODEL), settings.determinism == "elastic")
+        world = world.lay_out(settings.parallel, parameter_count(MODEL), elastic=settings.determinism == "elastic")
         machine = settle_machine(folder, settings, world, like=scores_folder)
         train, validation = (
             open_rows(
@@ -152,6 +153,7 @@ def assembled(
         start = kept_start(parent) if parent is not None and "step" in settings.keep else FROM_THE_BEGINNING
         plan = make_plan(train.sources, settings, parameter_count(model.config), start)
         batches = BatchLoader(plan, train, settings.micro_batch_rows, world.rank, world.size, world.device.type == "cuda", world.elastic)
+        choose_computation(model, settings, machine, plan)
         world.place(model)
         optimizer = make_optimizer(model, settings, has_fast_bf16=machine.precision == "bf16")
         objective = make_objective(settings.objective)
@@ -187,7 +189,13 @@ def assembled(
                 machine=machine,
                 observers=[*(observers if watched else []), *([Sample(settings, plan, model, world, sample)] if sample else [])],
                 writer=CheckpointWriter(
-                    folder, request, settings.keep_checkpoints, None, settings.keep_every_steps, settings.asynchronous_saves
+                    folder,
+                    request,
+                    settings.keep_checkpoints,
+                    None,
+                    settings.keep_every_steps,
+                    settings.keep_every_epochs,
+                    settings.asynchronous_saves,
                 ),
                 stop=stop,
                 progress=progress,

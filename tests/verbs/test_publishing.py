@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> Path:
         folder = tmp_path / "runs" / "demo" / "sft" / "checkpoints" / f"step-{step:06d}"
         with artifact.build(folder, artifact.request("checkpoint", {"step": step})) as (partial, stats):
             save_model(Llama(config, seed=step), partial)
-            copy_tokenizer(tokenizer, partial, True, 64)
+            copy_tokenizer(tokenizer, True, partial, 64)
             stats["step"] = step
     return tmp_path / "runs" / "demo"
 

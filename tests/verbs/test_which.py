@@ -35,7 +35,7 @@ def make_checkpoint(run: Path, stage: str, tokens: Artifact, tokenizer: Artifact
     plan = make_plan(sources, settings, 1)
     asked = Request("checkpoint", {"stage": "training", "step": 7, "settings": {"stage": stage}}, {"tokens.0": tokens.as_input()})
     with artifact.build(checkpoint_folder(run / stage, DONE), asked) as (partial, stats):
-        copy_tokenizer(open_tokenizer(tokenizer.path), partial, answers=stage == "sft", maximum_tokens=64)
+        copy_tokenizer(open_tokenizer(tokenizer.path), stage == "sft", partial, maximum_tokens=64)
         disk.write_json(partial / "config.json", {})
         disk.write_json(partial / STATE, {"step": DONE, "plan": plan.identity(), "left_out": left_out})
         stats["step"] = DONE

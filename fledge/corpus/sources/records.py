@@ -6,6 +6,7 @@ which are all read into the one of `document.py`; only a tree of messages needs 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ class Records:
                 return self._preference(chosen, rejected, row_id)
 
     def _conversation(self, messages: Sequence[Message], row_id: str) -> Conversation:
-        return Conversation(tuple(messages), row_id, self.source, text_group(_joined(messages)))
+        return Conversation(tuple(messages), row_id, self.source, question_group(messages))
 
     def _instructions(self, values: Mapping[str, Any]) -> list[Message]:
         instruction = _text(self._value(values, "instruction"), "instruction")
@@ -135,7 +136,7 @@ class Records:
         if chosen[-1].content.strip() == rejected[-1].content.strip():
             raise Malformed("chosen and rejected are equal")
         prompt = (*self._system(values or {}, prompt), *prompt)
-        return Preference(prompt, chosen[-1].content, rejected[-1].content, "", row_id, self.source, text_group(_joined(prompt)))
+        return Preference(prompt, chosen[-1].content, rejected[-1].content, "", row_id, self.source, question_group(prompt))
 
     def _system(self, values: Mapping[str, Any], messages: Sequence[Message]) -> list[Message]:
         """The system message of a field of its own, unless the messages have one."""
@@ -244,5 +245,8 @@ def _dialogue(value: object, name: str) -> Sequence[Message]:
     return conversation([Message(role, _text(text.strip(), "content")) for role, text in zip(roles, texts, strict=True)])
 
 
-def _joined(messages: Sequence[Message]) -> str:
-    return "\n".join(message.content for message in messages)
+def question_group(messages: Sequence[Message]) -> str:
+    """The group of a conversation or a pair: what is said before the first answer. So a question is never both trained on and held out,
+    however it was answered, how the talk went on, and whether it came as a conversation or with two answers to compare.
+    """
+    return text_group("\n".join(message.content for message in itertools.takewhile(lambda one: one.role != "assistant", messages)))

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from fledge.corpus.document import Conversation
 from fledge.corpus.rejects import Malformed, Reject, Rejects
-from fledge.corpus.sources.near_duplicates import text_group
-from fledge.corpus.sources.records import Node, Records, conversation
+from fledge.corpus.sources.records import Node, Records, conversation, question_group
 
 
 def threads(records: Records, file_name: str, nodes: Iterable[Node], rejects: Rejects) -> Iterator[Conversation]:
@@ -38,8 +37,7 @@ def threads(records: Records, file_name: str, nodes: Iterable[Node], rejects: Re
         except Malformed as error:
             rejects.add(Reject(records.source, file_name, 0, 0, f"{error} ({root.id})"))
             continue
-        group = text_group("\n".join(message.content for message in turns))
-        yield Conversation(turns, f"{records.source}:{root.id}", records.source, group)
+        yield Conversation(turns, f"{records.source}:{root.id}", records.source, question_group(turns))
 
 
 def _best_thread(root: Node, answers: dict[str | None, list[Node]]) -> Iterator[Node]:

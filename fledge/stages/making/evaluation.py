@@ -17,12 +17,14 @@ from fledge.evaluation.checkpoint import (
     answer_perplexity_score,
     evaluate_base,
     evaluate_chat,
+    replies_table,
+    replies_text,
     results_csv,
     results_table,
     results_text,
 )
 from fledge.evaluation.compression import CompressorFigure, compressor_figures
-from fledge.evaluation.generations import Answer, Sample, continued_documents
+from fledge.evaluation.generations import Answer, Sample, continued_documents, respond
 from fledge.evaluation.preference import PairLogProbabilities, pair_log_probabilities, preference_scores
 from fledge.evaluation.scoring import leading_texts
 from fledge.evaluation.settings import EvaluateSettings
@@ -60,12 +62,16 @@ class HeldOut:
 def make_evaluation(
     run: Run,
     checkpoints: Mapping[str, Artifact],
+    tokenizers: Mapping[str, Path],
     corpora: Mapping[str, dict[str, Artifact]],
     tokens: Mapping[str, dict[str, Artifact]],
     files: Sequence[EvaluationFile],
     folder: Path,
 ) -> list[CheckpointEvaluation]:
-    """Measure every checkpoint, print the scores and write them; `corpora` and `tokens` are the held-out data by content and role."""
+    """Measure every checkpoint, print the scores and write them.
+
+    `tokenizers` are the folders of those of the checkpoints, `corpora` and `tokens` the held-out data by content and role.
+    """
     keep_freed_memory()
     use_fast_fp32("cpu")
     held_out = HeldOut(
@@ -80,10 +86,11 @@ def make_evaluation(
     evaluations = []
     with console.progress("evaluate", len(checkpoints), "checkpoints") as progress:
         for name, found in checkpoints.items():
-            evaluations.append(_evaluate(name, found, held_out))
+            evaluations.append(_evaluate(name, found, open_tokenizer(tokenizers[name]), held_out))
             progress.advance(note=name)
-    compressors = _compressors(held_out, next(iter(checkpoints.values()))) if checkpoints else []
-    samples = _samples(held_out, next(iter(checkpoints.values()))) if checkpoints else []
+    first = next(iter(checkpoints), None)
+    compressors = _compressors(held_out, open_tokenizer(tokenizers[first])) if first is not None else []
+    samples = _samples(held_out, checkpoints[first], open_tokenizer(tokenizers[first])) if first is not None else []
     results = {
         "evaluations": [asdict(one) for one in evaluations],
         "compressors": [asdict(one) for one in compressors],
@@ -91,7 +98,7 @@ def make_evaluation(
     }
     disk.write_json(folder / RESULTS, results)
     disk.write_text(folder / "results.csv", results_csv(evaluations))
-    disk.write_text(folder / "results.txt", results_text(evaluations))
+    disk.write_text(folder / "results.txt", results_text(evaluations) + replies_text(evaluations))
     _print(evaluations, compressors)
     return evaluations
 
@@ -112,8 +119,8 @@ def _open(tokens: dict[str, Artifact]) -> TokenSet | None:
     return join_token_sets([open_token_set(found.path) for found in tokens.values()]) if tokens else None
 
 
-def _evaluate(name: str, checkpoint: Artifact, held_out: HeldOut) -> CheckpointEvaluation:
-    model, tokenizer = load_model(checkpoint.path).eval(), open_tokenizer(checkpoint.path)
+def _evaluate(name: str, checkpoint: Artifact, tokenizer: Tokenizer, held_out: HeldOut) -> CheckpointEvaluation:
+    model = load_model(checkpoint.path).eval()
     for token_set in (held_out.document_tokens, held_out.pair_tokens):
         if token_set is not None:
             what, holder = f"token set {token_set.folder}", f"checkpoint {checkpoint.path}"
@@ -126,15 +133,19 @@ def _evaluate(name: str, checkpoint: Artifact, held_out: HeldOut) -> CheckpointE
             model, tokenizer, held_out.document_tokens, held_out.documents, held_out.settings, isolate_documents=isolated
         )
     scores += text_file_scores(model, tokenizer, held_out.files, held_out.settings, isolate_documents=isolated)
-    if tokenizer.template is not None and held_out.conversations:
+    knows_controls = max(tokenizer.specials.values()) < model.config.vocabulary_size  # not so before its turns were learned
+    if tokenizer.template is not None and held_out.conversations and knows_controls:
         likely = answer_perplexity_score(model, tokenizer, held_out.conversations, held_out.settings)
         scores += [likely] if likely is not None else []
-    if _answers(checkpoint, model, tokenizer):
+    answering = _answers(checkpoint, model, tokenizer)
+    if answering:
         if held_out.conversations:
             chat_scores, answers = evaluate_chat(model, tokenizer, held_out.conversations, held_out.settings)
             scores += chat_scores
         scores += _preference_scores(checkpoint, model, held_out)
-    return CheckpointEvaluation(name, tuple(scores), tuple(answers))
+    asked, settings = held_out.settings.prompts, held_out.settings
+    replies = respond(model, tokenizer, asked, answering, settings.maximum_answer_tokens, settings.precision)
+    return CheckpointEvaluation(name, tuple(scores), tuple(answers), tuple(replies))
 
 
 def _answers(checkpoint: Artifact, model: Llama, tokenizer: Tokenizer) -> bool:
@@ -179,17 +190,16 @@ def _pairs(checkpoint_id: str, model: Llama, held_out: HeldOut) -> PairLogProbab
     return held_out.pairs[checkpoint_id]
 
 
-def _samples(held_out: HeldOut, checkpoint: Artifact) -> list[Sample]:
+def _samples(held_out: HeldOut, checkpoint: Artifact, tokenizer: Tokenizer) -> list[Sample]:
     """How the first of the checkpoints goes on with held-out documents."""
-    model = load_model(checkpoint.path).eval()
-    return continued_documents(model, open_tokenizer(checkpoint.path), held_out.documents, held_out.settings)
+    return continued_documents(load_model(checkpoint.path).eval(), tokenizer, held_out.documents, held_out.settings)
 
 
-def _compressors(held_out: HeldOut, checkpoint: Artifact) -> list[CompressorFigure]:
+def _compressors(held_out: HeldOut, tokenizer: Tokenizer) -> list[CompressorFigure]:
     """What zlib and xz make of the very text that bits per byte are measured on."""
     if not held_out.settings.compressors or held_out.document_tokens is None:
         return []
-    texts = leading_texts(held_out.document_tokens, open_tokenizer(checkpoint.path), "validation", held_out.settings.maximum_text_bytes)
+    texts = leading_texts(held_out.document_tokens, tokenizer, "validation", held_out.settings.maximum_text_bytes)
     with console.progress("compress the held-out text", None, "texts"):
         return compressor_figures(texts, held_out.training_texts())
 
@@ -199,6 +209,8 @@ def _print(evaluations: Sequence[CheckpointEvaluation], compressors: Sequence[Co
         console.warn("nothing was measured: there is no held-out text, or no checkpoint to measure")
         return
     console.table("held-out results (? : not distinguishable from guessing)", *results_table(evaluations))
+    if evaluations[0].replies:
+        console.table("what they say to the prompts", *replies_table(evaluations))
     if compressors:
         rows = [[figure.name, f"{figure.bits_per_byte:.3f}"] for figure in compressors]
         console.table("bits per byte of compressors on the same text", ["compressor", "bits per byte"], rows)

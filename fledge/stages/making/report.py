@@ -15,18 +15,15 @@ from fledge.core import __version__, artifact, console, disk
 from fledge.core.artifact import Artifact
 from fledge.core.console import format_bytes
 from fledge.core.metrics import read_metrics
-from fledge.corpus.sources.settings import Content
 from fledge.evaluation.checkpoint import evaluation_from_plain
 from fledge.evaluation.compression import CompressorFigure
 from fledge.evaluation.generations import Sample, answer_question
 from fledge.evaluation.report import LineageLine, ReportData, StageUse, TrainingHistory, report
-from fledge.stages import REPORT, TRAINING_STAGES
+from fledge.stages import CONTENT_OF, REPORT, TRAINING_STAGES
 from fledge.stages.checkpoint_names import find_checkpoint
 from fledge.stages.making.evaluation import RESULTS
 from fledge.stages.run import Run
 from fledge.tokens.tokenizer import open_tokenizer
-
-CONTENT_OF: dict[str, Content] = {"pretrain": "documents", "sft": "conversations", "dpo": "preferences"}
 
 
 def make_report(run: Run, made: Mapping[str, Artifact], last: str | None, folder: Path) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def make_checkpoints(task: Task) -> None:
         world.barrier()
         # Outside of what a way back puts together anew, so that no signal is lost in it.
         with StopSignals() as stop:
-            trainer = run_with_rollbacks(partial(_assemble, task, world, stop), task.folder, world)
+            trainer = run_with_rollbacks(partial(_assemble, task, world, stop, _writer(task)), task.folder, world)
         if world.main:
             _finish(task, trainer, time.monotonic() - started)
 
@@ -100,14 +100,16 @@ def _require_vocabulary(parent: Path, model: Llama, tokenizer: Tokenizer, settin
 
 
 @contextmanager
-def _assemble(task: Task, world: World, stop: StopSignals, left_out: LeftOut) -> Iterator[Trainer]:
+def _assemble(task: Task, world: World, stop: StopSignals, writer: CheckpointWriter, left_out: LeftOut) -> Iterator[Trainer]:
     """Build the parts and put them together, to pass over the steps that are left out; nothing runs yet."""
     keep_freed_memory()
     process_bytes = resident_bytes()
     settings, folder = task.settings, task.folder
     train, validation = _rows(task, "train"), _rows(task, "validation")
     model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings)
-    world = world.lay_out(settings.parallel, parameter_count(model.config), settings.determinism == "elastic")
+    trained = trained_parameter_count(model.config, settings.lora)
+    frozen = 0 if settings.lora is None else parameter_count(model.config)
+    world = world.lay_out(settings.parallel, trained, frozen, settings.determinism == "elastic")
     require_elastic(world, settings.compile)
     _require_context(task, train, model)
     _require_validation(task, validation)
@@ -154,7 +156,7 @@ def _assemble(task: Task, world: World, stop: StopSignals, left_out: LeftOut) ->
             world=world,
             machine=machine,
             observers=[log, _first_loss(task, plan, model, world), validate, *samples, *profiles],
-            writer=_writer(task, model),
+            writer=writer,
             stop=stop,
             progress=progress,
         )
@@ -167,10 +169,11 @@ def _optimizer(model: Llama, settings: TrainingSettings, machine: Machine, world
     return optimizer
 
 
-def _writer(task: Task, model: Llama) -> CheckpointWriter:
+def _writer(task: Task) -> CheckpointWriter:
+    """One for all ways back: what it counts goes on."""
     settings = task.settings
-    copy = partial(copy_tokenizer, task.tokenizer, answers=task.answers, maximum_tokens=model.config.settings.max_position_embeddings)
-    kept = settings.keep_checkpoints, copy, settings.keep_every_steps
+    copy = partial(copy_tokenizer, task.tokenizer, task.answers)
+    kept = settings.keep_checkpoints, copy, settings.keep_every_steps, settings.keep_every_epochs
     return CheckpointWriter(task.folder, task.wanted, *kept, asynchronous=settings.asynchronous_saves)
 
 
@@ -271,7 +274,7 @@ def _counted(model: Llama) -> str:
 def _described(machine: Machine, world: World, batches: BatchLoader, isolate_documents: bool, model: Llama) -> str:
     """How the machine is used, for the line that opens a stage."""
     processes = f"{world.size} x {world.device.type}" + (f" by {world.layout}" if world.size > 1 else "")
-    has_dropout = model.config.settings.attention_dropout > 0
+    has_dropout = model.training and model.config.settings.attention_dropout > 0
     kernel = attention_kernel(world.device, isolate_documents, machine.compiled, has_dropout)
     parts = [machine.precision, f"{machine.threads} threads", processes, f"attention {kernel}"]
     parts += ["compiled"] if machine.compiled else []

@@ -26,6 +26,25 @@ def test_conversations(write_lines: WriteLines) -> None:
     assert rows[0].group == rows[2].group != rows[1].group
 
 
+def test_a_question_is_on_one_side_of_the_split(write_lines: WriteLines) -> None:
+    """However it was answered, whatever came after, and whether its answers are to be learned or compared."""
+    asked, again = turn("user", "What is it?"), turn("user", "what is  it")
+    talks = [
+        [asked, turn("assistant", "This.")],
+        [again, turn("assistant", "That.")],
+        [asked, turn("assistant", "This."), turn("user", "Why?"), turn("assistant", "So.")],
+        [turn("system", "Be brief."), asked, turn("assistant", "This.")],
+        [turn("user", "Why?"), turn("assistant", "This.")],
+    ]
+    groups = [row.group for row in read(write_lines(*({"messages": talk} for talk in talks)), "conversations")[0]]
+    assert groups[0] == groups[1] == groups[2] and len(set(groups)) == 3
+    pairs = [
+        {"prompt": "What is it?", "chosen": "a", "rejected": "b"},
+        {"prompt": [*talks[0], turn("user", "Why?")], "chosen": "a", "rejected": "b"},
+    ]
+    assert {row.group for row in read(write_lines(*pairs), "preferences")[0]} == {groups[0]}
+
+
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
