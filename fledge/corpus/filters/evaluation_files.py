@@ -62,15 +62,10 @@ def find_evaluation_files(given: Iterable[str | Path]) -> tuple[EvaluationFile, 
 
 def strings(file: EvaluationFile) -> Iterator[str]:
     """All strings of a file."""
-    try:
-        content = file.path.read_bytes()
-    except OSError as error:
-        raise _unreadable(file.path, error) from error
-    if hashlib.sha256(content).hexdigest() != file.sha256:
-        raise DataError(f"{file.path} has changed since this command began", "leave it as it is while a command runs, and start again")
-    name = file.path.name.lower()
+    content, name = _content(file), file.path.name.lower()
     if name.endswith(".parquet"):
-        yield from _parquet_strings(file.path, content)
+        for column in _parquet_columns(file.path, content):
+            yield from _strings_in(column)
         return
     text = _text(file.path, _unpacked(file.path, content))
     if name.endswith(_TEXT_SUFFIXES):
@@ -80,6 +75,37 @@ def strings(file: EvaluationFile) -> Iterator[str]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield from _strings_in(_parsed(file.path, number, line))
+
+
+def records(file: EvaluationFile) -> Iterator[tuple[int, object]]:
+    """What a file holds one of per question, with its number: lines of JSON Lines, rows of Parquet, items of a JSON list; or a whole text.
+
+    They are counted from 1. Raises DataError.
+    """
+    content, name = _content(file), file.path.name.lower()
+    if name.endswith(".parquet"):
+        yield from enumerate(_parquet_rows(file.path, content), 1)
+        return
+    text = _text(file.path, _unpacked(file.path, content))
+    if name.endswith(_TEXT_SUFFIXES):
+        yield 1, text
+    elif name.endswith(".json"):
+        items = _parsed(file.path, 1, text)
+        yield from enumerate(items if isinstance(items, list) else [items], 1)
+    else:
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                yield number, _parsed(file.path, number, line)
+
+
+def _content(file: EvaluationFile) -> bytes:
+    try:
+        content = file.path.read_bytes()
+    except OSError as error:
+        raise _unreadable(file.path, error) from error
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        raise DataError(f"{file.path} has changed since this command began", "leave it as it is while a command runs, and start again")
+    return content
 
 
 def _paths(given: str) -> list[Path]:
@@ -174,17 +200,27 @@ def _parsed(path: Path, line_number: int, line: str) -> object:
         raise DataError(f"{path}, line {line_number}, is not JSON: {reason}", _LEAVE_OUT) from error
 
 
-def _parquet_strings(path: Path, content: bytes) -> Iterator[str]:
+def _parquet_columns(path: Path, content: bytes) -> Iterator[list[object]]:
+    """Columns that hold strings, batch by batch."""
+    for batch in _parquet_batches(path, content):
+        for column in batch.columns:
+            # Also lists of strings, structures that hold some, and dictionaries.
+            if "string" in str(column.type):
+                yield column.to_pylist()
+
+
+def _parquet_rows(path: Path, content: bytes) -> Iterator[object]:
+    for batch in _parquet_batches(path, content):
+        yield from batch.to_pylist()
+
+
+def _parquet_batches(path: Path, content: bytes) -> Iterator[pa.RecordBatch]:
     try:
         with pq.ParquetFile(pa.BufferReader(content)) as table:
             groups = range(table.metadata.num_row_groups)
             if sum(table.metadata.row_group(group).total_byte_size for group in groups) > MAXIMUM_BYTES:
                 raise _too_large(path)
-            for batch in table.iter_batches(_BATCH_ROWS):
-                for column in batch.columns:
-                    # Also lists of strings, structures that hold some, and dictionaries.
-                    if "string" in str(column.type):
-                        yield from _strings_in(column.to_pylist())
+            yield from table.iter_batches(_BATCH_ROWS)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}", _LEAVE_OUT) from error
 
