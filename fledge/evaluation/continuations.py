@@ -59,17 +59,6 @@ def context_tokens_of(model: Llama) -> int:
     return model.config.settings.max_position_embeddings
 
 
-def likelihoods_of_texts(
-    model: Llama,
-    tokenizer: TextTokenizer,
-    pairs: Sequence[tuple[str, str]],
-    batch_tokens: int = BATCH_TOKENS,
-    precision: Precision = "fp32",
-) -> list[Likelihood]:
-    """One Likelihood per (context, continuation) pair of texts, in their order. Raises DataError."""
-    return continuation_likelihoods(model, encode_pairs(tokenizer, pairs), batch_tokens, precision)
-
-
 def continuation_likelihoods(
     model: Llama,
     continuations: Sequence[Continuation],
@@ -152,7 +141,7 @@ def _rows(continuations: Sequence[Continuation]) -> list[_Row]:
 def _rows_of_group(continuations: Sequence[Continuation], members: Sequence[int]) -> Iterator[_Row]:
     """Rows of at most `MAXIMUM_BRANCHED_TOKENS` behind the context, or of one continuation: attention grows with the square."""
     context = list(continuations[members[0]].context)
-    ids, taken, starts = list(context), [], []
+    ids, taken, starts = list(context), list[int](), list[int]()
     for member in members:
         branch = continuations[member].continued[:-1]
         if taken and len(ids) + len(branch) > len(context) + MAXIMUM_BRANCHED_TOKENS:

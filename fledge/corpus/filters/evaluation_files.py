@@ -15,10 +15,10 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +26,8 @@ import zstandard
 
 from fledge.core import disk
 from fledge.core.errors import DataError
+
+T = TypeVar("T")
 
 SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 MAXIMUM_BYTES = 1 << 28
@@ -64,8 +66,7 @@ def strings(file: EvaluationFile) -> Iterator[str]:
     """All strings of a file."""
     content, name = _content(file), file.path.name.lower()
     if name.endswith(".parquet"):
-        for column in _parquet_columns(file.path, content):
-            yield from _strings_in(column)
+        yield from _parquet(file.path, content, _strings_of)
         return
     text = _text(file.path, _unpacked(file.path, content))
     if name.endswith(_TEXT_SUFFIXES):
@@ -84,7 +85,7 @@ def records(file: EvaluationFile) -> Iterator[tuple[int, object]]:
     """
     content, name = _content(file), file.path.name.lower()
     if name.endswith(".parquet"):
-        yield from enumerate(_parquet_rows(file.path, content), 1)
+        yield from enumerate(_parquet(file.path, content, _rows_of), 1)
         return
     text = _text(file.path, _unpacked(file.path, content))
     if name.endswith(_TEXT_SUFFIXES):
@@ -200,29 +201,28 @@ def _parsed(path: Path, line_number: int, line: str) -> object:
         raise DataError(f"{path}, line {line_number}, is not JSON: {reason}", _LEAVE_OUT) from error
 
 
-def _parquet_columns(path: Path, content: bytes) -> Iterator[list[object]]:
-    """Columns that hold strings, batch by batch."""
-    for batch in _parquet_batches(path, content):
-        for column in batch.columns:
-            # Also lists of strings, structures that hold some, and dictionaries.
-            if "string" in str(column.type):
-                yield column.to_pylist()
-
-
-def _parquet_rows(path: Path, content: bytes) -> Iterator[object]:
-    for batch in _parquet_batches(path, content):
-        yield from batch.to_pylist()
-
-
-def _parquet_batches(path: Path, content: bytes) -> Iterator[pa.RecordBatch]:
+def _parquet(path: Path, content: bytes, taken: Callable[[pa.RecordBatch], Iterable[T]]) -> Iterator[T]:
+    """What is taken of each batch of rows."""
     try:
         with pq.ParquetFile(pa.BufferReader(content)) as table:
             groups = range(table.metadata.num_row_groups)
             if sum(table.metadata.row_group(group).total_byte_size for group in groups) > MAXIMUM_BYTES:
                 raise _too_large(path)
-            yield from table.iter_batches(_BATCH_ROWS)
+            for batch in table.iter_batches(_BATCH_ROWS):
+                yield from taken(batch)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}", _LEAVE_OUT) from error
+
+
+def _strings_of(batch: pa.RecordBatch) -> Iterator[str]:
+    for column in batch.columns:
+        # Also lists of strings, structures that hold some, and dictionaries.
+        if "string" in str(column.type):
+            yield from _strings_in(column.to_pylist())
+
+
+def _rows_of(batch: pa.RecordBatch) -> list[object]:
+    return list(batch.to_pylist())
 
 
 def _strings_in(value: object) -> Iterator[str]:
