@@ -148,8 +148,9 @@ def _executor(settings: CorpusSettings, rank: int, world: int) -> Executor:
 def _evaluation_files(run: Run, settings: CorpusSettings) -> tuple[EvaluationFile, ...]:
     """The files a model will be evaluated on, by this recipe or because the corpus settings name them."""
     evaluate = run.recipe.evaluate if settings.decontaminate.evaluated else None
-    evaluated = (*evaluate.files, *(placed.file.path for placed in find_benchmarks(evaluate.benchmarks))) if evaluate else ()
-    return find_evaluation_files((*settings.decontaminate.files, *evaluated))
+    benchmarks = find_benchmarks(evaluate.benchmarks) if evaluate else []
+    files = (*settings.decontaminate.files, *(evaluate.files if evaluate else ()))
+    return find_evaluation_files([*files, *(placed.file.path for placed in benchmarks)])
 
 
 def _sources(run: Run, settings: CorpusSettings, content: Content, rank: int) -> list[Resolved] | None:

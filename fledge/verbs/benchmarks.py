@@ -13,15 +13,10 @@ from fledge.evaluation.benchmarks.fetching import fetch_benchmarks
 
 def list_benchmarks() -> None:
     """Print the known benchmarks and where their rows are published."""
-    rows = [
-        [
-            one.name,
-            one.title,
-            one.task.kind,
-            "any text file" if one.published is None else f"{one.published.repository} {one.published.files}",
-        ]
-        for one in BENCHMARKS.values()
-    ]
+    rows = []
+    for one in BENCHMARKS.values():
+        where = "any text file" if one.published is None else f"{one.published.repository} {one.published.files}"
+        rows.append([one.name, one.title, one.task.kind, where])
     console.table("benchmarks", ["name", "title", "kind", "rows"], rows)
 
 

@@ -28,7 +28,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
     "boolq": [
         {"passage": "turn all words of a table one after the other.", "question": "does it turn words", "label": 1, "idx": 0},
-        {"passage": "Ein Straßenname – ohne Rücksicht ", "question": "is this a street", "label": 0, "idx": 1},
+        {"passage": "Ein Straßenname — ohne Rücksicht ", "question": "is this a street", "label": 0, "idx": 1},
         {"passage": LONG, "question": "do the pages stay", "label": 1, "idx": 2},
     ],
     "hellaswag": [

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from fledge.core import disk
-from fledge.core.errors import DataError
 from fledge.evaluation import harness
 from fledge.evaluation.benchmarks.places import find_benchmark
 from fledge.evaluation.benchmarks.run import run_benchmark

@@ -56,7 +56,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What is measured on; and, by checkpoint, the log-probabilities of its pairs, since dpo's reference is a checkpoint too, and outcomes."""
+    """What is measured on; and what was found of each checkpoint that others, or a later comparison, are measured by."""
 
     settings: EvaluateSettings
     documents: Sequence[Document]
