@@ -26,7 +26,6 @@ import torch
 from processes import ROOT, machine
 
 TASKS = {"lambada_openai": 200, "boolq": 200, "wikitext": None}
-PEER_BATCHES = (1, 4)
 BAR = 2.0
 
 
@@ -173,9 +172,9 @@ class Contestant:
         self.process.wait()
 
 
-def compare(folder: Path, rounds: int) -> dict[str, Any]:
+def compare(folder: Path, rounds: int, batches: Sequence[int]) -> dict[str, Any]:
     """Seconds of each contestant by task, and how many times as long lm-eval takes: medians over rounds."""
-    names = ["fledge", *map(str, PEER_BATCHES)]
+    names = ["fledge", *map(str, batches)]
     contestants = {name: Contestant(folder, name) for name in names}
     seconds: dict[str, dict[str, list[float]]] = {name: {task: [] for task in TASKS} for name in names}
     for turn in range(rounds + 1):
@@ -211,6 +210,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="keep the figures in benchmarks/results/evaluation.json")
     parser.add_argument("--pages", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16], help="batch sizes of lm-eval")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     sys.path.append(sys.path.pop(0))  # beside this file lies a tokenizers.py, which is not the library
@@ -224,7 +224,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         make_model(Path(place), pages)
         make_rows(Path(place), pages, arguments.pages)
-        compared = compare(Path(place), arguments.rounds)
+        compared = compare(Path(place), arguments.rounds, arguments.batches)
     result = {
         "date": datetime.date.today().isoformat(),
         "machine": {**before, "torch": torch.__version__},

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fledge.core import disk
+from fledge.core.errors import DataError
 from fledge.evaluation import harness
 from fledge.evaluation.benchmarks.places import find_benchmark
 from fledge.evaluation.benchmarks.run import run_benchmark
@@ -17,7 +18,7 @@ from fledge.model.folder import load_model, save_model
 from fledge.model.llama import Llama
 from fledge.tokens.tokenizer import Tokenizer, copy_tokenizer, open_tokenizer
 
-from .benchmark_rows import ROWS, write_rows
+from .benchmark_rows import LONG, PAGE, ROWS, write_rows
 from .conftest import ROW_TOKENS, Corpus
 
 pytest.importorskip("lm_eval")
@@ -92,5 +93,68 @@ def test_lm_eval_on_our_model_is_lm_eval_on_transformers(
         expected = figures(other[name])
         assert expected.keys() == figures(found[name]).keys()
         for metric, value in expected.items():
-            print(name, metric, value, figures(found[name])[metric])
             assert figures(found[name])[metric] == pytest.approx(value, rel=2e-6), (name, metric)
+
+
+def test_perplexity_is_that_of_a_plain_script_of_transformers(folder: Path, opened: tuple[Llama, Tokenizer], tmp_path: Path) -> None:
+    """Strides over one text, as the guide of transformers goes about it; nothing of ours."""
+    import torch
+    import transformers
+
+    (tmp_path / "text.txt").write_text(f"{PAGE}{LONG}\n", encoding="utf-8")
+    options: dict[str, Any] = {"context_tokens": 100, "stride_tokens": 60}
+    scores = run_benchmark(*opened, find_benchmark("text", tmp_path / "text.txt"), **options).scores
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = [tokenizer.bos_token_id, *tokenizer((tmp_path / "text.txt").read_text(encoding="utf-8"), add_special_tokens=False).input_ids]
+    nats, scored = 0.0, 1
+    while scored < len(ids):
+        end = min(len(ids), scored + (100 if scored == 1 else 60))
+        begin = max(0, end - 101)
+        inputs = torch.tensor([ids[begin:end]])
+        labels = inputs.clone()
+        labels[0, : scored - begin] = -100
+        with torch.no_grad():
+            nats += float(model(inputs, labels=labels).loss) * (end - scored)
+        scored = end
+    perplexity = next(score.value for score in scores if score.name == "text/token_perplexity")
+    assert perplexity == pytest.approx(torch.tensor(nats / (len(ids) - 1)).exp().item(), rel=1e-5)
+
+
+def test_answers_and_the_chat_template_are_those_of_transformers(folder: Path, opened: tuple[Llama, Tokenizer]) -> None:
+    import transformers
+    from lm_eval.api.instance import Instance
+
+    scorer = harness._language_model_class()(*opened, 2_048, "fp32")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    asked = [{"role": "system", "content": "be short"}, {"role": "user", "content": "What does turn_rows do?"}]
+    prompt = scorer.apply_chat_template(asked)
+    assert prompt == theirs.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    assert scorer.tok_encode(prompt) == theirs(prompt, add_special_tokens=False).input_ids, "control tokens are spelled, and read as such"
+    begun = [*asked, {"role": "assistant", "content": "It will"}]
+    assert scorer.apply_chat_template(begun, add_generation_prompt=False) == f"{prompt}It will"
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    ways = [{"until": ["e"], "max_gen_toks": 12}, {"until": "zzz", "max_gen_toks": 5}]
+    requests = [Instance("generate_until", {}, (f"{prompt}{start}", way), 0) for start in ("It", "Turn") for way in ways]
+    for request, written in zip(requests, scorer.generate_until(requests), strict=True):
+        context, way = request.args
+        inputs = theirs(context, add_special_tokens=False, return_tensors="pt")
+        whole = model.generate(**inputs, max_new_tokens=way["max_gen_toks"], do_sample=False)[0, inputs.input_ids.shape[1] :]
+        stop = way["until"][0] if isinstance(way["until"], list) else way["until"]
+        assert written == theirs.decode(whole, skip_special_tokens=True).split(stop)[0]
+
+
+def test_what_lm_eval_cannot_be_asked_is_refused(opened: tuple[Llama, Tokenizer], files: dict[str, Path], tmp_path: Path) -> None:
+    for task, path, said in (
+        ("mmlu", files["boolq"], "no single task 'mmlu'"),
+        ("boolq", tmp_path / "none.jsonl", "cannot be taken from"),
+        ("boolq", tmp_path, "cannot be taken from"),
+    ):
+        with pytest.raises(DataError, match=said):
+            harness_results(*opened, [task], {task: path})
+
+
+def test_the_first_rows_are_taken(opened: tuple[Llama, Tokenizer], files: dict[str, Path]) -> None:
+    found = harness_results(*opened, ["boolq"], {"boolq": files["boolq"]}, limit=1)
+    assert figures(found["boolq"])["acc"] in (0.0, 1.0) and found["boolq"]["sample_len"] == 1
