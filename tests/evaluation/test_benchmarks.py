@@ -186,7 +186,7 @@ def test_ones_own_in_six_lines(corpus: Corpus, trained_model: Llama, tmp_path: P
 
 def test_ones_own_answer_is_written(corpus: Corpus, trained_model: Llama, tmp_path: Path) -> None:
     texts = [document.text for document in corpus.documents[:6]]
-    rows = [{"start": text[:40], "rest": text[40:].partition(".")[0]} for text in texts]
+    rows = [{"start": " ".join(text.split(" ")[:8]), "rest": " ".join(text.split(" ")[8:]).partition(".")[0]} for text in texts]
     task = 'kind: generate_exact\nfile: riddles.jsonl\nprompt: "{start}"\nanswer: "{rest}"\nstop: ["."]\nmaximum_tokens: 60\n'
     result = run_benchmark(trained_model, corpus.tokenizer, find_benchmark("own", own(tmp_path, task, rows)))
     assert [one.name for one in result.scores] == ["own/exact_match"] and score(result, "exact_match").value > 0.5
