@@ -39,7 +39,9 @@ def make_model(folder: Path, pages: list[str]) -> None:
     from fledge.tokens.trainers import train_tokenizer
 
     (folder / "tokenizer").mkdir()
-    train_tokenizer(TokenizerSettings(vocabulary_size=14_000), pages, folder / "tokenizer")
+    # Any tokenizer of a large text has " yes" and " no" as one token each; so short a text teaches it only if it is told.
+    told = ["Answer: yes", "Answer: no"] * 500
+    train_tokenizer(TokenizerSettings(vocabulary_size=14_000), [*pages, *told], folder / "tokenizer")
     tokenizer = open_tokenizer(folder / "tokenizer")
     shape = ModelSettings(hidden_size=256, num_hidden_layers=6, num_attention_heads=4, intermediate_size=1024, max_position_embeddings=1024)
     # So short a text fills no vocabulary of 32,768; the head has its size all the same.
