@@ -301,7 +301,7 @@ def test_files_to_be_evaluated_on_are_kept_out_and_measured(make_run: MakeRun, w
     assert measured["bits_per_byte/exam.txt"]["value"] > 0
     assert measured["boolq/acc"]["n"] == 2
     [result] = json.loads((run.folder / "evaluate" / "outcomes.json").read_text())["pretrain"]
-    assert result["name"] == "boolq" and [one["item"].partition("-")[0] for one in result["outcomes"]] == ["1", "3"]
+    assert result["name"] == "boolq" and [one["item"].partition("-")[0] for one in result["outcomes"]] == ["2", "3"]
     before = (run.folder / "evaluate" / "manifest.json").stat().st_mtime_ns
     run_stage("evaluate", run)
     assert (run.folder / "evaluate" / "manifest.json").stat().st_mtime_ns == before
