@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from fledge.evaluation.benchmarks.run import run_benchmark
 from fledge.evaluation.harness import harness_results
 from fledge.model.folder import load_model, save_model
 from fledge.model.llama import Llama
+from fledge.tokens.foreign import open_text_tokenizer
 from fledge.tokens.tokenizer import Tokenizer, copy_tokenizer, open_tokenizer
 
 from .benchmark_rows import LONG, PAGE, ROWS, write_rows
@@ -78,22 +81,55 @@ def test_our_scorer_is_lm_eval_on_our_model(
         assert printed(ours[metric]) == printed(value), metric
 
 
-def test_lm_eval_on_our_model_is_lm_eval_on_transformers(
-    folder: Path, files: dict[str, Path], found: dict[str, dict[str, Any]], tmp_path: Path
-) -> None:
+def on_transformers(folder: Path, files: dict[str, Path], tasks: Path) -> dict[str, dict[str, Any]]:
+    """What lm-eval's own backend finds on the same folder and rows."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
     for name, path in files.items():
-        disk.write_json(tmp_path / f"{name}.yaml", harness._local_task(name, path))
-    manager = lm_eval.tasks.TaskManager(include_defaults=False, include_path=str(tmp_path))
-    theirs = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=2)
-    other = lm_eval.simple_evaluate(model=theirs, tasks=list(files), task_manager=manager, bootstrap_iters=0)["results"]
+        disk.write_json(tasks / f"{name}.yaml", harness._local_task(name, path))
+    manager = lm_eval.tasks.TaskManager(include_defaults=False, include_path=str(tasks))
+    model = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=2)
+    found: dict[str, dict[str, Any]] = lm_eval.simple_evaluate(
+        model=model, tasks=list(files), task_manager=manager, bootstrap_iters=0, log_samples=False
+    )["results"]
+    return found
+
+
+def test_lm_eval_on_our_model_is_lm_eval_on_transformers(
+    folder: Path, files: dict[str, Path], found: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    other = on_transformers(folder, files, tmp_path)
     for name in files:
         expected = figures(other[name])
         assert expected.keys() == figures(found[name]).keys()
         for metric, value in expected.items():
             assert figures(found[name])[metric] == pytest.approx(value, rel=2e-6), (name, metric)
+
+
+def test_a_tokenizer_of_others_opens_texts_as_it_does_in_transformers(folder: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    """Llama's puts a token in front of every text, which lm-eval keeps: before contexts, and as part of texts whose price is measured."""
+    shutil.copytree(folder, tmp_path / "foreign")
+    (tmp_path / "foreign" / "tokenizer_meta.json").unlink()
+    path = tmp_path / "foreign" / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    name, text = "<|endoftext|>", {"Sequence": {"id": "A", "type_id": 0}}
+    [token] = [one["id"] for one in content["added_tokens"] if one["content"] == name]
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": name, "type_id": 0}}, text],
+        "pair": [text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {name: {"id": name, "ids": [token], "tokens": [name]}},
+    }
+    path.write_text(json.dumps(content), encoding="utf-8")
+    model, tokenizer = load_model(tmp_path / "foreign").eval(), open_text_tokenizer(tmp_path / "foreign")
+    assert tokenizer.opening == (token,)
+    chosen = {name: files[name] for name in ("lambada_openai", "hellaswag", "wikitext")}
+    other = on_transformers(tmp_path / "foreign", chosen, tmp_path / "tasks")
+    for task, rows in chosen.items():
+        scores = {score.name.partition("/")[2]: score.value for score in run_benchmark(model, tokenizer, find_benchmark(task, rows)).scores}
+        for metric, value in figures(other[task]).items():
+            assert scores[metric] == pytest.approx(value, rel=2e-6), (task, metric)
 
 
 def test_perplexity_is_that_of_a_plain_script_of_transformers(folder: Path, opened: tuple[Llama, Tokenizer], tmp_path: Path) -> None:
