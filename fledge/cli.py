@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "push": (using.push, "Send a model or a dataset to the hub; with --watch, a run while it trains."),
     "pull": (using.pull, "Bring a model, a dataset or a run from the hub."),
     "import": (using.import_model, "Take over a model of others."),
+    "benchmarks": (using.benchmarks, "List the benchmarks known by name, or fetch their rows."),
     "plan": (looking.plan, "Say what a run will take: time, memory, disk."),
     "config": (looking.show_config, "Print every value of a recipe and where it comes from."),
     "show": (looking.show, "Print what a result is, its figures, and what it was made from."),

@@ -1,4 +1,4 @@
-"""The verbs that do something with a result: `generate`, `chat`, `merge`, `export`, `import`, `push`, `pull`."""
+"""Verbs about a result: `generate`, `chat`, `merge`, `export`, `import`, `push`, `pull`; `benchmarks` fetches what to measure with."""
 
 from __future__ import annotations
 
@@ -149,3 +149,19 @@ def pull(
     from fledge.verbs import hub
 
     hub.pull(repository, folder, kind, revision)
+
+
+def benchmarks(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Benchmarks to fetch, or all; none: list them.")] = None,
+    folder: Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help="Where their rows come to lie, a file for each.")] = None,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    from fledge.verbs import benchmarks as verbs
+
+    if bool(names) != (folder is not None):
+        raise ConfigError("benchmarks are fetched into a folder", "give names and --to FOLDER, or neither to list them")
+    if names and folder is not None:
+        verbs.fetch(names, folder)
+    else:
+        verbs.list_benchmarks()

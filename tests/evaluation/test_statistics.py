@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 from dataclasses import asdict
 
 import numpy as np
 import pytest
 
-from fledge.evaluation.statistics import mean_score, ratio_score, score_from_plain, share_score, wilson_interval
+from fledge.evaluation.statistics import (
+    bootstrap_score,
+    mean_score,
+    perplexity_score,
+    ratio_score,
+    score_from_plain,
+    share_score,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -89,3 +99,23 @@ def test_mean_interval_is_the_normal_one() -> None:
 def test_a_score_survives_json() -> None:
     score = share_score("last_word", 3, 40, chance=0.02)
     assert score_from_plain(json.loads(json.dumps(asdict(score), allow_nan=False))) == score
+
+
+def test_the_bootstrap_holds_what_the_normal_interval_holds() -> None:
+    """Both are right for many samples of a kind; the figure is the same to the last bit, and the draws are always alike."""
+    chosen = random.Random(0)
+    weights = [float(chosen.randint(20, 60)) for _ in range(400)]
+    nats = [weight * chosen.gauss(3.0, 0.4) for weight in weights]
+    found, expected = bootstrap_score("x", nats, weights, "perplexity"), perplexity_score("x", nats, weights)
+    assert found.value == expected.value and found == bootstrap_score("x", nats, weights, "perplexity")
+    assert found.low == pytest.approx(expected.low, rel=0.01) and found.high == pytest.approx(expected.high, rel=0.01)
+    bits = bootstrap_score("x", nats, weights, "bits_per_byte")
+    assert bits.value == pytest.approx(math.log2(found.value)) and bits.low is not None and bits.low < bits.value
+
+
+def test_the_bootstrap_of_one_sample_has_no_interval_and_of_a_hopeless_one_a_number() -> None:
+    assert (bootstrap_score("x", [2.0], [1.0], "perplexity").low, bootstrap_score("x", [2.0], [1.0], "perplexity").value) == (
+        None,
+        math.exp(2),
+    )
+    assert math.isfinite(bootstrap_score("x", [9e9, 1.0], [1.0, 1.0], "perplexity").value)

@@ -284,23 +284,33 @@ def test_evaluation_measures_what_was_brought_from_elsewhere(make_run: MakeRun, 
 
 def test_files_to_be_evaluated_on_are_kept_out_and_measured(make_run: MakeRun, walk: Walk, tmp_path: Path) -> None:
     exam = tmp_path / "exam.txt"
-    run = make_run("sft=null", "dpo=null", "corpus.sources.0.maximum_document_characters=400", f"evaluate.files=[{exam}]")
+    questions = tmp_path / "boolq.jsonl"
+    named = (f"evaluate.files=[{exam}]", f"evaluate.benchmarks={{boolq: {tmp_path}}}", "evaluate.benchmark_samples=2")
+    run = make_run("sft=null", "dpo=null", "corpus.sources.0.maximum_document_characters=400", *named)
     exam.write_text((tmp_path / "text.txt").read_text().partition("\n\n")[0])
+    questions.write_text("".join(json.dumps({"passage": f"It is {n}.", "question": "is it", "label": n % 2}) + "\n" for n in range(3)))
     walk(run, "evaluate")
     documents = artifact.open_artifact(run.folder / "corpus" / "documents")
     assert documents.stats["dropped"]["contaminated"] >= 1
-    assert [name for name, _ in documents.manifest.settings["evaluation_files"]] == ["exam.txt"]
+    assert [name for name, _ in documents.manifest.settings["evaluation_files"]] == ["exam.txt", "boolq.jsonl"]
     for split in ("train", "validation"):
         assert exam.read_text() not in "".join(row.text for row in read_documents(documents.path, split))
     scores = json.loads((run.folder / "evaluate" / "results.json").read_text())["evaluations"][0]["scores"]
     measured = {score["name"]: score for score in scores}
     assert measured["bits_per_byte/exam.txt"]["n"] == 1
     assert measured["bits_per_byte/exam.txt"]["value"] > 0
+    assert measured["boolq/acc"]["n"] == 2
+    [result] = json.loads((run.folder / "evaluate" / "outcomes.json").read_text())["pretrain"]
+    assert result["name"] == "boolq" and [one["item"].partition("-")[0] for one in result["outcomes"]] == ["2", "3"]
     before = (run.folder / "evaluate" / "manifest.json").stat().st_mtime_ns
     run_stage("evaluate", run)
     assert (run.folder / "evaluate" / "manifest.json").stat().st_mtime_ns == before
     exam.write_text("Another text than the one that was measured before.")
     with pytest.raises(ArtifactError, match="file_hashes"):
+        run_stage("evaluate", run)
+    exam.write_text((tmp_path / "text.txt").read_text().partition("\n\n")[0])
+    questions.write_text(questions.read_text().replace("is it", "was it"))
+    with pytest.raises(ArtifactError, match="benchmark_tasks"):
         run_stage("evaluate", run)
     with pytest.raises(DataError, match=r"evaluate\.files names .*recipe\.json"):
         (tmp_path / "recipe.json").write_text("{}")

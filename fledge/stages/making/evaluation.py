@@ -12,6 +12,8 @@ from fledge.core.artifact import Artifact
 from fledge.core.process import keep_freed_memory
 from fledge.corpus.document import Conversation, Document, Split, read_conversations, read_documents
 from fledge.corpus.filters.evaluation_files import EvaluationFile
+from fledge.evaluation.benchmarks.places import PlacedBenchmark
+from fledge.evaluation.benchmarks.run import BenchmarkResult, run_benchmark
 from fledge.evaluation.checkpoint import (
     CheckpointEvaluation,
     answer_perplexity_score,
@@ -41,11 +43,22 @@ from fledge.tokens.tokenizer import Tokenizer, open_tokenizer, require_same_toke
 from fledge.tokens.unpacking import unpacked_documents
 
 RESULTS = "results.json"
+OUTCOMES = "outcomes.json"
+"""Of each checkpoint and benchmark the outcome of every row, for comparisons row by row."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the recipe names to be measured besides the run's own held-out data."""
+
+    files: Sequence[EvaluationFile]
+    """Text files."""
+    benchmarks: Sequence[PlacedBenchmark]
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What is measured on, and the log-probabilities of its pairs by checkpoint, since dpo's reference is a checkpoint too."""
+    """What is measured on; and what was found of each checkpoint that others, or a later comparison, are measured by."""
 
     settings: EvaluateSettings
     documents: Sequence[Document]
@@ -54,9 +67,9 @@ class HeldOut:
     """The texts trained on, for the compressor that may read them too."""
     document_tokens: TokenSet | None
     pair_tokens: TokenSet | None
-    files: Sequence[EvaluationFile]
-    """Text files that the recipe names."""
+    asked: Asked
     pairs: dict[str, PairLogProbabilities] = field(default_factory=dict)
+    benchmark_results: dict[str, list[BenchmarkResult]] = field(default_factory=dict)
 
 
 def make_evaluation(
@@ -65,7 +78,7 @@ def make_evaluation(
     tokenizers: Mapping[str, Path],
     corpora: Mapping[str, dict[str, Artifact]],
     tokens: Mapping[str, dict[str, Artifact]],
-    files: Sequence[EvaluationFile],
+    asked: Asked,
     folder: Path,
 ) -> list[CheckpointEvaluation]:
     """Measure every checkpoint, print the scores and write them.
@@ -81,7 +94,7 @@ def make_evaluation(
         lambda: (row.text for row in _documents(run, corpora["documents"], tokens["documents"], "train")),
         _open(tokens["documents"]),
         _open(tokens["preferences"]),
-        files,
+        asked,
     )
     evaluations = []
     with console.progress("evaluate", len(checkpoints), "checkpoints") as progress:
@@ -97,6 +110,8 @@ def make_evaluation(
         "samples": [asdict(one) for one in samples],
     }
     disk.write_json(folder / RESULTS, results)
+    if asked.benchmarks:
+        disk.write_json(folder / OUTCOMES, {name: [asdict(one) for one in found] for name, found in held_out.benchmark_results.items()})
     disk.write_text(folder / "results.csv", results_csv(evaluations))
     disk.write_text(folder / "results.txt", results_text(evaluations) + replies_text(evaluations))
     _print(evaluations, compressors)
@@ -132,7 +147,9 @@ def _evaluate(name: str, checkpoint: Artifact, tokenizer: Tokenizer, held_out: H
         scores += evaluate_base(
             model, tokenizer, held_out.document_tokens, held_out.documents, held_out.settings, isolate_documents=isolated
         )
-    scores += text_file_scores(model, tokenizer, held_out.files, held_out.settings, isolate_documents=isolated)
+    scores += text_file_scores(model, tokenizer, held_out.asked.files, held_out.settings, isolate_documents=isolated)
+    held_out.benchmark_results[name] = _benchmarks(model, tokenizer, held_out)
+    scores += [score for result in held_out.benchmark_results[name] for score in result.scores]
     knows_controls = max(tokenizer.specials.values()) < model.config.vocabulary_size  # not so before its turns were learned
     if tokenizer.template is not None and held_out.conversations and knows_controls:
         likely = answer_perplexity_score(model, tokenizer, held_out.conversations, held_out.settings)
@@ -146,6 +163,24 @@ def _evaluate(name: str, checkpoint: Artifact, tokenizer: Tokenizer, held_out: H
     asked, settings = held_out.settings.prompts, held_out.settings
     replies = respond(model, tokenizer, asked, answering, settings.maximum_answer_tokens, settings.precision)
     return CheckpointEvaluation(name, tuple(scores), tuple(answers), tuple(replies))
+
+
+def _benchmarks(model: Llama, tokenizer: Tokenizer, held_out: HeldOut) -> list[BenchmarkResult]:
+    settings = held_out.settings
+    return [
+        run_benchmark(
+            model,
+            tokenizer,
+            placed,
+            samples=settings.benchmark_samples,
+            seed=settings.seed,
+            batch_tokens=settings.batch_tokens,
+            precision=settings.precision,
+            context_tokens=settings.window_tokens,
+            stride_tokens=settings.stride_tokens,
+        )
+        for placed in held_out.asked.benchmarks
+    ]
 
 
 def _answers(checkpoint: Artifact, model: Llama, tokenizer: Tokenizer) -> bool:

@@ -14,7 +14,7 @@ import zstandard
 
 from fledge.core.errors import DataError
 from fledge.corpus.filters import evaluation_files
-from fledge.corpus.filters.evaluation_files import find_evaluation_files, strings
+from fledge.corpus.filters.evaluation_files import find_evaluation_files, records, strings
 
 ROWS: list[Any] = [
     {"question": "who?", "n": 3, "deep": {"choices": ["one", "two", {"a": "three"}], "none": None}},
@@ -166,3 +166,20 @@ def test_a_file_that_is_or_unpacks_too_large(store: Callable[[str, bytes], Path]
     assert (tmp_path / "exceeds.parquet").stat().st_size < limit
     with pytest.raises(DataError, match="holds more than 4,000 bytes"):
         texts_of(tmp_path / "exceeds.parquet")
+
+
+def test_records_are_numbered_as_they_stand(store: Callable[[str, bytes], Path], tmp_path: Path) -> None:
+    """Lines that are empty are not counted as records, but as lines."""
+    store("a.jsonl", b'{"n": 1}\n\n{"n": 2}\n')
+    store("b.json", b'[{"n": 1}, "x"]')
+    store("c.json", b'{"n": 1}')
+    store("d.txt", b"a text\nof two lines")
+    pq.write_table(pa.table({"n": [1, 2], "deep": [{"a": ["x"]}, {"a": []}]}), tmp_path / "e.parquet")
+    found = {file.name: list(records(file)) for file in find_evaluation_files([tmp_path])}
+    assert found == {
+        "a.jsonl": [(1, {"n": 1}), (3, {"n": 2})],
+        "b.json": [(1, {"n": 1}), (2, "x")],
+        "c.json": [(1, {"n": 1})],
+        "d.txt": [(1, "a text\nof two lines")],
+        "e.parquet": [(1, {"n": 1, "deep": {"a": ["x"]}}), (2, {"n": 2, "deep": {"a": []}})],
+    }
