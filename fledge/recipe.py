@@ -72,6 +72,11 @@ def find_recipe(given: str) -> Path:
     raise ConfigError(f"there is no recipe {given!r}", remedy)
 
 
+def is_packaged(name: str) -> bool:
+    """Whether Fledge brings a recipe of this name."""
+    return any((folder / f"{name}.yaml").is_file() for folder in _our_folders())
+
+
 def find_parent(folder: Path, name: str) -> Path:
     """The file that a recipe in a folder extends: beside it, or else among those that Fledge brings, such as models/124m.yaml."""
     places = [place / name for place in (folder, *_our_folders())]

@@ -23,6 +23,7 @@ from fledge.options import (
     RecipeOrPlace,
     Resume,
     Smoke,
+    names_recipe,
     prepare,
     refuse_contradictions,
     refuse_ranks,
@@ -217,6 +218,37 @@ def tokenizer(
     _stage_verb("tokenizer")(recipe, overrides, name, force, small, no_wandb, log_level)
 
 
+def evaluate(
+    places: Annotated[
+        list[str], typer.Argument(metavar="RECIPE|MODEL [A.B=C|MODEL]...", help="A recipe; or checkpoints and model folders to compare.")
+    ],
+    file: Annotated[list[str] | None, typer.Option("--file", help="Of models: a text file to measure bits per byte on.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Of models: a text that each answers.")] = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", help="Of models: a file with a prompt on each line.")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Of models: cut an answer off there (64).", min=1)] = None,
+    window_tokens: Annotated[int | None, typer.Option("--window-tokens", help="Of models: context; default each one's own.", min=2)] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of models: decides what is drawn (0).")] = None,
+    folder: Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help="Of models: keep tables, page and items there.")] = None,
+    name: Name = None,
+    force: Force = False,
+    small: Smoke = False,
+    no_wandb: NoWandb = False,
+    log_level: LogLevel = "info",
+) -> None:
+    first, *others = places
+    options = (file, prompt, prompts, max_tokens, window_tokens, seed, folder)
+    if all(option in (None, []) for option in options) and names_recipe(first, others):
+        _stage_verb("evaluate")(first, others, name, force, small, no_wandb, log_level)
+        return
+    console.configure(log_level)
+    refuse_with("models to compare", {"--name": name is not None, "--force": force, "--no-wandb": no_wandb})
+    refuse_ranks("evaluate")
+    from fledge.verbs import comparison as verbs
+
+    use = verbs.Use(tuple(file or ()), tuple(prompt or ()), prompts, max_tokens or 64, window_tokens, seed or 0, folder)
+    verbs.compare(places, use, small)
+
+
 def prove_resume(
     recipe: RecipeArgument,
     overrides: Overrides = None,
@@ -244,5 +276,5 @@ def prove_resume(
 
 def stage_verb(stage: Stage) -> Callable[..., None]:
     """The verb of a stage."""
-    own: dict[Stage, Callable[..., None]] = {"corpus": corpus, "tokenizer": tokenizer}
+    own: dict[Stage, Callable[..., None]] = {"corpus": corpus, "tokenizer": tokenizer, "evaluate": evaluate}
     return own.get(stage) or (_training_verb(stage) if stage in TRAINING_STAGES else _stage_verb(stage))

@@ -118,6 +118,7 @@ summary:hover { color: var(--ink); }
 .quote .asked { color: var(--muted); white-space: pre-wrap; margin: 0 0 0.25rem; }
 .quote .text { margin: 0; }
 .quote .note { color: var(--muted); font-size: 0.84rem; margin: 0.3rem 0 0; }
+.quote .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(15rem, 100%), 1fr)); gap: 0.2rem 1.4rem; }
 footer { margin: 3.5rem 0 0; padding: 1rem 0 0; border-top: 1px solid var(--rule); color: var(--muted); font-size: 0.88rem; }
 
 @media (max-width: 34rem) {

@@ -17,6 +17,7 @@ from fledge.inference.engine import Engine
 from fledge.inference.settings import GenerationSettings
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
+from fledge.model.precision import Precision
 from fledge.tokens.chat import render, render_batch
 from fledge.tokens.tokenizer import Tokenizer, open_tokenizer
 
@@ -87,6 +88,26 @@ def answer_question(checkpoint: Path, question: str, maximum_new_tokens: int) ->
     engine = Engine(load_model(checkpoint).eval(), tokenizer.vocabulary_size, tokenizer.end_ids(answers=True))
     [completion] = engine.generate([prompt], GenerationSettings(temperature=0, maximum_new_tokens=maximum_new_tokens))
     return tokenizer.decode(completion.ids).strip()
+
+
+def respond(
+    model: Llama, tokenizer: Tokenizer, prompts: Sequence[str], answers: bool, maximum_new_tokens: int, precision: Precision = "fp32"
+) -> list[Sample]:
+    """What a model says to each prompt, greedily: the answer to a question, or how it goes on with a text.
+
+    A prompt that leaves no room in the context is said to be too long; the others are answered all the same.
+    """
+    engine = Engine(model, tokenizer.vocabulary_size, tokenizer.end_ids(answers), precision)
+    if answers:
+        encoded = [render(tokenizer, [Message("user", prompt)], answer_follows=True).ids for prompt in prompts]
+    else:
+        encoded = [[*tokenizer.document_start, *ids] for ids in tokenizer.encode_batch(prompts)]
+    fitting = [place for place, ids in enumerate(encoded) if len(ids) < engine.context_tokens]
+    greedy = GenerationSettings(temperature=0, maximum_new_tokens=maximum_new_tokens)
+    completions = engine.generate([encoded[place] for place in fitting], greedy) if fitting else []
+    said = {place: tokenizer.decode(completion.ids).strip() for place, completion in zip(fitting, completions, strict=True)}
+    too_long = f"(the prompt does not fit into the context of {engine.context_tokens} tokens)"
+    return [Sample(prompt, said.get(place, too_long)) for place, prompt in enumerate(prompts)]
 
 
 def answer_scores(answers: Sequence[Answer], maximum_answer_tokens: int) -> list[Score]:

@@ -84,7 +84,8 @@ def compare_ratios(
 ) -> PairedDifference:
     """(numerators, denominators) per item of two ratios of sums; the same items, drawn alike for both.
 
-    Interval by percentiles; p = 2 min(P(d <= 0), P(d >= 0)) over the draws and what was found (Davison and Hinkley, 1997, ch. 4).
+    Interval by percentiles; p = 2 min(P(d <= 0), P(d >= 0)) over the draws and what was found (Davison and Hinkley, 1997, ch. 4), but at
+    least that of n items which all point one way.
     """
     tops, bottoms = _stacked(ours[0], theirs[0]), _stacked(ours[1], theirs[1])
     n = tops.shape[1]
@@ -96,7 +97,9 @@ def compare_ratios(
     drawn = _resampled(tops, bottoms, np.random.default_rng(seed), resamples)
     low, high = (float(end) for end in np.quantile(drawn, (0.025, 0.975)))
     below, above = ((float(count) + 1) / (resamples + 1) for count in ((drawn <= 0).sum(), (drawn >= 0).sum()))
-    return PairedDifference(found, low, high, min(1.0, 2 * min(below, above)), n, higher, lower, "paired bootstrap")
+    # Of few items the bootstrap knows too little of the tails: no test that assumes nothing of them can go below this.
+    p_value = min(1.0, max(2 * min(below, above), 2.0 ** (1 - n)))
+    return PairedDifference(found, low, high, p_value, n, higher, lower, "paired bootstrap")
 
 
 def holm(differences: Sequence[PairedDifference]) -> list[PairedDifference]:

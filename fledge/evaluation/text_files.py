@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,20 +19,22 @@ from fledge.tokens.shards import open_token_set
 from fledge.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from fledge.evaluation.scoring import DocumentCosts
     from fledge.model.llama import Llama
 
 TEXT_SUFFIXES = (".txt", ".md")
 DOCUMENT_CHARACTERS = 8_000
 """A file is measured in pieces of at most this length, cut at blank lines: they are the samples that the interval is made of."""
+IN_PIECES = f"pieces of at most {DOCUMENT_CHARACTERS:,} characters"
 
 
-def find_text_files(given: Sequence[str]) -> tuple[EvaluationFile, ...]:
-    """The files that paths, folders and globs name. Raises DataError if there is none, or one is no text file."""
+def find_text_files(given: Sequence[str], option: str = "evaluate.files") -> tuple[EvaluationFile, ...]:
+    """The files that paths, folders and globs name. Raises DataError, naming `option`, if there is none, or one is no text file."""
     files = find_evaluation_files(given)
     strange = next((file.path for file in files if not file.path.name.lower().endswith(TEXT_SUFFIXES)), None)
     if strange is not None:
         raise DataError(
-            f"evaluate.files names {strange}, but bits per byte are measured on text ({', '.join(TEXT_SUFFIXES)})",
+            f"{option} names {strange}, but bits per byte are measured on text ({', '.join(TEXT_SUFFIXES)})",
             "name it in corpus.decontaminate.files instead, which keeps it out of the training text",
         )
     return files
@@ -46,16 +48,27 @@ def text_file_scores(
 
 
 def _score(model: Llama, tokenizer: Tokenizer, file: EvaluationFile, settings: EvaluateSettings, isolate_documents: bool) -> Score:
+    costs = text_costs(model, tokenizer, text_file_documents(file.path), settings, isolate_documents=isolate_documents)
+    if costs is None:
+        raise DataError(f"{file.path} holds no text to measure", "name a text file in evaluate.files, or leave it out")
+    score = costs.bits_per_byte
+    return replace(score, name=f"bits_per_byte/{file.name}", note=f"{score.note}; {IN_PIECES}")
+
+
+def text_costs(
+    model: Llama, tokenizer: Tokenizer, documents: Iterable[Document], settings: EvaluateSettings, *, isolate_documents: bool
+) -> DocumentCosts | None:
+    """What each document costs a model in its own tokens; None without any. The same documents are the same items for every model."""
     # Finding the files needs no torch; scoring does.
     from fledge.evaluation.checkpoint import context_window_tokens
-    from fledge.evaluation.scoring import bits_per_byte
+    from fledge.evaluation.scoring import document_costs
 
     with tempfile.TemporaryDirectory() as folder:
-        pack_documents(_documents(file.path), tokenizer, Path(folder), "validation")
+        pack_documents(documents, tokenizer, Path(folder), "validation")
         tokens = open_token_set(Path(folder))
         if not tokens.shards("validation"):
-            raise DataError(f"{file.path} holds no text to measure", "name a text file in evaluate.files, or leave it out")
-        score = bits_per_byte(
+            return None
+        return document_costs(
             model,
             tokens,
             context_window_tokens(model, settings),
@@ -64,10 +77,10 @@ def _score(model: Llama, tokenizer: Tokenizer, file: EvaluationFile, settings: E
             batch_tokens=settings.batch_tokens,
             precision=settings.precision,
         )
-    return replace(score, name=f"bits_per_byte/{file.name}", note=f"{score.note}; pieces of at most {DOCUMENT_CHARACTERS:,} characters")
 
 
-def _documents(path: Path) -> Iterator[Document]:
+def text_file_documents(path: Path) -> Iterator[Document]:
+    """The pieces of a text file. Raises DataError if it is not UTF-8, or cannot be read."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

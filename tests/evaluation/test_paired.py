@@ -72,6 +72,12 @@ def test_a_constant_gap_is_certain_though_single_intervals_would_overlap() -> No
     assert found.p_value == pytest.approx(2 / 10_001)
 
 
+def test_few_items_prove_little() -> None:
+    ones = [1.0] * 4
+    found = compare_ratios(([2.0, 3.0, 4.0, 5.0], ones), ([1.0, 2.0, 3.0, 4.0], ones))
+    assert (found.higher, found.lower, found.p_value, found.is_significant) == (4, 0, 2 / 16, False)
+
+
 def test_the_bootstrap_has_the_standard_error_of_the_mean() -> None:
     """With equal denominators the ratio is a mean, whose interval is known."""
     random = np.random.default_rng(5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fledge.core import console, disk
 from fledge.core.artifact import Artifact
@@ -15,11 +14,13 @@ from fledge.corpus.filters.evaluation_files import EvaluationFile
 from fledge.evaluation.checkpoint import (
     CheckpointEvaluation,
     answer_perplexity_score,
+    answers_questions,
     evaluate_base,
     evaluate_chat,
     results_csv,
     results_table,
     results_text,
+    training_settings,
 )
 from fledge.evaluation.compression import CompressorFigure, compressor_figures
 from fledge.evaluation.generations import Answer, Sample, continued_documents
@@ -35,7 +36,7 @@ from fledge.stages.checkpoint_names import is_checkpoint
 from fledge.stages.run import Run
 from fledge.tokens.settings import CorpusSplitSettings
 from fledge.tokens.shards import TokenSet, join_token_sets, open_token_set
-from fledge.tokens.tokenizer import Tokenizer, open_tokenizer, require_same_tokenizer
+from fledge.tokens.tokenizer import open_tokenizer, require_same_tokenizer
 from fledge.tokens.unpacking import unpacked_documents
 
 RESULTS = "results.json"
@@ -120,7 +121,7 @@ def _evaluate(name: str, checkpoint: Artifact, held_out: HeldOut) -> CheckpointE
             require_same_tokenizer(token_set.tokenizer_sha256, tokenizer.sha256, what, holder)
     scores: list[Score] = []
     answers: list[Answer] = []
-    isolated = _training_settings(checkpoint).get("isolate_documents", True)
+    isolated = training_settings(checkpoint).get("isolate_documents", True)
     if held_out.document_tokens is not None:
         scores += evaluate_base(
             model, tokenizer, held_out.document_tokens, held_out.documents, held_out.settings, isolate_documents=isolated
@@ -129,21 +130,12 @@ def _evaluate(name: str, checkpoint: Artifact, held_out: HeldOut) -> CheckpointE
     if tokenizer.template is not None and held_out.conversations:
         likely = answer_perplexity_score(model, tokenizer, held_out.conversations, held_out.settings)
         scores += [likely] if likely is not None else []
-    if _answers(checkpoint, model, tokenizer):
+    if answers_questions(checkpoint, model, tokenizer):
         if held_out.conversations:
             chat_scores, answers = evaluate_chat(model, tokenizer, held_out.conversations, held_out.settings)
             scores += chat_scores
         scores += _preference_scores(checkpoint, model, held_out)
     return CheckpointEvaluation(name, tuple(scores), tuple(answers))
-
-
-def _answers(checkpoint: Artifact, model: Llama, tokenizer: Tokenizer) -> bool:
-    """Whether a model was trained on conversations: told by what ends it, or, where turns have no end of their own, by its stage."""
-    if tokenizer.template is None:
-        return False
-    if tokenizer.template.has_turn_tokens:
-        return tokenizer.turn_end in model.config.end_token_ids
-    return checkpoint.manifest.settings.get("settings", {}).get("stage") in ("sft", "dpo")
 
 
 def _preference_scores(checkpoint: Artifact, model: Llama, held_out: HeldOut) -> list[Score]:
@@ -162,14 +154,8 @@ def _preference_scores(checkpoint: Artifact, model: Llama, held_out: HeldOut) ->
         console.warn(f"{parent.path} is not there any more: no rewards, which compare with it")
         return preference_scores(_pairs(checkpoint.id, model, held_out), None)
     reference = held_out.pairs.get(parent.id) or _pairs(parent.id, load_model(Path(parent.path)).eval(), held_out)
-    beta = _training_settings(checkpoint)["objective"]["beta"]
+    beta = training_settings(checkpoint)["objective"]["beta"]
     return preference_scores(_pairs(checkpoint.id, model, held_out), reference, beta)
-
-
-def _training_settings(checkpoint: Artifact) -> dict[str, Any]:
-    """What a checkpoint was trained with; empty for one that others wrote."""
-    found: dict[str, Any] = checkpoint.manifest.settings.get("settings", {}).get("training", {})
-    return found
 
 
 def _pairs(checkpoint_id: str, model: Llama, held_out: HeldOut) -> PairLogProbabilities:
