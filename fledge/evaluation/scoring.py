@@ -65,15 +65,16 @@ def loglikelihoods(
     log_probabilities = np.zeros(len(sequences))
     is_greedy = np.ones(len(sequences), dtype=np.bool_)
     device = model.lm_head.weight.device
-    for chosen in _batches_by_length([len(sequence.ids) for sequence in sequences], batch_tokens):
+    for chosen in batches_by_length([len(sequence.ids) for sequence in sequences], batch_tokens):
         tokens, scored = _pad([sequences[index] for index in chosen])
         inputs, targets = tokens[:, :-1].to(device), tokens[:, 1:].to(device)
         rows, places = scored[:, 1:].nonzero(as_tuple=True)
         with autocast(precision, device):
             hidden = model.model(inputs, torch.arange(inputs.shape[1], device=device)[None], None)  # (B, T, D)
-            found, most_likely = _score_tokens(model, hidden[rows, places], targets[rows, places])
+            found, most_likely = score_tokens(model, hidden[rows, places], targets[rows, places])
         owners = np.asarray(chosen)[rows.numpy()]
         np.add.at(log_probabilities, owners, found.double().cpu().numpy())
+        assert most_likely is not None
         np.logical_and.at(is_greedy, owners, most_likely.cpu().numpy())
     return [Likelihood(float(value), bool(greedy)) for value, greedy in zip(log_probabilities, is_greedy, strict=True)]
 
@@ -204,18 +205,26 @@ def _document_nats(
     return nats.numpy()
 
 
-def _score_tokens(model: Llama, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """hidden (N, D) and targets (N,) -> log-probability (N,) of each target, and (N,) whether it is the most likely token."""
+def score_tokens(model: Llama, hidden: Tensor, targets: Tensor, judge_greedy: bool = True) -> tuple[Tensor, Tensor | None]:
+    """hidden (N, D) and targets (N,) -> log-probability (N,) of each target, and (N,) whether it is the most likely token.
+
+    Without `judge_greedy` nothing is second.
+    """
     found, most_likely = [], []
     for first in range(0, len(targets), HEAD_CHUNK_TOKENS):
         wanted = targets[first : first + HEAD_CHUNK_TOKENS]
-        logits = model.lm_head(hidden[first : first + HEAD_CHUNK_TOKENS]).float()
-        found.append(logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(dim=-1))
-        most_likely.append(logits.argmax(dim=-1) == wanted)
-    return torch.cat(found), torch.cat(most_likely)
+        logits = model.lm_head(hidden[first : first + HEAD_CHUNK_TOKENS])
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if judge_greedy:
+            most_likely.append(logits.argmax(dim=-1) == wanted)
+        # In place: fresh memory for every step took as long as the product.
+        chosen, largest = logits.gather(-1, wanted[:, None])[:, 0], logits.amax(dim=-1)
+        log_z = logits.sub_(largest[:, None]).exp_().sum(dim=-1).log_() + largest
+        found.append(chosen - log_z)
+    return torch.cat(found), torch.cat(most_likely) if judge_greedy else None
 
 
-def _batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Indices in batches of similar length whose padded size is at most `batch_tokens`, or one index that is longer alone."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):

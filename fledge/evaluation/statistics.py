@@ -15,6 +15,10 @@ from typing import Any, Literal
 Z_95_PERCENT = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
 
+BOOTSTRAP_DRAWS = 1_000
+MAXIMUM_EXPONENT = 700.0
+"""exp of more is no number: the perplexity of a word that is many tokens long."""
+
 Unit = Literal["share", "bits_per_byte", "count", "nats", "perplexity", "words"]
 
 
@@ -105,6 +109,32 @@ def perplexity_score(name: str, nats: Sequence[float], tokens: Sequence[float], 
     ratio = ratio_score(name, nats, tokens, "perplexity", note)
     low, high = (None if end is None else math.exp(end) for end in (ratio.low, ratio.high))
     return replace(ratio, value=math.exp(ratio.value), low=low, high=high)
+
+
+def bootstrap_score(
+    name: str, nats: Sequence[float], weights: Sequence[float], unit: Literal["perplexity", "bits_per_byte"], note: str = ""
+) -> Score:
+    """exp(sum of nats over sum of weights), or that in bits, with the 95 % interval of the percentile bootstrap over samples.
+
+    Samples are drawn 1,000 times with a fixed seed (Efron, Tibshirani, "An Introduction to the Bootstrap", ch. 13). No interval for fewer
+    than two samples.
+    """
+    import numpy as np
+
+    def figure(nats_per_weight: float) -> float:
+        return nats_per_weight / math.log(2) if unit == "bits_per_byte" else math.exp(min(nats_per_weight, MAXIMUM_EXPONENT))
+
+    n = len(nats)
+    ratio = math.fsum(nats) / math.fsum(weights)
+    if n < 2:
+        return Score(name, figure(ratio), n, None, None, unit=unit, note=note)
+    generator, tops, bottoms = np.random.default_rng(0), np.asarray(nats), np.asarray(weights)
+    ratios = []
+    for _ in range(BOOTSTRAP_DRAWS):
+        drawn = generator.integers(n, size=n)
+        ratios.append(tops[drawn].sum() / bottoms[drawn].sum())
+    low, high = (figure(float(end)) for end in np.percentile(ratios, [2.5, 97.5]))
+    return Score(name, figure(ratio), n, low, high, unit=unit, note=note)
 
 
 def score_from_plain(plain: Mapping[str, Any]) -> Score:

@@ -45,6 +45,8 @@ class Tokenizer:
         """How it writes conversations; None where it cannot, because the format needs tokens for turns."""
         self.document_start, self.document_end = roles.document_start, roles.document_end
         """Ids in front of every document, and behind it."""
+        self.opening: tuple[int, ...] = ()
+        """Ids that encoding puts in front of every text by itself: none."""
         self.prefix_bytes = definition.spelling.prefix_bytes
         """1 if encoding puts a space in front of every text that is not empty (SentencePiece's dummy prefix); decoding removes it.
 

@@ -15,10 +15,10 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +26,8 @@ import zstandard
 
 from fledge.core import disk
 from fledge.core.errors import DataError
+
+T = TypeVar("T")
 
 SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 MAXIMUM_BYTES = 1 << 28
@@ -62,15 +64,9 @@ def find_evaluation_files(given: Iterable[str | Path]) -> tuple[EvaluationFile, 
 
 def strings(file: EvaluationFile) -> Iterator[str]:
     """All strings of a file."""
-    try:
-        content = file.path.read_bytes()
-    except OSError as error:
-        raise _unreadable(file.path, error) from error
-    if hashlib.sha256(content).hexdigest() != file.sha256:
-        raise DataError(f"{file.path} has changed since this command began", "leave it as it is while a command runs, and start again")
-    name = file.path.name.lower()
+    content, name = _content(file), file.path.name.lower()
     if name.endswith(".parquet"):
-        yield from _parquet_strings(file.path, content)
+        yield from _parquet(file.path, content, _strings_of)
         return
     text = _text(file.path, _unpacked(file.path, content))
     if name.endswith(_TEXT_SUFFIXES):
@@ -80,6 +76,37 @@ def strings(file: EvaluationFile) -> Iterator[str]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield from _strings_in(_parsed(file.path, number, line))
+
+
+def records(file: EvaluationFile) -> Iterator[tuple[int, object]]:
+    """What a file holds one of per question, with its number: lines of JSON Lines, rows of Parquet, items of a JSON list; or a whole text.
+
+    They are counted from 1. Raises DataError.
+    """
+    content, name = _content(file), file.path.name.lower()
+    if name.endswith(".parquet"):
+        yield from enumerate(_parquet(file.path, content, _rows_of), 1)
+        return
+    text = _text(file.path, _unpacked(file.path, content))
+    if name.endswith(_TEXT_SUFFIXES):
+        yield 1, text
+    elif name.endswith(".json"):
+        items = _parsed(file.path, 1, text)
+        yield from enumerate(items if isinstance(items, list) else [items], 1)
+    else:
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                yield number, _parsed(file.path, number, line)
+
+
+def _content(file: EvaluationFile) -> bytes:
+    try:
+        content = file.path.read_bytes()
+    except OSError as error:
+        raise _unreadable(file.path, error) from error
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        raise DataError(f"{file.path} has changed since this command began", "leave it as it is while a command runs, and start again")
+    return content
 
 
 def _paths(given: str) -> list[Path]:
@@ -174,19 +201,28 @@ def _parsed(path: Path, line_number: int, line: str) -> object:
         raise DataError(f"{path}, line {line_number}, is not JSON: {reason}", _LEAVE_OUT) from error
 
 
-def _parquet_strings(path: Path, content: bytes) -> Iterator[str]:
+def _parquet(path: Path, content: bytes, taken: Callable[[pa.RecordBatch], Iterable[T]]) -> Iterator[T]:
+    """What is taken of each batch of rows."""
     try:
         with pq.ParquetFile(pa.BufferReader(content)) as table:
             groups = range(table.metadata.num_row_groups)
             if sum(table.metadata.row_group(group).total_byte_size for group in groups) > MAXIMUM_BYTES:
                 raise _too_large(path)
             for batch in table.iter_batches(_BATCH_ROWS):
-                for column in batch.columns:
-                    # Also lists of strings, structures that hold some, and dictionaries.
-                    if "string" in str(column.type):
-                        yield from _strings_in(column.to_pylist())
+                yield from taken(batch)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}", _LEAVE_OUT) from error
+
+
+def _strings_of(batch: pa.RecordBatch) -> Iterator[str]:
+    for column in batch.columns:
+        # Also lists of strings, structures that hold some, and dictionaries.
+        if "string" in str(column.type):
+            yield from _strings_in(column.to_pylist())
+
+
+def _rows_of(batch: pa.RecordBatch) -> list[object]:
+    return list(batch.to_pylist())
 
 
 def _strings_in(value: object) -> Iterator[str]:

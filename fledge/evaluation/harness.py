@@ -1,0 +1,224 @@
+"""lm-evaluation-harness on a model of ours: [task names, files] -> lm-eval's tasks, rows from the files -> [Reader] -> lm-eval's figures.
+
+The model answers in place, without export or server; lm-eval keeps the prompts, the metrics and the counting. Its name for what a model
+must answer is TemplateLM, and three of our questions are all of it.
+
+Texts are encoded with `tokenizer.json` as it lies, control tokens included, as lm-eval's own backend for transformers does, so that a
+chat template may spell them. Rows come from files: for each such task a YAML file is written that takes lm-eval's own and puts the file
+in place of the hub's dataset.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fledge.core import console, disk
+from fledge.core.errors import DataError, MachineError
+from fledge.corpus.document import Message
+from fledge.evaluation.continuations import Continuation, context_tokens_of, continuation_likelihoods
+from fledge.evaluation.reader import Reader
+from fledge.evaluation.scoring import BATCH_TOKENS
+from fledge.inference.settings import GenerationSettings
+from fledge.model.llama import Llama
+from fledge.model.precision import Precision
+from fledge.tokens.chat import render
+from fledge.tokens.foreign import ForeignTokenizer, TextTokenizer
+from fledge.tokens.tokenizer import Tokenizer
+
+MAXIMUM_NEW_TOKENS = 256
+"""Of an answer whose task sets no limit, as in lm-eval."""
+_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
+
+
+def harness_results(
+    model: Llama,
+    tokenizer: TextTokenizer,
+    tasks: Sequence[str],
+    data_files: Mapping[str, Path] | None = None,
+    limit: int | None = None,
+    *,
+    examples: int | None = None,
+    use_chat_template: bool = False,
+    batch_tokens: int = BATCH_TOKENS,
+    precision: Precision = "fp32",
+) -> dict[str, dict[str, Any]]:
+    """lm-eval's figures by task ("acc,none": 0.42), on the first `limit` rows, after `examples` solved ones (None: the task's own number).
+
+    A task that `data_files` names reads its rows there (fields as its dataset has them), any other from the hub or its cache. Raises
+    MachineError if lm-eval is not installed, DataError for an unknown task, one whose rows are nowhere, or a file of an unknown kind.
+    """
+    lm_eval, known = _library()
+    files = dict(data_files or {})
+    _require_known(known, [*tasks, *files])
+    scorer = _language_model_class()(model, tokenizer, batch_tokens, precision)
+    with tempfile.TemporaryDirectory() as folder, _quietly(), console.progress("lm-eval", None, "tasks"):
+        for name, path in files.items():
+            disk.write_json(Path(folder) / f"{name}.yaml", _local_task(known, name, path, Path(folder)))
+        # Tasks found later replace those of the same name.
+        manager = lm_eval.tasks.TaskManager(include_defaults=any(name not in files for name in tasks), include_path=folder)
+        with _naming_missing_rows(tasks, files):
+            found = lm_eval.simple_evaluate(
+                model=scorer,
+                tasks=list(tasks),
+                task_manager=manager,
+                limit=limit,
+                num_fewshot=examples,
+                apply_chat_template=use_chat_template,
+                log_samples=False,
+                bootstrap_iters=0,
+            )
+    results: dict[str, dict[str, Any]] = found["results"]
+    return results
+
+
+def _library() -> tuple[Any, Any]:
+    """lm-eval, and where its tasks lie."""
+    try:
+        import lm_eval
+        import lm_eval.tasks
+    except ImportError as error:
+        raise MachineError("lm-eval is not installed", "install it: pip install 'fledge[eval]'") from error
+    return lm_eval, _known_tasks()
+
+
+@functools.cache
+def _known_tasks() -> Any:
+    """Every task of lm-eval by name; the scan of its 14,000 files takes four seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+def _require_known(manager: Any, names: Sequence[str]) -> None:
+    unknown = next((name for name in names if name not in manager.all_tasks), None)
+    if unknown is not None:
+        raise DataError(f"lm-eval has no task {unknown!r}", "list its tasks: lm-eval ls tasks")
+
+
+def _local_task(manager: Any, name: str, path: Path, cache: Path) -> dict[str, Any]:
+    """A task of lm-eval with its rows in a file, as the content of its YAML file; of all splits there is only the one that is measured."""
+    original = manager._index[name].yaml_path  # the library has no public way to ask
+    builder = _BUILDERS.get(path.suffix.lower())
+    if original is None or builder is None:
+        problem = "is a group, not a task" if original is None else f"cannot take its rows from {path.name}"
+        raise DataError(f"the task {name} of lm-eval {problem}", f"name one task, and a file that ends in {', '.join(_BUILDERS)}")
+    if not path.is_file():
+        raise DataError(f"there is no file {path} with the rows of {name}", "mend its path")
+    return {
+        "include": str(original),
+        "task": name,
+        "dataset_path": builder,
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {"test": str(path.resolve())}, "cache_dir": str(cache / "cache")},
+        "training_split": None,
+        "validation_split": None,
+        "fewshot_split": None,
+        "test_split": "test",
+    }
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Its notes are for its own command line."""
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
+def _naming_missing_rows(tasks: Sequence[str], files: Mapping[str, Path]) -> Iterator[None]:
+    try:
+        yield
+    except (ConnectionError, FileNotFoundError) as error:
+        missing = ", ".join(name for name in tasks if name not in files) or ", ".join(tasks)
+        raise DataError(
+            f"the rows of {missing} cannot be had: {error}", "name a file that holds them, fields as in the dataset, or go online once"
+        ) from error
+
+
+@functools.cache
+def _language_model_class() -> Any:
+    """Made when it is first wanted, because its base comes with lm-eval."""
+    from lm_eval.api.model import TemplateLM
+
+    class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
+        def __init__(self, model: Llama, tokenizer: TextTokenizer, batch_tokens: int, precision: Precision) -> None:
+            super().__init__()
+            ours = isinstance(tokenizer, Tokenizer)
+            encoder = ForeignTokenizer(tokenizer.folder) if isinstance(tokenizer, Tokenizer) else tokenizer
+            self.reader = Reader(model, encoder, batch_tokens, precision)
+            self.chat_tokenizer = tokenizer if ours else None
+            self._device = model.lm_head.weight.device
+
+        @property
+        def eot_token_id(self) -> int:
+            return self.reader.tokenizer.document_start[0]
+
+        @property
+        def max_length(self) -> int:
+            return context_tokens_of(self.reader.model)
+
+        @property
+        def tokenizer_name(self) -> str:
+            return self.reader.tokenizer.sha256
+
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+            [ids] = self.reader.tokenizer.encode_batch([string])
+            return ids if add_special_tokens is False else [*self.reader.tokenizer.opening, *ids]
+
+        def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
+            asked = [Continuation(context, continued) for _, context, continued in requests]
+            reader = self.reader
+            found = continuation_likelihoods(reader.model, asked, reader.batch_tokens, reader.precision)
+            return [(one.log_probability, one.is_greedy) for one in found]
+
+        def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+            return [-price.nats for price in self.reader.prices([request.args[0] for request in requests])]
+
+        def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+            written: dict[int, str] = {}
+            ways = [_generation(request.args[1]) for request in requests]
+            for way in dict.fromkeys(ways):
+                members = [index for index, one in enumerate(ways) if one == way]
+                settings, stop = way
+                texts = self.reader.continued([requests[index].args[0] for index in members], settings, stop)
+                written |= dict(zip(members, texts, strict=True))
+            return [written[index] for index in range(len(requests))]
+
+        def apply_chat_template(self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+            if self.chat_tokenizer is None:
+                raise DataError("this model's chat template is not one that Fledge knows", "leave out the chat template")
+            messages = [Message(one["role"], one["content"]) for one in chat_history]  # type: ignore[arg-type]
+            # An answer that was begun is not rendered, since that would end it.
+            begun = "" if add_generation_prompt else messages.pop().content
+            ids = render(self.chat_tokenizer, messages, answer_follows=True).ids
+            return self.chat_tokenizer.decode(ids, keep_special=True) + begun
+
+        def chat_template(self, chat_template: bool | str = False) -> str:
+            return "" if self.chat_tokenizer is None else self.chat_tokenizer.meta.template
+
+    return HarnessModel
+
+
+def _generation(given: Mapping[str, Any]) -> tuple[GenerationSettings, tuple[str, ...]]:
+    """lm-eval's `generation_kwargs` as ours: how tokens are drawn, and what ends an answer."""
+    until = given.get("until") or []
+    draws = bool(given.get("do_sample")) and (given.get("temperature") or 0) > 0
+    settings = GenerationSettings(
+        temperature=float(given["temperature"]) if draws else 0.0,
+        top_k=int(given.get("top_k") or 0),
+        top_p=float(given.get("top_p") or 1.0),
+        maximum_new_tokens=int(given.get("max_gen_toks") or given.get("max_new_tokens") or MAXIMUM_NEW_TOKENS),
+        seed=0,
+    )
+    return settings, (until,) if isinstance(until, str) else tuple(until)
