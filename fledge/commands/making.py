@@ -223,11 +223,19 @@ def evaluate(
         list[str], typer.Argument(metavar="RECIPE|MODEL [A.B=C|MODEL]...", help="A recipe; or checkpoints and model folders to compare.")
     ],
     file: Annotated[list[str] | None, typer.Option("--file", help="Of models: a text file to measure bits per byte on.")] = None,
+    benchmarks: Annotated[
+        list[str] | None, typer.Option("--benchmarks", metavar="NAME=FILE", help="Of models: rows of a benchmark, or a folder of them.")
+    ] = None,
+    harness: Annotated[list[str] | None, typer.Option("--harness", metavar="TASK[=FILE]", help="Of models: a task of lm-eval.")] = None,
+    samples: Annotated[
+        str | None, typer.Option("--samples", help="Of models: rows of a benchmark: quick, standard, comprehensive, all (default) or N.")
+    ] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Of models: a text that each answers.")] = None,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="Of models: a file with a prompt on each line.")] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Of models: cut an answer off there (64).", min=1)] = None,
-    window_tokens: Annotated[int | None, typer.Option("--window-tokens", help="Of models: context; default each one's own.", min=2)] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of models: decides what is drawn (0).")] = None,
+    window_tokens: Annotated[int | None, typer.Option("--window-tokens", help="Of models: context; default each one's own.", min=1)] = None,
+    stride_tokens: Annotated[int | None, typer.Option("--stride-tokens", help="Of models: windows overlap but for these.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of models: decides which rows are drawn (0).")] = None,
     folder: Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help="Of models: keep tables, page and items there.")] = None,
     name: Name = None,
     force: Force = False,
@@ -236,7 +244,7 @@ def evaluate(
     log_level: LogLevel = "info",
 ) -> None:
     first, *others = places
-    options = (file, prompt, prompts, max_tokens, window_tokens, seed, folder)
+    options = (file, benchmarks, harness, samples, prompt, prompts, max_tokens, window_tokens, stride_tokens, seed, folder)
     if all(option in (None, []) for option in options) and names_recipe(first, others):
         _stage_verb("evaluate")(first, others, name, force, small, no_wandb, log_level)
         return
@@ -245,7 +253,19 @@ def evaluate(
     refuse_ranks("evaluate")
     from fledge.verbs import comparison as verbs
 
-    use = verbs.Use(tuple(file or ()), tuple(prompt or ()), prompts, max_tokens or 64, window_tokens, seed or 0, folder)
+    use = verbs.Use(
+        files=tuple(file or ()),
+        benchmarks=tuple(benchmarks or ()),
+        harness=tuple(harness or ()),
+        prompts=tuple(prompt or ()),
+        prompt_file=prompts,
+        samples=samples or "all",
+        maximum_new_tokens=max_tokens or 64,
+        context_tokens=window_tokens,
+        stride_tokens=stride_tokens,
+        seed=seed or 0,
+        folder=folder,
+    )
     verbs.compare(places, use, small)
 
 

@@ -27,7 +27,8 @@ from fledge.tokens.tokenizer import Tokenizer
 
 TITLES = {
     "bits_per_byte": "Bits per byte",
-    "perplexity": "Perplexity per token",
+    "token_perplexity": "Perplexity per token",
+    "word_perplexity": "Perplexity per word",
     "last_word": "Last word (LAMBADA's form)",
     "yes_no": "Yes/no (BoolQ's form)",
     "stop_rate": "Stops by itself",

@@ -33,6 +33,8 @@ class Outcomes:
     """0 wrong, 1 right, a tie 0.5; with weights: numerators of a ratio of sums, such as bits."""
     weights: tuple[float, ...] | None = None
     """Denominators, such as bytes; None for shares."""
+    unit: str = "share"
+    """Of a value over its weight."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,10 @@ def find_differences(models: Sequence[ComparedModel], seed: int = 0) -> tuple[Di
             if base is not None and base.outcomes is not None and one.outcomes is not None:
                 paired = _paired(one.outcomes, base.outcomes, seed)
                 if paired is not None:
-                    named.append((one.score, other.name, paired))
-    adjusted = holm([paired for _, _, paired in named])
+                    named.append((one, one.outcomes.unit, other.name, paired))
+    adjusted = holm([paired for *_, paired in named])
     return tuple(
-        Difference(score.name, name, first.name, score.unit, paired) for (score, name, _), paired in zip(named, adjusted, strict=True)
+        Difference(one.score.name, name, first.name, unit, paired) for (one, unit, name, _), paired in zip(named, adjusted, strict=True)
     )
 
 
@@ -153,6 +155,7 @@ def differences_table(comparison: Comparison) -> tuple[list[str], list[list[str]
         paired, score = one.paired, Score("", 0.0, one.paired.n, None, None, unit=one.unit)  # type: ignore[arg-type]
         figures = [_signed(value, score) for value in (paired.difference, paired.low, paired.high)]
         interval = f"{figures[0]} ({figures[1].removesuffix(' %')} to {figures[2].removesuffix(' %')})"
+        interval += " nats" if one.unit == "nats" else ""
         counts = f"{paired.higher:,} / {paired.lower:,}"
         p_value = paired.p_value if paired.adjusted_p_value is None else paired.adjusted_p_value
         rows.append([score_title(one.score), one.model, interval, counts, f"{paired.n:,}", format_p_value(p_value), verdict(one)])

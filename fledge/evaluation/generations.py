@@ -90,24 +90,16 @@ def answer_question(checkpoint: Path, question: str, maximum_new_tokens: int) ->
     return tokenizer.decode(completion.ids).strip()
 
 
-def respond(
-    model: Llama, tokenizer: Tokenizer, prompts: Sequence[str], answers: bool, maximum_new_tokens: int, precision: Precision = "fp32"
-) -> list[Sample]:
-    """What a model says to each prompt, greedily: the answer to a question, or how it goes on with a text.
-
-    A prompt that leaves no room in the context is said to be too long; the others are answered all the same.
-    """
-    engine = Engine(model, tokenizer.vocabulary_size, tokenizer.end_ids(answers), precision)
-    if answers:
-        encoded = [render(tokenizer, [Message("user", prompt)], answer_follows=True).ids for prompt in prompts]
-    else:
-        encoded = [[*tokenizer.document_start, *ids] for ids in tokenizer.encode_batch(prompts)]
+def respond(model: Llama, tokenizer: Tokenizer, questions: Sequence[str], maximum_new_tokens: int, precision: Precision) -> list[Sample]:
+    """The greedy answer to each question. One that leaves no room in the context is said to be too long; the others are answered."""
+    engine = Engine(model, tokenizer.vocabulary_size, tokenizer.end_ids(answers=True), precision)
+    encoded = [render(tokenizer, [Message("user", question)], answer_follows=True).ids for question in questions]
     fitting = [place for place, ids in enumerate(encoded) if len(ids) < engine.context_tokens]
     greedy = GenerationSettings(temperature=0, maximum_new_tokens=maximum_new_tokens)
     completions = engine.generate([encoded[place] for place in fitting], greedy) if fitting else []
     said = {place: tokenizer.decode(completion.ids).strip() for place, completion in zip(fitting, completions, strict=True)}
-    too_long = f"(the prompt does not fit into the context of {engine.context_tokens} tokens)"
-    return [Sample(prompt, said.get(place, too_long)) for place, prompt in enumerate(prompts)]
+    too_long = f"(the question does not fit into the context of {engine.context_tokens} tokens)"
+    return [Sample(question, said.get(place, too_long)) for place, question in enumerate(questions)]
 
 
 def answer_scores(answers: Sequence[Answer], maximum_answer_tokens: int) -> list[Score]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fledge.corpus.document import Split
-from fledge.evaluation.statistics import Score, perplexity_score, ratio_score
+from fledge.evaluation.statistics import Score, ratio_score
 from fledge.model.head import IGNORE
 from fledge.model.llama import Llama
 from fledge.model.precision import Precision, autocast
@@ -79,32 +79,6 @@ def loglikelihoods(
     return [Likelihood(float(value), bool(greedy)) for value, greedy in zip(log_probabilities, is_greedy, strict=True)]
 
 
-@dataclass(frozen=True)
-class DocumentCosts:
-    """What a model pays for each document, in the order in which they were measured."""
-
-    nats: tuple[float, ...]
-    text_bytes: tuple[float, ...]
-    tokens: tuple[float, ...]
-    """The end of text included, which a document pays for too."""
-    how: str
-    """Context and windows in words."""
-
-    @property
-    def bits(self) -> tuple[float, ...]:
-        return tuple(nats / math.log(2) for nats in self.nats)
-
-    @property
-    def bits_per_byte(self) -> Score:
-        """The interval takes documents as the sampling unit."""
-        return ratio_score("bits_per_byte", self.bits, self.text_bytes, "bits_per_byte", self.how)
-
-    @property
-    def perplexity(self) -> Score:
-        """Per token, so it compares models of one tokenizer only."""
-        return perplexity_score("perplexity", self.nats, self.tokens, self.how)
-
-
 def bits_per_byte(
     model: Llama,
     token_set: TokenSet,
@@ -116,45 +90,21 @@ def bits_per_byte(
     batch_tokens: int = BATCH_TOKENS,
     precision: Precision = "fp32",
 ) -> Score:
-    """Bits the model needs per byte of UTF-8 text, by `document_costs`. Raises ValueError if the split has no documents."""
-    return document_costs(
-        model,
-        token_set,
-        window_tokens,
-        isolate_documents=isolate_documents,
-        maximum_text_bytes=maximum_text_bytes,
-        split=split,
-        batch_tokens=batch_tokens,
-        precision=precision,
-    ).bits_per_byte
-
-
-def document_costs(
-    model: Llama,
-    token_set: TokenSet,
-    window_tokens: int,
-    *,
-    isolate_documents: bool,
-    maximum_text_bytes: int | None = None,
-    split: Split = "validation",
-    batch_tokens: int = BATCH_TOKENS,
-    precision: Precision = "fp32",
-) -> DocumentCosts:
-    """What the leading documents of each source cost (`leading_documents`).
+    """Bits the model needs per byte of UTF-8 text, over the leading documents of each source (`leading_documents`).
 
     The token stream is cut into windows of `window_tokens` tokens that do not overlap, so each token is scored once, with what
     stands before it in its window (and, with `isolate_documents`, in its document). A document pays for its own end of text.
+    The interval takes documents as the sampling unit. Raises ValueError if the split has no documents.
     """
-    nats: list[float] = []
+    bits: list[float] = []
     text_bytes: list[float] = []
-    tokens: list[float] = []
     for shard, documents in leading_documents(token_set, split, maximum_text_bytes):
-        nats += _document_nats(model, shard, documents, window_tokens, isolate_documents, batch_tokens, precision).tolist()
-        text_bytes += shard.text_bytes[:documents].astype(np.float64).tolist()
-        tokens += shard.lengths[:documents].astype(np.float64).tolist()
+        nats = _document_nats(model, shard, documents, window_tokens, isolate_documents, batch_tokens, precision)
+        bits += [float(value) for value in nats / math.log(2)]
+        text_bytes += [float(value) for value in shard.text_bytes[:documents]]
     isolation = "each document by itself" if isolate_documents else "across document borders"
-    how = f"context of at most {window_tokens} tokens in windows without overlap, {isolation}"
-    return DocumentCosts(tuple(nats), tuple(text_bytes), tuple(tokens), how)
+    note = f"context of at most {window_tokens} tokens in windows without overlap, {isolation}"
+    return ratio_score("bits_per_byte", bits, text_bytes, "bits_per_byte", note)
 
 
 def leading_documents(token_set: TokenSet, split: Split, maximum_text_bytes: int | None = None) -> list[tuple[TokenStream, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,6 @@ from fledge.tokens.shards import open_token_set
 from fledge.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from fledge.evaluation.scoring import DocumentCosts
     from fledge.model.llama import Llama
 
 TEXT_SUFFIXES = (".txt", ".md")
@@ -48,27 +47,16 @@ def text_file_scores(
 
 
 def _score(model: Llama, tokenizer: Tokenizer, file: EvaluationFile, settings: EvaluateSettings, isolate_documents: bool) -> Score:
-    costs = text_costs(model, tokenizer, text_file_documents(file.path), settings, isolate_documents=isolate_documents)
-    if costs is None:
-        raise DataError(f"{file.path} holds no text to measure", "name a text file in evaluate.files, or leave it out")
-    score = costs.bits_per_byte
-    return replace(score, name=f"bits_per_byte/{file.name}", note=f"{score.note}; {IN_PIECES}")
-
-
-def text_costs(
-    model: Llama, tokenizer: Tokenizer, documents: Iterable[Document], settings: EvaluateSettings, *, isolate_documents: bool
-) -> DocumentCosts | None:
-    """What each document costs a model in its own tokens; None without any. The same documents are the same items for every model."""
     # Finding the files needs no torch; scoring does.
     from fledge.evaluation.checkpoint import context_window_tokens
-    from fledge.evaluation.scoring import document_costs
+    from fledge.evaluation.scoring import bits_per_byte
 
     with tempfile.TemporaryDirectory() as folder:
-        pack_documents(documents, tokenizer, Path(folder), "validation")
+        pack_documents(text_file_documents(file.path), tokenizer, Path(folder), "validation")
         tokens = open_token_set(Path(folder))
         if not tokens.shards("validation"):
-            return None
-        return document_costs(
+            raise DataError(f"{file.path} holds no text to measure", "name a text file in evaluate.files, or leave it out")
+        score = bits_per_byte(
             model,
             tokens,
             context_window_tokens(model, settings),
@@ -77,6 +65,7 @@ def text_costs(
             batch_tokens=settings.batch_tokens,
             precision=settings.precision,
         )
+    return replace(score, name=f"bits_per_byte/{file.name}", note=f"{score.note}; {IN_PIECES}")
 
 
 def text_file_documents(path: Path) -> Iterator[Document]:

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from fledge.core import __version__, artifact, console, disk
 from fledge.core.artifact import Artifact
 from fledge.core.errors import ArtifactError, CheckpointError, ConfigError, DataError, FledgeError
 from fledge.corpus.document import Document, read_documents
+from fledge.corpus.filters.evaluation_files import SUFFIXES
+from fledge.evaluation.benchmarks.definitions import BENCHMARKS
+from fledge.evaluation.benchmarks.places import PlacedBenchmark, find_benchmark
+from fledge.evaluation.benchmarks.run import Samples
 from fledge.evaluation.comparison import (
     HOW_TO_READ,
     RESULTS,
@@ -32,18 +36,20 @@ from fledge.evaluation.comparison import (
     read_comparison,
     scores_table,
 )
-from fledge.evaluation.settings import EvaluateSettings
 from fledge.evaluation.text_files import IN_PIECES, find_text_files, text_file_documents
 from fledge.stages.checkpoint_names import open_checkpoint
 from fledge.stages.run import free_name, smoke_name
+
+if TYPE_CHECKING:
+    from fledge.evaluation.comparison_measures import Questions
 
 KIND = "comparison"
 DATA = "data"
 """Kind of an input that is a file."""
 PAGE = "comparison.html"
 HELD_OUT = "held-out"
-WHOLE_FILE_BYTES = 1 << 62
-"""A file that is named is measured to its end."""
+MAXIMUM_HELD_OUT_BYTES = 4_000_000
+"""As much as the evaluate stage measures by default."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,17 @@ class Use:
     """What `fledge evaluate A B C` is asked for, as the options say it."""
 
     files: tuple[str, ...] = ()
+    benchmarks: tuple[str, ...] = ()
+    """NAME=FILE, a YAML file of one's own, or a folder of NAME.jsonl."""
+    harness: tuple[str, ...] = ()
+    """TASK, or TASK=FILE."""
     prompts: tuple[str, ...] = ()
     prompt_file: Path | None = None
+    samples: str = "all"
+    """quick, standard, comprehensive, all, or a number."""
     maximum_new_tokens: int = 64
-    window_tokens: int | None = None
+    context_tokens: int | None = None
+    stride_tokens: int | None = None
     seed: int = 0
     folder: Path | None = None
     """Where to keep it."""
@@ -71,8 +84,17 @@ class _Data:
     def documents(self) -> Iterable[Document]:
         if self.given.manifest.kind == DATA:
             return text_file_documents(self.given.path)
-        # One source, so that every tokenizer meets the documents in one order.
-        return (replace(document, source=HELD_OUT) for document in read_documents(self.given.path, "validation"))
+        return _leading(read_documents(self.given.path, "validation"))
+
+
+def _leading(documents: Iterable[Document]) -> Iterator[Document]:
+    """As many of the held-out documents as make a figure of three digits."""
+    size_bytes = 0
+    for document in documents:
+        if size_bytes >= MAXIMUM_HELD_OUT_BYTES:
+            return
+        size_bytes += len(document.text.encode("utf-8"))
+        yield document
 
 
 def compare(places: Sequence[str], use: Use, small: bool) -> None:
@@ -83,17 +105,8 @@ def compare(places: Sequence[str], use: Use, small: bool) -> None:
     """
     names = _distinct(places)
     models = {name: open_sound_checkpoint(smoke_name(place) if small else place) for name, place in zip(names, places, strict=True)}
-    prompts = (*use.prompts, *(_read_prompts(use.prompt_file) if use.prompt_file else ()))
-    data = _texts(use.files, list(models.values()), has_other_work=bool(prompts))
-    settings = EvaluateSettings(window_tokens=use.window_tokens, maximum_answer_tokens=use.maximum_new_tokens, seed=use.seed)
-    if use.files:
-        settings = replace(settings, maximum_text_bytes=WHOLE_FILE_BYTES)
-    asked = {
-        "models": names,
-        "data": [one.told.name for one in data],
-        "prompts": list(prompts),
-        **{name: getattr(settings, name) for name in ("window_tokens", "maximum_text_bytes", "maximum_answer_tokens", "seed", "precision")},
-    }
+    data, questions = _questions(use, list(models.values()))
+    asked = _identity(names, data, questions)
     inputs = {f"model.{place}": found for place, found in enumerate(models.values())}
     inputs |= {f"data.{one.told.name}": one.given for one in data}
     wanted = artifact.request(KIND, asked, inputs)
@@ -101,7 +114,7 @@ def compare(places: Sequence[str], use: Use, small: bool) -> None:
         console.say(f"{use.folder}: measured before on the same weights, tokenizers and data, which is shown again")
         _print(read_comparison((use.folder / RESULTS).read_text(encoding="utf-8")))
         return
-    comparison = _measure(models, data, prompts, settings, asked)
+    comparison = _measure(models, [one.told for one in data], questions, asked)
     _print(comparison)
     if use.folder is not None:
         with artifact.build(use.folder, wanted) as (partial, stats):
@@ -175,13 +188,79 @@ def _read_prompts(path: Path) -> list[str]:
     return prompts
 
 
+def _questions(use: Use, models: Sequence[Artifact]) -> tuple[list[_Data], Questions]:
+    """What is asked for, with all data found and hashed. Raises ConfigError if it is nothing, DataError for data that is not there."""
+    from fledge.evaluation.comparison_measures import Questions, Text
+
+    prompts = (*use.prompts, *(_read_prompts(use.prompt_file) if use.prompt_file else ()))
+    placed = find_given_benchmarks(use.benchmarks)
+    harness = {name: Path(file) if file else None for name, _, file in (one.partition("=") for one in use.harness)}
+    texts = _texts(use.files, models, has_other_work=bool(prompts or placed or harness))
+    data = list(texts)
+    data += [_file_data(one.name, one.file.path, f"rows of {one.benchmark.title}") for one in placed]
+    data += [_file_data(f"lm-eval {name}", path, f"rows of lm-eval's {name}") for name, path in harness.items() if path is not None]
+    return data, Questions(
+        texts=tuple(Text(one.told, one.documents, one.note) for one in texts),
+        benchmarks=tuple(placed),
+        harness=harness,
+        prompts=prompts,
+        samples=_samples(use.samples),
+        seed=use.seed,
+        maximum_new_tokens=use.maximum_new_tokens,
+        context_tokens=use.context_tokens,
+        stride_tokens=use.stride_tokens,
+    )
+
+
+def _identity(names: Sequence[str], data: Sequence[_Data], questions: Questions) -> dict[str, Any]:
+    """What decides the figures besides models and data; the benchmarks by what they ask."""
+    plain = ("samples", "seed", "maximum_new_tokens", "context_tokens", "stride_tokens")
+    return {
+        "models": list(names),
+        "data": [one.told.name for one in data],
+        "benchmarks": [one.identity for one in questions.benchmarks],
+        "harness": list(questions.harness or ()),
+        "prompts": list(questions.prompts),
+        **{name: getattr(questions, name) for name in plain},
+    }
+
+
+def _samples(given: str) -> Samples:
+    """Raises ConfigError for what is neither a known word nor a number."""
+    if given.isdecimal() and int(given) >= 1:
+        return int(given)
+    if given not in get_args(get_args(Samples)[1]):
+        raise ConfigError(f"--samples {given} is no number of samples", "give quick, standard, comprehensive, all, or a number")
+    return cast(Samples, given)
+
+
+def find_given_benchmarks(given: Sequence[str]) -> list[PlacedBenchmark]:
+    """NAME=PLACE each; a YAML file is called as it is named; of a folder all whose rows lie there. Raises DataError, ConfigError."""
+    found: list[PlacedBenchmark] = []
+    for one in given:
+        name, equals, place = one.partition("=")
+        if equals:
+            found.append(find_benchmark(name, place))
+        elif Path(one).is_dir():
+            held = [known for known in BENCHMARKS if any(path.stem == known and path.suffix in SUFFIXES for path in Path(one).iterdir())]
+            if not held:
+                raise DataError(f"{one} holds the rows of no benchmark", f"put NAME.jsonl there, NAME one of {', '.join(BENCHMARKS)}")
+            found += [find_benchmark(known, one) for known in held]
+        else:
+            found.append(find_benchmark(Path(one).stem, one))
+    return found
+
+
+def _file_data(name: str, path: Path, what: str, note: str = "") -> _Data:
+    if not path.is_file():
+        raise DataError(f"there is no file {path}", "mend its path")
+    return _Data(ComparedData(name, disk.digest_file(path).sha256, f"{what}: {path}"), artifact.foreign(path, DATA), note)
+
+
 def _texts(files: Sequence[str], models: Sequence[Artifact], has_other_work: bool) -> list[_Data]:
     """The text files that are named, else what the first model that knows its corpus was not trained on, else nothing."""
     if files:
-        return [
-            _Data(ComparedData(file.name, file.sha256, f"text file {file.path}"), artifact.foreign(file.path, DATA), IN_PIECES)
-            for file in find_text_files(files, "--file")
-        ]
+        return [_file_data(file.name, file.path, "text file", IN_PIECES) for file in find_text_files(files, "--file")]
     if has_other_work:
         return []
     for model in models:
@@ -189,7 +268,10 @@ def _texts(files: Sequence[str], models: Sequence[Artifact], has_other_work: boo
         if corpus is not None:
             console.info(f"measured on the held-out documents of {corpus.path}, which a model of another run may have been trained on")
             return [_Data(ComparedData(HELD_OUT, corpus.id, f"held-out documents of {corpus.path}"), corpus)]
-    raise ConfigError("there is nothing to measure on", "give --file TEXT, --prompt TEXT, or a model whose corpus is still there")
+    raise ConfigError(
+        "there is nothing to measure on",
+        "give --file, --benchmarks or --prompt, or a model whose corpus is still there",
+    )
 
 
 def _corpus_of(model: Artifact) -> Artifact | None:
@@ -219,25 +301,22 @@ def _is_measured(folder: Path, wanted: artifact.Request) -> bool:
     return True
 
 
-def _measure(
-    models: dict[str, Artifact], data: Sequence[_Data], prompts: tuple[str, ...], settings: EvaluateSettings, asked: dict[str, Any]
-) -> Comparison:
+def _measure(models: dict[str, Artifact], data: Sequence[ComparedData], questions: Questions, asked: dict[str, Any]) -> Comparison:
     import torch
 
     from fledge.core.process import keep_freed_memory
-    from fledge.evaluation.comparison_measures import Questions, Text, measure
+    from fledge.evaluation.comparison_measures import measure
     from fledge.model.precision import use_fast_fp32
 
     keep_freed_memory()
     use_fast_fp32("cpu")
-    questions = Questions(tuple(Text(one.told, one.documents, one.note) for one in data), prompts, settings)
     measured = []
     with console.progress("evaluate", len(models), "models") as progress:
         for name, found in models.items():
             measured.append(measure(name, found, questions))
             progress.advance(note=name)
-    software = {"fledge": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    return Comparison(tuple(measured), tuple(one.told for one in data), find_differences(measured, settings.seed), asked, software)
+    software = {"fledge": __version__, "torch": torch.__version__, "python": platform.python_version(), "precision": "fp32"}
+    return Comparison(tuple(measured), tuple(data), find_differences(measured, questions.seed), asked, software)
 
 
 def _write(folder: Path, comparison: Comparison) -> None:
