@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -65,7 +66,9 @@ def run(
         close(this)
 
 
-def _stage_verb(stage: Stage, start: Callable[[Stage, Run], None] = run_stage, resume: str | None = None) -> Callable[..., None]:
+def _stage_verb(
+    stage: Stage, start: Callable[[Stage, Run], None] = run_stage, resume: str | None = None, compared: Sequence[str] = ()
+) -> Callable[..., None]:
     def verb(
         recipe: RecipeArgument,
         overrides: Overrides = None,
@@ -76,7 +79,7 @@ def _stage_verb(stage: Stage, start: Callable[[Stage, Run], None] = run_stage, r
         log_level: LogLevel = "info",
     ) -> None:
         console.configure(log_level)
-        this = prepare(recipe, overrides, name, small, no_wandb)
+        this = replace(prepare(recipe, overrides, name, small, no_wandb), compared=tuple(compared))
         if stage not in TRAINING_STAGES:
             refuse_ranks(stage)
         if not has_stage(stage, this):
@@ -269,6 +272,19 @@ def evaluate(
     verbs.compare(places, use, small)
 
 
+def report(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    compare: Annotated[list[str] | None, typer.Option("--compare", metavar="RUN", help="Show this run beside it.")] = None,
+    name: Name = None,
+    force: Force = False,
+    small: Smoke = False,
+    no_wandb: NoWandb = False,
+    log_level: LogLevel = "info",
+) -> None:
+    _stage_verb("report", compared=compare or ())(recipe, overrides, name, force, small, no_wandb, log_level)
+
+
 def prove_resume(
     recipe: RecipeArgument,
     overrides: Overrides = None,
@@ -296,5 +312,5 @@ def prove_resume(
 
 def stage_verb(stage: Stage) -> Callable[..., None]:
     """The verb of a stage."""
-    own: dict[Stage, Callable[..., None]] = {"corpus": corpus, "tokenizer": tokenizer, "evaluate": evaluate}
+    own: dict[Stage, Callable[..., None]] = {"corpus": corpus, "tokenizer": tokenizer, "evaluate": evaluate, "report": report}
     return own.get(stage) or (_training_verb(stage) if stage in TRAINING_STAGES else _stage_verb(stage))

@@ -46,6 +46,17 @@ TRAINING = (
     "During training it may be measured on part of the held-out text only.",
 )
 
+WRITTEN = (
+    "The same prompts again and again while it learned: first noise, then words, then sentences. Drawn at random with a seed of their "
+    "own, as the recipe says; whitespace is made even.",
+)
+
+OTHERS = (
+    "The same figures of other runs, as far as they are finished. Scores of different runs are comparable if they were measured on the "
+    "same held-out text, which runs of one corpus share; `fledge evaluate` compares models on the same items and says which differences "
+    "are more than chance. Curves are drawn over tokens, because steps may be of different size.",
+)
+
 USE = (
     "What the recipe asked for, and what was used. Tokens count every position that went through the model, padding included. What a "
     "training stage would take was expected before its first step: the time from two steps on trial, the memory from the shape of the "
@@ -96,7 +107,10 @@ class MetricsChart:
     metrics: tuple[tuple[str, str], ...]
     """(name in metrics.jsonl, name for people)"""
     y_label: str
-    folded: bool = False
+    small: bool = False
+    """Drawn beside others: for whoever asks why, not what."""
+    divided_by: float = 1.0
+    """Of the recorded figure, to come to the unit of the label."""
 
 
 BITS_PER_BYTE = MetricsChart("bits per byte of held-out text", (("validation/bits_per_byte", "model"),), "bits per byte")
@@ -113,11 +127,12 @@ TRAINING_CHARTS = (
         "log-probability of answers",
         (("logps/chosen", "chosen"), ("logps/rejected", "rejected")),
         "nats",
-        folded=True,
+        small=True,
     ),
-    MetricsChart("learning rate", (("train/learning_rate", "learning rate"),), "learning rate", folded=True),
-    MetricsChart("norm of the gradient before clipping", (("train/gradient_norm", "gradient norm"),), "norm", folded=True),
-    MetricsChart("speed", (("train/tokens_per_second", "speed"),), "tokens per second", folded=True),
+    MetricsChart("learning rate", (("train/learning_rate", "learning rate"),), "learning rate", small=True),
+    MetricsChart("gradient norm", (("train/gradient_norm", "gradient norm"),), "norm before clipping", small=True),
+    MetricsChart("throughput", (("train/tokens_per_second", "throughput"),), "tokens per second", small=True),
+    MetricsChart("memory at its peak", (("train/peak_memory_bytes", "memory"),), "GB", small=True, divided_by=1e9),
 )
 
 METRICS_EXPLANATIONS = {

@@ -23,6 +23,7 @@ from fledge.model.folder import load_model
 from fledge.stages import STAGES, run_stage
 from fledge.stages.checkpoint_names import find_checkpoint
 from fledge.stages.run import Run, set_aside
+from fledge.training.samples import read_samples
 from fledge.verbs import inspection
 
 MakeRun = Callable[..., Run]
@@ -81,14 +82,18 @@ def test_observers_and_saving_change_no_weight(make_run: MakeRun, walk: Walk) ->
     quiet = make_run("pretrain.save_every_steps=null", name="quiet")
     busy = make_run(
         "pretrain.save_every_steps=1",
-        "pretrain.validate_every_steps=1",
+        "pretrain.validate_every_tokens=100",
+        "pretrain.validation_share=0.5",
         "pretrain.sample_every_steps=1",
+        "pretrain.sample_prompts=[The bird, A river]",
         "pretrain.log_every_steps=1",
         name="busy",
     )
     walk(quiet, "pretrain")
     walk(busy, "pretrain")
     assert same(weights(quiet.folder / "pretrain"), weights(busy.folder / "pretrain"))
+    samples = read_samples(busy.folder / "pretrain")
+    assert [(one.step, one.prompt) for one in samples] == [(step, prompt) for step in range(1, 7) for prompt in ("The bird", "A river")]
 
 
 def test_a_stage_that_stops_early_is_finished_and_names_its_best(make_run: MakeRun, walk: Walk, capsys: pytest.CaptureFixture[str]) -> None:
