@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "chat": (using.chat, "Talk with a model."),
     "merge": (using.merge, "Fold an adapter into its base."),
     "export": (using.export, "Write a result in the form of other programs."),
+    "benchmarks": (using.benchmarks, "List the benchmarks known by name, or fetch their rows."),
     "plan": (looking.plan, "Say what a run will take: time, memory, disk."),
     "config": (looking.show_config, "Print every value of a recipe and where it comes from."),
     "show": (looking.show, "Print what a result is, its figures, and what it was made from."),

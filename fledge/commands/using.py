@@ -1,4 +1,4 @@
-"""The verbs that do something with a result: `generate`, `chat`, `merge`, `export`."""
+"""The verbs that do something with a result: `generate`, `chat`, `merge`, `export`; `benchmarks` fetches what to measure with."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from fledge.core import console
+from fledge.core.errors import ConfigError
 from fledge.inference.settings import GenerationSettings
 from fledge.options import LogLevel, MaxTokens, Place, Reference, Seed, SmokeRun, Temperature, TopK, TopP
 
@@ -79,3 +80,19 @@ def export(
     from fledge.verbs.export import EXPORTS
 
     EXPORTS[target](place, folder, small)
+
+
+def benchmarks(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Benchmarks to fetch, or all; none: list them.")] = None,
+    folder: Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help="Where their rows come to lie, a file for each.")] = None,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    from fledge.verbs import benchmarks as verbs
+
+    if bool(names) != (folder is not None):
+        raise ConfigError("benchmarks are fetched into a folder", "give names and --to FOLDER, or neither to list them")
+    if names and folder is not None:
+        verbs.fetch(names, folder)
+    else:
+        verbs.list_benchmarks()

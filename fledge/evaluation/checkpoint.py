@@ -15,6 +15,7 @@ from typing import Any
 
 from fledge.core.artifact import Artifact
 from fledge.corpus.document import Conversation, Document
+from fledge.evaluation.benchmarks.definitions import BENCHMARKS
 from fledge.evaluation.generations import Answer, answer_questions, answer_scores
 from fledge.evaluation.scoring import Likelihood, ScoredSequence, bits_per_byte, continuation, loglikelihoods
 from fledge.evaluation.settings import EvaluateSettings
@@ -226,7 +227,8 @@ def plain_columns(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def score_title(name: str) -> str:
     """A score's name as people read it: "reward_accuracy/cut" becomes "Reward accuracy: cut"."""
     base, _, kind = name.partition("/")
-    title = TITLES.get(base, base.replace("_", " "))
+    known = BENCHMARKS.get(base)
+    title = known.title if known is not None else TITLES.get(base, base.replace("_", " "))
     return f"{title}: {kind.replace('_', ' ')}" if kind else title
 
 

@@ -40,6 +40,11 @@ ABILITIES = (
     "corpus: compare checkpoints of one corpus, not with published tables.",
 )
 
+BENCHMARKS = (
+    "Benchmarks are published questions, put as lm-evaluation-harness puts them: these figures may be compared with published tables, "
+    "if n is all of their questions."
+)
+
 TRAINING = (
     "The loss is the average surprise at the next token, in nats: 0 would be certainty. It should fall quickly, then slowly. "
     "Validation is measured on held-out text: if it rises while the training loss falls, the model learns the text by heart. "

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from fledge.tokens.tokenizer import Tokenizer
 
 MAXIMUM_NEW_TOKENS = 256
 """Of an answer whose task sets no limit, as in lm-eval."""
+_TASK = re.compile(r"""^task: *["']?([^\s"'#]+)""", re.MULTILINE)
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
 
 
@@ -53,15 +55,16 @@ def harness_results(
     A task that `data_files` names reads its rows there (fields as its dataset has them), any other from the hub or its cache. Raises
     MachineError if lm-eval is not installed, DataError for an unknown task, one whose rows are nowhere, or a file of an unknown kind.
     """
-    lm_eval, known = _library()
-    files = dict(data_files or {})
-    _require_known(known, [*tasks, *files])
+    lm_eval, files = _library(), dict(data_files or {})
+    definitions = {name: _local_task(name, path) for name, path in files.items()}
     scorer = _language_model_class()(model, tokenizer, batch_tokens, precision)
     with tempfile.TemporaryDirectory() as folder, _quietly(), console.progress("lm-eval", None, "tasks"):
-        for name, path in files.items():
-            disk.write_json(Path(folder) / f"{name}.yaml", _local_task(known, name, path, Path(folder)))
-        # Tasks found later replace those of the same name.
+        for name, definition in definitions.items():
+            definition["dataset_kwargs"]["cache_dir"] = f"{folder}/cache"
+            disk.write_json(Path(folder) / f"{name}.yaml", definition)
+        # The scan of all its tasks takes lm-eval four seconds. Those found later replace others of the same name.
         manager = lm_eval.tasks.TaskManager(include_defaults=any(name not in files for name in tasks), include_path=folder)
+        _require_known(manager, tasks)
         with _naming_missing_rows(tasks, files):
             found = lm_eval.simple_evaluate(
                 model=scorer,
@@ -77,22 +80,13 @@ def harness_results(
     return results
 
 
-def _library() -> tuple[Any, Any]:
-    """lm-eval, and where its tasks lie."""
+def _library() -> Any:
     try:
-        import lm_eval
-        import lm_eval.tasks
+        import lm_eval  # type: ignore[import-untyped]
+        import lm_eval.tasks  # type: ignore[import-untyped]
     except ImportError as error:
         raise MachineError("lm-eval is not installed", "install it: pip install 'fledge[eval]'") from error
-    return lm_eval, _known_tasks()
-
-
-@functools.cache
-def _known_tasks() -> Any:
-    """Every task of lm-eval by name; the scan of its 14,000 files takes four seconds."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager()
+    return lm_eval
 
 
 def _require_known(manager: Any, names: Sequence[str]) -> None:
@@ -101,26 +95,36 @@ def _require_known(manager: Any, names: Sequence[str]) -> None:
         raise DataError(f"lm-eval has no task {unknown!r}", "list its tasks: lm-eval ls tasks")
 
 
-def _local_task(manager: Any, name: str, path: Path, cache: Path) -> dict[str, Any]:
+def _local_task(name: str, path: Path) -> dict[str, Any]:
     """A task of lm-eval with its rows in a file, as the content of its YAML file; of all splits there is only the one that is measured."""
-    original = manager._index[name].yaml_path  # the library has no public way to ask
-    builder = _BUILDERS.get(path.suffix.lower())
-    if original is None or builder is None:
-        problem = "is a group, not a task" if original is None else f"cannot take its rows from {path.name}"
-        raise DataError(f"the task {name} of lm-eval {problem}", f"name one task, and a file that ends in {', '.join(_BUILDERS)}")
-    if not path.is_file():
-        raise DataError(f"there is no file {path} with the rows of {name}", "mend its path")
+    original, builder = _definitions().get(name), _BUILDERS.get(path.suffix.lower())
+    if original is None:
+        raise DataError(f"lm-eval has no single task {name!r}", "name one task of lm-eval, not a group: lm-eval ls tasks")
+    if builder is None or not path.is_file():
+        raise DataError(f"the rows of {name} cannot be taken from {path}", f"name a file that ends in {', '.join(_BUILDERS)}")
     return {
         "include": str(original),
         "task": name,
         "dataset_path": builder,
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": {"test": str(path.resolve())}, "cache_dir": str(cache / "cache")},
+        "dataset_kwargs": {"data_files": {"test": str(path.resolve())}},
         "training_split": None,
         "validation_split": None,
         "fewshot_split": None,
         "test_split": "test",
     }
+
+
+@functools.cache
+def _definitions() -> dict[str, Path]:
+    """Where lm-eval defines each of its tasks; it has no public way to ask."""
+    root = Path(_library().__file__).parent / "tasks"
+    found = {}
+    for path in sorted(root.rglob("*.yaml")):
+        match = _TASK.search(path.read_text(encoding="utf-8"))
+        if match:
+            found[match[1]] = path
+    return found
 
 
 @contextmanager
@@ -149,15 +153,14 @@ def _naming_missing_rows(tasks: Sequence[str], files: Mapping[str, Path]) -> Ite
 @functools.cache
 def _language_model_class() -> Any:
     """Made when it is first wanted, because its base comes with lm-eval."""
-    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.model import TemplateLM  # type: ignore[import-untyped]
 
     class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         def __init__(self, model: Llama, tokenizer: TextTokenizer, batch_tokens: int, precision: Precision) -> None:
             super().__init__()
-            ours = isinstance(tokenizer, Tokenizer)
-            encoder = ForeignTokenizer(tokenizer.folder) if isinstance(tokenizer, Tokenizer) else tokenizer
+            self.chat_tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
+            encoder = tokenizer if self.chat_tokenizer is None else ForeignTokenizer(self.chat_tokenizer.folder)
             self.reader = Reader(model, encoder, batch_tokens, precision)
-            self.chat_tokenizer = tokenizer if ours else None
             self._device = model.lm_head.weight.device
 
         @property

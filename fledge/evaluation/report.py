@@ -14,7 +14,7 @@ from fledge.core.console import format_bytes, format_count, format_seconds
 from fledge.core.markup import element
 from fledge.core.page import Markup, Section
 from fledge.evaluation import explanations
-from fledge.evaluation.checkpoint import CheckpointEvaluation, results_table, score_title
+from fledge.evaluation.checkpoint import TITLES, CheckpointEvaluation, results_table, score_title
 from fledge.evaluation.compression import CompressorFigure
 from fledge.evaluation.generations import Answer, Sample
 from fledge.evaluation.report_data import CorpusCard, LineageLine, ReportData, StageUse
@@ -161,12 +161,22 @@ def _abilities(evaluations: Sequence[CheckpointEvaluation]) -> Section | None:
         if rows:
             content.append(page.interval_chart(title, rows, baseline_label="guessing"))
             content.append(page.definition_list(_score_notes(names, found)))
+    found = [(one.name, score) for one in evaluations for score in one.scores if is_benchmark(score)]
+    rows = [_interval_row(checkpoint, score) for checkpoint, score in found]
+    if rows:
+        content += [page.interval_chart("Benchmarks", rows, baseline_label="guessing"), explanations.BENCHMARKS]
     if not content:
         return None
     columns, table_rows = results_table(evaluations)
     table = page.table(columns, table_rows, frozenset(range(1, len(columns))))
     legend = "In brackets the 95 % interval. A ? marks a figure whose interval includes guessing."
     return page.section("What it can do", *explanations.ABILITIES, *content, page.details("All figures", table, legend))
+
+
+def is_benchmark(score: Score) -> bool:
+    """Whether a score is the share of right answers to a benchmark, `NAME/METRIC`, known or one's own."""
+    base, _, metric = score.name.partition("/")
+    return bool(metric) and base not in TITLES and score.unit == "share" and score.low is not None and score.high is not None
 
 
 def _is_shown(score: Score, name: str) -> bool:

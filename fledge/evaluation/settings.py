@@ -15,8 +15,14 @@ class EvaluateSettings:
     """Stages of this run, or checkpoints elsewhere (RUN@STEP, a folder), to evaluate."""
     files: tuple[str, ...] = operation(())
     """Text files (.txt, .md) whose bits per byte are measured as well; the corpus leaves out documents that quote them."""
+    benchmarks: dict[str, str] = operation(default_factory=dict)
+    """Benchmarks by name, such as boolq, and where the rows of each lie: a file, a folder with NAME.*, or a YAML file of one's own."""
+    benchmark_samples: int | Literal["quick", "standard", "comprehensive", "all"] = "standard"
+    """Rows of each benchmark that are drawn: a number, quick (50), standard (100), comprehensive (200) or all; perplexities read all."""
     window_tokens: int | None = None
-    """Context of the bits per byte, in tokens: non-overlapping windows of this length; None takes the model's longest context."""
+    """Context of the bits per byte and of perplexities, in tokens: windows of this length; None takes the model's longest context."""
+    stride_tokens: int | None = None
+    """By how many tokens the windows of a benchmark's perplexity move on; None: by all of theirs, so that they do not overlap."""
     maximum_text_bytes: int = 4_000_000
     """Bits per byte, the model's and the compressors', are measured on at most this many bytes of validation text."""
     last_word_passages: int = 400
@@ -49,3 +55,6 @@ class EvaluateSettings:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.window_tokens is not None and self.window_tokens < 2:
             raise ValueError(f"window_tokens must be at least 2, not {self.window_tokens}")
+        for name, least in (("benchmark_samples", self.benchmark_samples), ("stride_tokens", self.stride_tokens)):
+            if isinstance(least, int) and least < 1:
+                raise ValueError(f"{name} must be at least 1, not {least}")

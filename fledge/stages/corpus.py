@@ -21,6 +21,7 @@ from fledge.corpus.request import contents, corpus_identity
 from fledge.corpus.resolve import Resolved, are_places_known, remember_places, resolve_sources
 from fledge.corpus.settings import CorpusSettings
 from fledge.corpus.sources.inputs import NotAsExpected
+from fledge.evaluation.benchmarks.places import find_benchmarks
 from fledge.stages.run import Run, free_name, make
 
 if TYPE_CHECKING:
@@ -146,8 +147,10 @@ def _executor(settings: CorpusSettings, rank: int, world: int) -> Executor:
 
 def _evaluation_files(run: Run, settings: CorpusSettings) -> tuple[EvaluationFile, ...]:
     """The files a model will be evaluated on, by this recipe or because the corpus settings name them."""
-    evaluated = run.recipe.evaluate.files if run.recipe.evaluate and settings.decontaminate.evaluated else ()
-    return find_evaluation_files((*settings.decontaminate.files, *evaluated))
+    evaluate = run.recipe.evaluate if settings.decontaminate.evaluated else None
+    benchmarks = find_benchmarks(evaluate.benchmarks) if evaluate else []
+    files = (*settings.decontaminate.files, *(evaluate.files if evaluate else ()))
+    return find_evaluation_files([*files, *(placed.file.path for placed in benchmarks)])
 
 
 def _sources(run: Run, settings: CorpusSettings, content: Content, rank: int) -> list[Resolved] | None:

@@ -9,6 +9,7 @@ from typing import Any
 from fledge.core import artifact
 from fledge.core.artifact import Artifact
 from fledge.core.config import identity
+from fledge.evaluation.benchmarks.places import find_benchmarks
 from fledge.evaluation.settings import EvaluateSettings
 from fledge.evaluation.text_files import find_text_files
 from fledge.stages import TRAINING_STAGES, has_stage
@@ -25,13 +26,15 @@ def run(run: Run) -> None:
     inputs = {f"checkpoint.{name}": found for name, found in checkpoints.items()}
     inputs |= {f"{content}.{role}": found for content, by_role in (corpora | tokens).items() for role, found in by_role.items()}
 
-    files = find_text_files(settings.files)
-    hashes = {"file_hashes": [[file.name, file.sha256] for file in files]} if files else {}
+    files, benchmarks = find_text_files(settings.files), find_benchmarks(settings.benchmarks)
+    hashes: dict[str, Any] = {"file_hashes": [[file.name, file.sha256] for file in files]} if files else {}
+    if benchmarks:
+        hashes["benchmark_tasks"] = [placed.identity for placed in benchmarks]
 
     def fill(folder: Path, stats: dict[str, Any]) -> str:
-        from fledge.stages.making.evaluation import make_evaluation
+        from fledge.stages.making.evaluation import Asked, make_evaluation
 
-        evaluations = make_evaluation(run, checkpoints, corpora, tokens, files, folder)
+        evaluations = make_evaluation(run, checkpoints, corpora, tokens, Asked(files, benchmarks), folder)
         stats["scores"] = sum(len(one.scores) for one in evaluations)
         return f"{stats['scores']} scores of {len(evaluations)} checkpoints"
 

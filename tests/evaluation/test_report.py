@@ -219,6 +219,15 @@ def test_other_runs_stand_beside_this_one(data: ReportData, curriculum: Training
     assert "Beside other runs" not in text_of(report(replace(data, others=[ours])))
 
 
+def test_benchmarks_have_a_chart_of_their_own(data: ReportData) -> None:
+    scores = (share_score("boolq/acc", 130, 200, chance=0.5, majority=0.62), share_score("mine/exact_match", 3, 20))
+    html = report(replace(data, evaluations=[replace(data.evaluations[0], scores=(*data.evaluations[0].scores, *scores))]))
+    text = text_of(html)
+    assert "Benchmarks BoolQ: acc, after pretrain 65.0 %" in text
+    assert "mine: exact match, after pretrain 15.0 %" in text
+    assert "Benchmarks" not in text_of(report(data))
+
+
 def test_data_cards_in_short(data: ReportData) -> None:
     card = CorpusCard(
         "corpus/documents", "This corpus holds 3 <documents>.", ("source", "split", "rows"), [["web", "train", "3"]], ["a limit"]

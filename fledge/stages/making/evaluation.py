@@ -11,6 +11,8 @@ from fledge.core.artifact import Artifact
 from fledge.core.process import keep_freed_memory
 from fledge.corpus.document import Conversation, Document, Split, read_conversations, read_documents
 from fledge.corpus.filters.evaluation_files import EvaluationFile
+from fledge.evaluation.benchmarks.places import PlacedBenchmark
+from fledge.evaluation.benchmarks.run import BenchmarkResult, run_benchmark
 from fledge.evaluation.checkpoint import (
     CheckpointEvaluation,
     answer_perplexity_score,
@@ -36,15 +38,26 @@ from fledge.stages.checkpoint_names import is_checkpoint
 from fledge.stages.run import Run
 from fledge.tokens.settings import CorpusSplitSettings
 from fledge.tokens.shards import TokenSet, join_token_sets, open_token_set
-from fledge.tokens.tokenizer import open_tokenizer, require_same_tokenizer
+from fledge.tokens.tokenizer import Tokenizer, open_tokenizer, require_same_tokenizer
 from fledge.tokens.unpacking import unpacked_documents
 
 RESULTS = "results.json"
+OUTCOMES = "outcomes.json"
+"""Of each checkpoint and benchmark the outcome of every row, for comparisons row by row."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the recipe names to be measured besides the run's own held-out data."""
+
+    files: Sequence[EvaluationFile]
+    """Text files."""
+    benchmarks: Sequence[PlacedBenchmark]
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What is measured on, and the log-probabilities of its pairs by checkpoint, since dpo's reference is a checkpoint too."""
+    """What is measured on; and what was found of each checkpoint that others, or a later comparison, are measured by."""
 
     settings: EvaluateSettings
     documents: Sequence[Document]
@@ -53,9 +66,9 @@ class HeldOut:
     """The texts trained on, for the compressor that may read them too."""
     document_tokens: TokenSet | None
     pair_tokens: TokenSet | None
-    files: Sequence[EvaluationFile]
-    """Text files that the recipe names."""
+    asked: Asked
     pairs: dict[str, PairLogProbabilities] = field(default_factory=dict)
+    benchmark_results: dict[str, list[BenchmarkResult]] = field(default_factory=dict)
 
 
 def make_evaluation(
@@ -63,7 +76,7 @@ def make_evaluation(
     checkpoints: Mapping[str, Artifact],
     corpora: Mapping[str, dict[str, Artifact]],
     tokens: Mapping[str, dict[str, Artifact]],
-    files: Sequence[EvaluationFile],
+    asked: Asked,
     folder: Path,
 ) -> list[CheckpointEvaluation]:
     """Measure every checkpoint, print the scores and write them; `corpora` and `tokens` are the held-out data by content and role."""
@@ -76,7 +89,7 @@ def make_evaluation(
         lambda: (row.text for row in _documents(run, corpora["documents"], tokens["documents"], "train")),
         _open(tokens["documents"]),
         _open(tokens["preferences"]),
-        files,
+        asked,
     )
     evaluations = []
     with console.progress("evaluate", len(checkpoints), "checkpoints") as progress:
@@ -91,6 +104,8 @@ def make_evaluation(
         "samples": [asdict(one) for one in samples],
     }
     disk.write_json(folder / RESULTS, results)
+    if asked.benchmarks:
+        disk.write_json(folder / OUTCOMES, {name: [asdict(one) for one in found] for name, found in held_out.benchmark_results.items()})
     disk.write_text(folder / "results.csv", results_csv(evaluations))
     disk.write_text(folder / "results.txt", results_text(evaluations))
     _print(evaluations, compressors)
@@ -126,7 +141,9 @@ def _evaluate(name: str, checkpoint: Artifact, held_out: HeldOut) -> CheckpointE
         scores += evaluate_base(
             model, tokenizer, held_out.document_tokens, held_out.documents, held_out.settings, isolate_documents=isolated
         )
-    scores += text_file_scores(model, tokenizer, held_out.files, held_out.settings, isolate_documents=isolated)
+    scores += text_file_scores(model, tokenizer, held_out.asked.files, held_out.settings, isolate_documents=isolated)
+    held_out.benchmark_results[name] = _benchmarks(model, tokenizer, held_out)
+    scores += [score for result in held_out.benchmark_results[name] for score in result.scores]
     if tokenizer.template is not None and held_out.conversations:
         likely = answer_perplexity_score(model, tokenizer, held_out.conversations, held_out.settings)
         scores += [likely] if likely is not None else []
@@ -136,6 +153,24 @@ def _evaluate(name: str, checkpoint: Artifact, held_out: HeldOut) -> CheckpointE
             scores += chat_scores
         scores += _preference_scores(checkpoint, model, held_out)
     return CheckpointEvaluation(name, tuple(scores), tuple(answers))
+
+
+def _benchmarks(model: Llama, tokenizer: Tokenizer, held_out: HeldOut) -> list[BenchmarkResult]:
+    settings = held_out.settings
+    return [
+        run_benchmark(
+            model,
+            tokenizer,
+            placed,
+            samples=settings.benchmark_samples,
+            seed=settings.seed,
+            batch_tokens=settings.batch_tokens,
+            precision=settings.precision,
+            context_tokens=settings.window_tokens,
+            stride_tokens=settings.stride_tokens,
+        )
+        for placed in held_out.asked.benchmarks
+    ]
 
 
 def _preference_scores(checkpoint: Artifact, model: Llama, held_out: HeldOut) -> list[Score]:
