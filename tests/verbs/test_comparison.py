@@ -196,3 +196,45 @@ def test_recipes_and_models_are_told_apart(tmp_path: Path, monkeypatch: pytest.M
     assert not names_recipe("mine@best", [])
     assert not names_recipe("quickstart", ["mine"])
     assert not names_recipe(str(tmp_path), [])
+
+
+def test_benchmarks_are_compared_row_by_row(here: Path, fledge: Fledge) -> None:
+    """A folder of rows, one's own task, and a sample of them; the sign test counts the rows that only one model has right."""
+    (here / "rows").mkdir()
+    rows = [{"passage": f"Bird {number} sings.", "question": f"does bird {number} sing", "label": number % 2} for number in range(30)]
+    (here / "rows" / "boolq.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (here / "mine.yaml").write_text("kind: last_word\nfile: mine.jsonl\ntext: '{line}'\n")
+    (here / "mine.jsonl").write_text("".join(json.dumps({"line": f"The bird by the {number} river"}) + "\n" for number in range(12)))
+    outcome = fledge("evaluate", "flat", "loud", "--benchmarks", "rows", "--benchmarks", "mine=mine.yaml", "--samples", "20", "--to", "out")
+    assert outcome.exit_code == 0, outcome.noted
+    told = json.loads((here / "out" / "results.json").read_text())
+    assert {one["name"]: one["sha256"] for one in told["data"]} == {
+        "boolq": sha256(here / "rows" / "boolq.jsonl"),
+        "mine": sha256(here / "mine.jsonl"),
+    }
+    scores = {one["score"]["name"]: one["score"] for one in told["models"][1]["measured"]}
+    assert (scores["boolq/acc"]["n"], scores["mine/acc"]["n"]) == (20, 12)
+    items = [row for row in csv.DictReader(io.StringIO((here / "out" / "outcomes.csv").read_text())) if row["score"] == "boolq/acc"]
+    differences = {one["score"]: one["paired"] for one in told["differences"]}
+    paired = differences["boolq/acc"]
+    assert paired["higher"] == sum(item["loud"] > item["flat"] for item in items)
+    assert paired["lower"] == sum(item["loud"] < item["flat"] for item in items)
+    assert paired["difference"] == pytest.approx(scores["boolq/acc"]["value"] - sum(float(item["flat"]) for item in items) / 20)
+    # Of a last word's perplexity the nats are paired, and a uniform model pays the same for every token.
+    assert differences["mine/perplexity"]["method"] == "paired bootstrap"
+    expect_error(fledge("evaluate", "flat", "--benchmarks", "rows", "--samples", "some"), 2, "--samples some")
+    expect_error(fledge("evaluate", "flat", "--benchmarks", "boolq=gone.jsonl"), 3, "gone.jsonl")
+
+
+def test_figures_of_lm_eval_become_scores() -> None:
+    figures = {
+        "alias": "boolq",
+        "acc,none": 0.75,
+        "acc_stderr,none": 0.1,
+        "word_perplexity,none": 33.0,
+        "word_perplexity_stderr,none": "N/A",
+    }
+    accuracy, perplexity = comparison_measures.harness_scores("boolq", {**figures, "sample_len": 20}, None)
+    assert (accuracy.name, accuracy.value, accuracy.n, accuracy.unit) == ("lm-eval boolq/acc", 0.75, 20, "share")
+    assert (accuracy.low, accuracy.high) == pytest.approx((0.75 - 0.196, 0.75 + 0.196), abs=1e-3)
+    assert (perplexity.name, perplexity.unit, perplexity.low) == ("lm-eval boolq/word_perplexity", "perplexity", None)
