@@ -37,6 +37,7 @@ from fledge.evaluation.comparison import (
     scores_table,
 )
 from fledge.evaluation.text_files import IN_PIECES, find_text_files, text_file_documents
+from fledge.model.adapter_config import find_base, is_adapter
 from fledge.stages.checkpoint_names import open_checkpoint
 from fledge.stages.run import free_name, smoke_name
 
@@ -108,6 +109,7 @@ def compare(places: Sequence[str], use: Use, small: bool) -> None:
     data, questions = _questions(use, list(models.values()))
     asked = _identity(names, data, questions)
     inputs = {f"model.{place}": found for place, found in enumerate(models.values())}
+    inputs |= {f"{role}.base": base for role, found in inputs.items() if (base := _sound_base(found)) is not None}
     inputs |= {f"data.{one.told.name}": one.given for one in data}
     wanted = artifact.request(KIND, asked, inputs)
     if use.folder is not None and _is_measured(use.folder, wanted):
@@ -128,12 +130,18 @@ def open_sound_checkpoint(reference: str) -> Artifact:
     from fledge.evaluation.comparison_measures import damaged_files
 
     found = open_checkpoint(reference)
+    # The id of a folder of others was made from its bytes just now.
     damaged = damaged_files(found) if found.manifest.kind != "huggingface" else []
     if damaged:
         raise CheckpointError(
             f"{reference} is not what was trained: {'; '.join(damaged)}", "name another checkpoint, or bring the file back"
         )
     return found
+
+
+def _sound_base(model: Artifact) -> Artifact | None:
+    """What an adapter's weights are added to; None of a whole model. Raises CheckpointError as `open_sound_checkpoint`."""
+    return open_sound_checkpoint(str(find_base(model.path))) if is_adapter(model.path) else None
 
 
 def stale_inputs(comparison: Artifact) -> list[str]:

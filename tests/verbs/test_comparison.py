@@ -18,9 +18,10 @@ import torch
 from fledge.core import artifact, disk
 from fledge.core.artifact import Request
 from fledge.evaluation import comparison_measures
-from fledge.model.folder import save_model
+from fledge.model.adapters import add_adapter
+from fledge.model.folder import load_model, save_model
 from fledge.model.llama import Llama
-from fledge.model.settings import ModelConfig, ModelSettings, padded_vocabulary_size
+from fledge.model.settings import Adapter, LoraSettings, ModelConfig, ModelSettings, padded_vocabulary_size
 from fledge.options import names_recipe
 from fledge.tokens.folder import META_FILE
 from fledge.tokens.settings import TokenizerSettings
@@ -238,3 +239,21 @@ def test_figures_of_lm_eval_become_scores() -> None:
     assert (accuracy.name, accuracy.value, accuracy.n, accuracy.unit) == ("lm-eval boolq/acc", 0.75, 20, "share")
     assert (accuracy.low, accuracy.high) == pytest.approx((0.75 - 0.196, 0.75 + 0.196), abs=1e-3)
     assert (perplexity.name, perplexity.unit, perplexity.low) == ("lm-eval boolq/word_perplexity", "perplexity", None)
+
+
+def test_the_base_of_an_adapter_is_part_of_what_was_measured(here: Path, fledge: Fledge) -> None:
+    model = load_model(here / "loud")
+    add_adapter(model, Adapter(LoraSettings(rank=2, alpha=4.0), here / "loud"), seed=0)
+    (here / "adapted").mkdir()
+    save_model(model, here / "adapted")
+    copy_tokenizer(open_tokenizer(here / "loud"), here / "adapted", False, SHAPE.max_position_embeddings)
+    assert fledge("evaluate", "loud", "adapted", *ASKED).exit_code == 0
+    told = json.loads((here / "out" / "results.json").read_text())
+    assert told["models"][1]["weights_sha256"] == {
+        "adapter_model.safetensors": sha256(here / "adapted" / "adapter_model.safetensors"),
+        "base/model.safetensors": sha256(here / "loud" / "model.safetensors"),
+    }
+    # A new adapter adds nothing yet.
+    assert told["differences"][0]["paired"]["difference"] == 0.0
+    shutil.copy(here / "flat" / "model.safetensors", here / "loud" / "model.safetensors")
+    expect_error(fledge("show", "out"), 4, "stale", "model.1.base")
