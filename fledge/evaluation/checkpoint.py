@@ -236,7 +236,7 @@ def format_value(value: float, score: Score) -> str:
     """A figure in the score's unit: a share in percent, a count without decimals."""
     if score.unit == "share":
         return percent(value, decimals=1)
-    decimals = {"count": 0, "words": 1}.get(score.unit, 3)
+    decimals = 0 if abs(value) >= 10_000 else {"count": 0, "words": 1}.get(score.unit, 3)
     return f"{value:,.{decimals}f}"
 
 

@@ -34,6 +34,9 @@ from fledge.tokens.tokenizer import Tokenizer
 SAME_AS_BITS = ("token_perplexity", "word_perplexity", "byte_perplexity")
 """Other forms of the bits per byte of the same text, so their difference is tested once, there."""
 
+MAXIMUM_NATS_PER_WORD = 100.0
+"""Above it a text is not divided into words by white space, and a perplexity per word has 44 digits."""
+
 
 @dataclass(frozen=True)
 class Text:
@@ -114,11 +117,12 @@ def _on_texts(reader: Reader, texts: Iterable[Text]) -> Iterator[Measured]:
         words = [float(len(re.split(r"\s+", piece))) for piece in pieces]
         bits = [value / math.log(2) for value in nats]
         note = "; ".join(part for part in (str(reader.windows), text.note) if part)
-        scores = (
+        scores = [
             ratio_score("bits_per_byte", bits, text_bytes, "bits_per_byte", note),
-            perplexity_score("word_perplexity", nats, words, note),
             perplexity_score("token_perplexity", nats, tokens, f"of this model's own tokens; {note}"),
-        )
+        ]
+        if sum(nats) < MAXIMUM_NATS_PER_WORD * sum(words):
+            scores.insert(1, perplexity_score("word_perplexity", nats, words, note))
         items = tuple(str(number) for number in range(len(pieces)))
         outcomes = Outcomes(items, tuple(bits), tuple(text_bytes), "bits_per_byte")
         for score in scores:

@@ -144,6 +144,16 @@ def _sound_base(model: Artifact) -> Artifact | None:
     return open_sound_checkpoint(str(find_base(model.path))) if is_adapter(model.path) else None
 
 
+def _sound_corpus(folder: Path) -> Artifact:
+    """A corpus whose held-out text is as it was written. Raises ArtifactError."""
+    found = artifact.open_artifact(folder, "corpus")
+    held_out = {name: digest for name, digest in found.manifest.files.items() if name.startswith("validation")}
+    damaged = artifact.changed_files(folder, held_out)
+    if damaged:
+        raise ArtifactError("; ".join(damaged), "bring the file back, or measure on other text")
+    return found
+
+
 def stale_inputs(comparison: Artifact) -> list[str]:
     """Which of the models and data of a comparison are no longer what was measured, one line each."""
     return [f"{role} ({given.path})" for role, given in comparison.manifest.inputs.items() if _current_id(given) != given.id]
@@ -172,7 +182,7 @@ def _current_id(given: artifact.Input) -> str | None:
             return artifact.foreign(place, given.kind).id
         if given.kind == "checkpoint":
             return open_sound_checkpoint(given.path).id
-        return artifact.open_artifact(place).id
+        return _sound_corpus(place).id
     except FledgeError:
         return None
 
@@ -275,7 +285,8 @@ def _texts(files: Sequence[str], models: Sequence[Artifact], has_other_work: boo
         corpus = _corpus_of(model)
         if corpus is not None:
             console.info(f"measured on the held-out documents of {corpus.path}, which a model of another run may have been trained on")
-            return [_Data(ComparedData(HELD_OUT, corpus.id, f"held-out documents of {corpus.path}"), corpus)]
+            told = ComparedData(HELD_OUT, corpus.id, f"held-out documents of {corpus.path}")
+            return [_Data(told, _sound_corpus(corpus.path))]
     raise ConfigError(
         "there is nothing to measure on",
         "give --file, --benchmarks or --prompt, or a model whose corpus is still there",

@@ -257,3 +257,11 @@ def test_the_base_of_an_adapter_is_part_of_what_was_measured(here: Path, fledge:
     assert told["differences"][0]["paired"]["difference"] == 0.0
     shutil.copy(here / "flat" / "model.safetensors", here / "loud" / "model.safetensors")
     expect_error(fledge("show", "out"), 4, "stale", "model.1.base")
+
+
+def test_a_text_without_words_has_no_perplexity_per_word(here: Path, fledge: Fledge) -> None:
+    (here / "text.txt").write_text("thebirdsings" * 500)
+    outcome = fledge("evaluate", "flat", "--file", "text.txt", "--to", "out")
+    assert outcome.exit_code == 0, outcome.noted
+    names = [one["score"]["name"] for one in json.loads((here / "out" / "results.json").read_text())["models"][0]["measured"]]
+    assert names == ["bits_per_byte/text.txt", "token_perplexity/text.txt"]
