@@ -53,8 +53,6 @@ class StageLength:
     """Of the longest rows."""
     tokens: int
     """Of the whole stage, padding included."""
-    epochs: float = 0.0
-    """Of the data, where it is known."""
 
 
 def stage_length(settings: TrainingSettings, packed_row_tokens: int, parameters: int) -> StageLength:
@@ -67,9 +65,7 @@ def stage_length(settings: TrainingSettings, packed_row_tokens: int, parameters:
 def planned_length(plan: Plan) -> StageLength:
     """How much a plan trains, in batches of its longest rows."""
     rows = max(phase.batch_rows for phase in plan.phases if phase.row_tokens == plan.longest_row_tokens)
-    return StageLength(
-        plan.steps - plan.start.step, rows, plan.longest_row_tokens, plan.tokens(plan.steps) - plan.start.tokens, plan.epochs(plan.steps)
-    )
+    return StageLength(plan.steps - plan.start.step, rows, plan.longest_row_tokens, plan.tokens(plan.steps) - plan.start.tokens)
 
 
 def micro_batch(settings: TrainingSettings, length: StageLength, device: str, precision: Precision, compiled: bool) -> MicroBatch:
@@ -91,23 +87,29 @@ def times(steps: int, every_steps: int | None) -> int:
     return 1 if every_steps is None else -(-steps // every_steps)
 
 
-def validations(settings: TrainingSettings, length: StageLength) -> int:
-    """How often a stage validates; not more than once per step, and at least at its end."""
+def validations(settings: TrainingSettings, length: StageLength, epochs: float | None) -> int:
+    """How often a stage of so many epochs (None: not known yet) validates; not more than once per step, and at least at its end."""
     if settings.validate_every_tokens is not None:
         return min(length.steps, times(length.tokens, settings.validate_every_tokens))
     if settings.validate_every_epochs is not None:
-        return min(length.steps, max(1, math.ceil(length.epochs / settings.validate_every_epochs)))
+        return min(length.steps, max(1, math.ceil((epochs or 0.0) / settings.validate_every_epochs)))
     return times(length.steps, settings.validate_every_steps)
 
 
 def stage_seconds(
-    settings: TrainingSettings, length: StageLength, step_seconds: float, row_seconds: float, parameters: int, validation_rows: int
+    settings: TrainingSettings,
+    length: StageLength,
+    step_seconds: float,
+    row_seconds: float,
+    parameters: int,
+    validation_rows: int,
+    epochs: float | None = None,
 ) -> float:
     """The whole stage: steps, validation (`row_seconds` being those of a row forward and backward), and checkpoints.
 
     `step_seconds` are those of a batch of the longest rows; other batches take as long as their tokens.
     """
-    validated = validated_rows(validation_rows, settings) * validations(settings, length)
+    validated = validated_rows(validation_rows, settings) * validations(settings, length, epochs)
     saved_bytes = checkpoint_bytes(settings, parameters) * times(length.steps, settings.save_every_steps)
     batches = length.tokens / (length.batch_rows * length.row_tokens)
     return batches * step_seconds + validated * FORWARD_SHARE * row_seconds + saved_bytes / WRITTEN_BYTES_PER_SECOND

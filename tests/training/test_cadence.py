@@ -51,7 +51,7 @@ def test_due_by_steps_and_by_tokens(tmp_path: Path, documents: TokenSet, changes
     with assembled(tmp_path / "run", settings, [documents]) as trainer:
         plan = trainer.plan
     assert [step for step in range(1, 9) if validation_is_due(step, settings, plan)] == steps
-    assert len(steps) <= validations(settings, planned_length(plan)) <= len(steps) + 1
+    assert len(steps) <= validations(settings, planned_length(plan), plan.epochs(plan.steps)) <= len(steps) + 1
 
 
 def test_due_by_tokens_keeps_its_distance_where_batches_grow(tmp_path: Path, documents: TokenSet) -> None:
@@ -70,7 +70,7 @@ def test_due_every_tenth_of_an_epoch(tmp_path: Path, documents: TokenSet) -> Non
     assert len(due) == pytest.approx(plan.epochs(59) / 0.1, abs=1) and len(due) > 5
     for number, step in enumerate(due, start=1):
         assert plan.epochs(step - 1) < number * 0.1 <= plan.epochs(step) + 1e-9
-    assert abs(validations(settings, planned_length(plan)) - len([*due, plan.steps])) <= 1
+    assert abs(validations(settings, planned_length(plan), plan.epochs(plan.steps)) - len([*due, plan.steps])) <= 1
 
 
 @pytest.mark.parametrize(
