@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +14,7 @@ from fledge.core.errors import ConfigError
 from fledge.core.metrics import require_sinks
 from fledge.core.wording import without_secrets
 from fledge.stages import STAGES, TRAINING_STAGES, Stage, has_stage
-from fledge.stages.run import Run, run_folder, smoke_name
+from fledge.stages.run import RUNS, Run, run_folder, smoke_name
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file (.yaml or .json), or the name of one that Fledge brings.")
@@ -63,7 +65,7 @@ STAGE_HELP: dict[Stage, str] = {
     "sft": "Learn to answer, from the conversations.",
     "score": "Rate the preference pairs with the model that dpo starts from.",
     "dpo": "Learn what is preferred, from the pairs.",
-    "evaluate": "Measure the checkpoints on held-out text and questions.",
+    "evaluate": "Measure the checkpoints of a recipe; or compare models.",
     "report": "Write the HTML report of the run.",
 }
 
@@ -79,6 +81,18 @@ def refuse_contradictions(modes: dict[str, bool], test: bool, rank: int, world: 
         raise ConfigError(f"--rank {rank} is not one of --world {world}", f"count from 0 to {world - 1}")
     if given and world > 1:
         raise ConfigError(f"{given[0]} is done by one process, not by --world {world}", "leave out --rank and --world")
+
+
+def names_recipe(first: str, others: Sequence[str]) -> bool:
+    """Whether the arguments of `evaluate` are a recipe and values that replace its own, rather than models to compare."""
+    if any("=" not in other or Path(other).is_dir() for other in others):
+        return False
+    is_model = "@" in first or Path(first).is_dir() or (RUNS / first).is_dir()
+    if not is_model:
+        return True
+    from fledge.recipe import is_packaged
+
+    return not Path(first).is_dir() and is_packaged(first)
 
 
 def refuse_with(action: str, options: dict[str, bool]) -> None:

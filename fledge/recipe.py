@@ -72,6 +72,11 @@ def find_recipe(given: str) -> Path:
     raise ConfigError(f"there is no recipe {given!r}", remedy)
 
 
+def is_packaged(name: str) -> bool:
+    """Whether Fledge brings a recipe of this name."""
+    return any((folder / f"{name}.yaml").is_file() for folder in _our_folders())
+
+
 def find_parent(folder: Path, name: str) -> Path:
     """The file that a recipe in a folder extends: beside it, or else among those that Fledge brings, such as models/124m.yaml."""
     places = [place / name for place in (folder, *_our_folders())]
@@ -215,6 +220,7 @@ def _small_training(training: TrainingSettings | None) -> TrainingSettings | Non
         return None
     steps_per_phase = max(1, SMOKE_STEPS // max(1, len(training.phases)))
     steps = SMOKE_STEPS if training.steps is None else min(training.steps, SMOKE_STEPS)
+    validates = training.validate_every_steps or training.validate_every_tokens or training.validate_every_epochs
     small = replace(
         training,
         steps=training.steps and steps,
@@ -223,8 +229,11 @@ def _small_training(training: TrainingSettings | None) -> TrainingSettings | Non
         schedule=replace(training.schedule, warmup_steps=min(training.schedule.warmup_steps, steps // 4)),
         micro_batch_rows=None,
         log_every_steps=min(training.log_every_steps, 4),
-        validate_every_steps=training.validate_every_steps and steps // 2,
+        validate_every_steps=steps // 2 if validates else None,
+        validate_every_tokens=None,
+        validate_every_epochs=None,
         validation_rows=SMOKE_ROWS,
+        validation_share=None,
         sample_every_steps=training.sample_every_steps and steps,
         save_every_steps=training.save_every_steps and steps // 2,
         keep_every_steps=None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,6 +24,7 @@ from fledge.options import (
     RecipeOrPlace,
     Resume,
     Smoke,
+    names_recipe,
     prepare,
     refuse_contradictions,
     refuse_ranks,
@@ -64,7 +66,9 @@ def run(
         close(this)
 
 
-def _stage_verb(stage: Stage, start: Callable[[Stage, Run], None] = run_stage, resume: str | None = None) -> Callable[..., None]:
+def _stage_verb(
+    stage: Stage, start: Callable[[Stage, Run], None] = run_stage, resume: str | None = None, compared: Sequence[str] = ()
+) -> Callable[..., None]:
     def verb(
         recipe: RecipeArgument,
         overrides: Overrides = None,
@@ -75,7 +79,7 @@ def _stage_verb(stage: Stage, start: Callable[[Stage, Run], None] = run_stage, r
         log_level: LogLevel = "info",
     ) -> None:
         console.configure(log_level)
-        this = prepare(recipe, overrides, name, small, no_wandb)
+        this = replace(prepare(recipe, overrides, name, small, no_wandb), compared=tuple(compared))
         if stage not in TRAINING_STAGES:
             refuse_ranks(stage)
         if not has_stage(stage, this):
@@ -217,6 +221,70 @@ def tokenizer(
     _stage_verb("tokenizer")(recipe, overrides, name, force, small, no_wandb, log_level)
 
 
+def evaluate(
+    places: Annotated[
+        list[str], typer.Argument(metavar="RECIPE|MODEL [A.B=C|MODEL]...", help="A recipe; or checkpoints and model folders to compare.")
+    ],
+    file: Annotated[list[str] | None, typer.Option("--file", help="Of models: a text file to measure bits per byte on.")] = None,
+    benchmarks: Annotated[
+        list[str] | None, typer.Option("--benchmarks", metavar="NAME=FILE", help="Of models: rows of a benchmark, or a folder of them.")
+    ] = None,
+    harness: Annotated[list[str] | None, typer.Option("--harness", metavar="TASK[=FILE]", help="Of models: a task of lm-eval.")] = None,
+    samples: Annotated[
+        str | None, typer.Option("--samples", help="Of models: rows of a benchmark: quick, standard, comprehensive, all (default) or N.")
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Of models: a text that each answers.")] = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", help="Of models: a file with a prompt on each line.")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Of models: cut an answer off there (64).", min=1)] = None,
+    window_tokens: Annotated[int | None, typer.Option("--window-tokens", help="Of models: context; default each one's own.", min=1)] = None,
+    stride_tokens: Annotated[int | None, typer.Option("--stride-tokens", help="Of models: windows overlap but for these.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of models: decides which rows are drawn (0).")] = None,
+    folder: Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help="Of models: keep tables, page and items there.")] = None,
+    name: Name = None,
+    force: Force = False,
+    small: Smoke = False,
+    no_wandb: NoWandb = False,
+    log_level: LogLevel = "info",
+) -> None:
+    first, *others = places
+    options = (file, benchmarks, harness, samples, prompt, prompts, max_tokens, window_tokens, stride_tokens, seed, folder)
+    if all(option in (None, []) for option in options) and names_recipe(first, others):
+        _stage_verb("evaluate")(first, others, name, force, small, no_wandb, log_level)
+        return
+    console.configure(log_level)
+    refuse_with("models to compare", {"--name": name is not None, "--force": force, "--no-wandb": no_wandb})
+    refuse_ranks("evaluate")
+    from fledge.verbs import comparison as verbs
+
+    use = verbs.Use(
+        files=tuple(file or ()),
+        benchmarks=tuple(benchmarks or ()),
+        harness=tuple(harness or ()),
+        prompts=tuple(prompt or ()),
+        prompt_file=prompts,
+        samples=samples or "all",
+        maximum_new_tokens=max_tokens or 64,
+        context_tokens=window_tokens,
+        stride_tokens=stride_tokens,
+        seed=seed or 0,
+        folder=folder,
+    )
+    verbs.compare(places, use, small)
+
+
+def report(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    compare: Annotated[list[str] | None, typer.Option("--compare", metavar="RUN", help="Show this run beside it.")] = None,
+    name: Name = None,
+    force: Force = False,
+    small: Smoke = False,
+    no_wandb: NoWandb = False,
+    log_level: LogLevel = "info",
+) -> None:
+    _stage_verb("report", compared=compare or ())(recipe, overrides, name, force, small, no_wandb, log_level)
+
+
 def prove_resume(
     recipe: RecipeArgument,
     overrides: Overrides = None,
@@ -244,5 +312,5 @@ def prove_resume(
 
 def stage_verb(stage: Stage) -> Callable[..., None]:
     """The verb of a stage."""
-    own: dict[Stage, Callable[..., None]] = {"corpus": corpus, "tokenizer": tokenizer}
+    own: dict[Stage, Callable[..., None]] = {"corpus": corpus, "tokenizer": tokenizer, "evaluate": evaluate, "report": report}
     return own.get(stage) or (_training_verb(stage) if stage in TRAINING_STAGES else _stage_verb(stage))

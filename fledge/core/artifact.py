@@ -32,6 +32,8 @@ from fledge.core.explain import shorten
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 STARTED = "stage.json"
+ITSELF = "."
+"""The name of a single file among the files of an artifact that is no folder."""
 
 _RESTORE = "restore the file, or repeat the command that made it with --force"
 
@@ -182,10 +184,10 @@ def open_artifact(folder: Path, kind: str | None = None, sizes: bool = True) -> 
 
 
 def foreign(folder: Path, kind: str) -> Artifact:
-    """A folder that others wrote, as an input: known by the hashes of its files, hidden ones left out. Raises ArtifactError."""
-    if not folder.is_dir():
+    """A folder that others wrote, or a single file, as an input: known by its hashes, hidden files left out. Raises ArtifactError."""
+    if not folder.exists():
         raise ArtifactError(f"there is no folder {folder}", f"name a folder that holds a {kind}")
-    files = _digest_files(folder, hidden=False)
+    files = _digest_files(folder, hidden=False) if folder.is_dir() else {ITSELF: disk.digest_file(folder)}
     key = Request(kind, {}).key
     manifest = Manifest(FORMAT_VERSION, kind, key, _artifact_id(key, files), "", {}, {}, files, {})
     return Artifact(folder, manifest)
@@ -216,19 +218,26 @@ def verify(artifact: Artifact, exact: bool = False) -> list[str]:
     if exact:
         strange = set(_file_names(artifact.path, hidden=False)) - manifest.files.keys() - {MANIFEST}
         problems += [f"{artifact.path / name} is none of its files" for name in sorted(strange)]
-    for name, expected in manifest.files.items():
-        if not (artifact.path / name).is_file():
-            problems.append(f"{artifact.path / name} is missing")
-            continue
-        found = disk.digest_file(artifact.path / name)
-        if found != expected:
-            problems.append(f"{artifact.path / name}: sha256 is {found.sha256[:12]}, the manifest says {expected.sha256[:12]}")
+    problems += changed_files(artifact.path, manifest.files)
     if manifest.id != _artifact_id(manifest.key, manifest.files):
         problems.append(f"{artifact.path / MANIFEST}: the id does not follow from the key and the files")
     if manifest.key != Request(manifest.kind, manifest.settings, manifest.inputs).key:
         problems.append(f"{artifact.path / MANIFEST}: the key does not follow from the settings and the inputs")
     if not problems and not _is_as_written(artifact.path / MANIFEST):
         problems.append(f"{artifact.path / MANIFEST}: it says the same, but not in the bytes that were written")
+    return problems
+
+
+def changed_files(folder: Path, files: Mapping[str, disk.FileDigest]) -> list[str]:
+    """Which of these files are gone or are no longer what was written, one line each; each is read again."""
+    problems = []
+    for name, expected in files.items():
+        if not (folder / name).is_file():
+            problems.append(f"{folder / name} is missing")
+            continue
+        found = disk.digest_file(folder / name)
+        if found != expected:
+            problems.append(f"{folder / name}: sha256 is {found.sha256[:12]}, the manifest says {expected.sha256[:12]}")
     return problems
 
 

@@ -328,7 +328,8 @@ def _axis_around(values: Sequence[float], logarithmic: bool) -> _Axis:
     if logarithmic:
         return _logarithmic_axis(low, high)
     if low == high:
-        low, high = low - abs(low) / 10 - 0.5, high + abs(high) / 10 + 0.5
+        around = abs(low) / 10 or 0.5
+        low, high = low - around, high + around
     ticks = round_ticks(low, high)
     step = ticks[1] - ticks[0] if len(ticks) > 1 else high - low
     low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step

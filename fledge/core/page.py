@@ -24,10 +24,12 @@ __all__ = [
     "Series",
     "Tile",
     "bar_chart",
+    "beside",
     "definition_list",
     "details",
     "escape",
     "exchange",
+    "grid",
     "interval_chart",
     "line_chart",
     "page",
@@ -149,6 +151,17 @@ def exchange(asked: str, answered: str, *notes: str) -> Markup:
         *(element("p", note, class_="note") for note in notes),
         class_="quote",
     )
+
+
+def beside(title: str, texts: Iterable[tuple[str, str]]) -> Markup:
+    """Named texts next to one another, as many in a line as there is room for: what several models say to one prompt."""
+    drawn = [element("div", element("p", name, class_="note"), element("div", text, class_="text")) for name, text in texts]
+    return element("div", element("p", title, class_="asked"), element("div", *drawn, class_="columns"), class_="quote")
+
+
+def grid(*charts: Markup) -> Markup:
+    """Small charts side by side, two in a line where there is room."""
+    return element("div", *charts, class_="grid-of-charts")
 
 
 def details(summary: str, *content: str) -> Markup:

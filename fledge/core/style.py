@@ -90,6 +90,10 @@ p.legend { align-items: center; color: var(--muted); gap: 0.2rem 0.5rem; margin:
 .key { display: inline-block; width: 1.6rem; height: 4px; border-radius: 2px; background: var(--series-0); opacity: 0.6; }
 .key.baseline { width: 0; height: 1rem; border-left: 2px dashed var(--series-1); background: none; opacity: 1; margin-left: 0.9rem; }
 
+.grid-of-charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1.2rem; margin: 0 0 1.2rem; }
+.grid-of-charts .chart { margin: 0; min-width: 0; }
+.grid-of-charts .plot { height: 10.5rem; }
+
 .scroll { overflow-x: auto; margin: 0 0 1.2rem; }
 table { border-collapse: collapse; width: 100%; font-size: 0.93rem; }
 caption { text-align: left; font-weight: 620; padding: 0 0 0.6rem; }
@@ -118,6 +122,7 @@ summary:hover { color: var(--ink); }
 .quote .asked { color: var(--muted); white-space: pre-wrap; margin: 0 0 0.25rem; }
 .quote .text { margin: 0; }
 .quote .note { color: var(--muted); font-size: 0.84rem; margin: 0.3rem 0 0; }
+.quote .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(15rem, 100%), 1fr)); gap: 0.2rem 1.4rem; }
 footer { margin: 3.5rem 0 0; padding: 1rem 0 0; border-top: 1px solid var(--rule); color: var(--muted); font-size: 0.88rem; }
 
 @media (max-width: 34rem) {
@@ -139,11 +144,25 @@ footer { margin: 3.5rem 0 0; padding: 1rem 0 0; border-top: 1px solid var(--rule
     --accent: #0b4a7c; --track: #e9ebee; --mark: #474f57; --code: #f4f5f6;
     --series-0: #0b62a4; --series-1: #c04a00; --series-2: #00795c; --series-3: #97467f; --series-4: #846000; --series-5: #4d5a66;
   }
-  body { font-size: 10.5pt; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  @page { margin: 16mm 15mm; }
+  body { font-size: 10pt; background: none; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   .wrap { max-width: none; padding: 0; }
+  h1 { font-size: 20pt; }
+  h2 { font-size: 13.5pt; }
+  p { max-width: none; orphans: 3; widows: 3; }
   nav, .chart details, .skip { display: none; }
   section { margin-top: 1.6rem; }
-  h2, h3, figcaption { break-after: avoid; }
-  .chart, .tiles > div, .quote, tr, .rows li { break-inside: avoid; }
+  h2, h3, figcaption, caption { break-after: avoid; }
+  h2 + p, .tiles { break-before: avoid; }
+  .chart, .tiles > div, .quote, tr, .rows li, .facts dd { break-inside: avoid; }
+  .chart, .card { padding: 0.8rem 0.9rem; }
+  .plot { height: 12rem; }
+  .grid-of-charts { grid-template-columns: 1fr 1fr; }
+  .grid-of-charts .plot { height: 8rem; }
+  .scroll { overflow: visible; }
+  thead { display: table-header-group; }
+  table, .numbers { font-size: 8.5pt; }
+  th, td { padding: 0.3rem 0.5rem 0.3rem 0; white-space: normal; }
+  details::details-content { content-visibility: visible; height: auto; }
 }
 """

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fledge.core.artifact import Artifact
 from fledge.corpus.document import Conversation, Document
 from fledge.evaluation.benchmarks.definitions import BENCHMARKS
 from fledge.evaluation.generations import Answer, Sample, answer_questions, answer_scores
@@ -27,6 +28,8 @@ from fledge.tokens.tokenizer import Tokenizer
 
 TITLES = {
     "bits_per_byte": "Bits per byte",
+    "token_perplexity": "Perplexity per token",
+    "word_perplexity": "Perplexity per word",
     "last_word": "Last word (LAMBADA's form)",
     "yes_no": "Yes/no (BoolQ's form)",
     "stop_rate": "Stops by itself",
@@ -214,7 +217,11 @@ def results_csv(evaluations: Sequence[CheckpointEvaluation]) -> str:
 
 def results_text(evaluations: Sequence[CheckpointEvaluation]) -> str:
     """The table of `results_table` in columns of plain text."""
-    titles, rows = results_table(evaluations)
+    return plain_columns(*results_table(evaluations))
+
+
+def plain_columns(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as lines of text."""
     widths = [max(len(line[place]) for line in (titles, *rows)) for place in range(len(titles))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in (titles, *rows)]
     return "\n".join(lines) + "\n"
@@ -245,7 +252,7 @@ def format_value(value: float, score: Score) -> str:
     """A figure in the score's unit: a share in percent, a count without decimals."""
     if score.unit == "share":
         return percent(value, decimals=1)
-    decimals = {"count": 0, "words": 1}.get(score.unit, 3)
+    decimals = 0 if abs(value) >= 10_000 else {"count": 0, "words": 1}.get(score.unit, 3)
     return f"{value:,.{decimals}f}"
 
 
@@ -256,6 +263,21 @@ def format_score(score: Score) -> str:
         return f"{value}{doubt}"
     low, high = (format_value(end, score).removesuffix(" %") for end in (score.low, score.high))
     return f"{value} ({low} to {high}){doubt}"
+
+
+def training_settings(checkpoint: Artifact) -> dict[str, Any]:
+    """What a checkpoint was trained with; empty for one that others wrote."""
+    found: dict[str, Any] = checkpoint.manifest.settings.get("settings", {}).get("training", {})
+    return found
+
+
+def answers_questions(checkpoint: Artifact, model: Llama, tokenizer: Tokenizer) -> bool:
+    """Whether a model was trained on conversations: told by what ends it, or, where turns have no end of their own, by its stage."""
+    if tokenizer.template is None:
+        return False
+    if tokenizer.template.has_turn_tokens:
+        return tokenizer.turn_end in model.config.end_token_ids
+    return checkpoint.manifest.settings.get("settings", {}).get("stage") in ("sft", "dpo")
 
 
 def evaluation_from_plain(plain: Mapping[str, Any]) -> CheckpointEvaluation:

@@ -45,10 +45,26 @@ ABILITIES = (
     "corpus: compare checkpoints of one corpus, not with published tables.",
 )
 
+BENCHMARKS = (
+    "Benchmarks are published questions, put as lm-evaluation-harness puts them: these figures may be compared with published tables, "
+    "if n is all of their questions."
+)
+
 TRAINING = (
     "The loss is the average surprise at the next token, in nats: 0 would be certainty. It should fall quickly, then slowly. "
     "Validation is measured on held-out text: if it rises while the training loss falls, the model learns the text by heart. "
     "During training it may be measured on part of the held-out text only.",
+)
+
+WRITTEN = (
+    "The same prompts again and again while it learned: first noise, then words, then sentences. Drawn at random with a seed of their "
+    "own, as the recipe says; whitespace is made even.",
+)
+
+OTHERS = (
+    "The same figures of other runs, as far as they are finished. Scores of different runs are comparable if they were measured on the "
+    "same held-out text, which runs of one corpus share; `fledge evaluate` compares models on the same items and says which differences "
+    "are more than chance. Curves are drawn over tokens, because steps may be of different size.",
 )
 
 USE = (
@@ -105,7 +121,10 @@ class MetricsChart:
     metrics: tuple[tuple[str, str], ...]
     """(name in metrics.jsonl, name for people)"""
     y_label: str
-    folded: bool = False
+    small: bool = False
+    """Drawn beside others: for whoever asks why, not what."""
+    divided_by: float = 1.0
+    """Of the recorded figure, to come to the unit of the label."""
 
 
 BITS_PER_BYTE = MetricsChart("bits per byte of held-out text", (("validation/bits_per_byte", "model"),), "bits per byte")
@@ -122,11 +141,12 @@ TRAINING_CHARTS = (
         "log-probability of answers",
         (("logps/chosen", "chosen"), ("logps/rejected", "rejected")),
         "nats",
-        folded=True,
+        small=True,
     ),
-    MetricsChart("learning rate", (("train/learning_rate", "learning rate"),), "learning rate", folded=True),
-    MetricsChart("norm of the gradient before clipping", (("train/gradient_norm", "gradient norm"),), "norm", folded=True),
-    MetricsChart("speed", (("train/tokens_per_second", "speed"),), "tokens per second", folded=True),
+    MetricsChart("learning rate", (("train/learning_rate", "learning rate"),), "learning rate", small=True),
+    MetricsChart("gradient norm", (("train/gradient_norm", "gradient norm"),), "norm before clipping", small=True),
+    MetricsChart("throughput", (("train/tokens_per_second", "throughput"),), "tokens per second", small=True),
+    MetricsChart("memory at its peak", (("train/peak_memory_bytes", "memory"),), "GB", small=True, divided_by=1e9),
 )
 
 METRICS_EXPLANATIONS = {

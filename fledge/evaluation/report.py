@@ -1,93 +1,31 @@
 """The report: everything a run measured, on one page that explains itself to a newcomer.
 
-One pure function from plain data to HTML; the stage collects the data, `core/page.py` draws, `explanations.py` has the words.
+One pure function from plain data (`report_data.py`) to HTML; how it learned stands in `report_training.py`. The stage collects the
+data, `core/page.py` draws, `explanations.py` has the words.
 Every figure stands beside what it must be compared with: compressors, guessing, the plan, the answer of the documentation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from fledge.core import page
 from fledge.core.console import format_bytes, format_count, format_seconds
+from fledge.core.markup import element
 from fledge.core.page import Markup, Section
-from fledge.corpus.sources.settings import Content
 from fledge.evaluation import explanations
-from fledge.evaluation.checkpoint import CheckpointEvaluation, replies_table, results_table, score_title
+from fledge.evaluation.checkpoint import TITLES, CheckpointEvaluation, replies_table, results_table, score_title
 from fledge.evaluation.compression import CompressorFigure
-from fledge.evaluation.explanations import MetricsChart
 from fledge.evaluation.generations import Answer, Sample
+from fledge.evaluation.report_data import CorpusCard, LineageLine, ReportData, StageUse
+from fledge.evaluation.report_training import others_section, training_section, written_section
 from fledge.evaluation.statistics import Score, percent
 
 SHOWN_ANSWERS = 6
 """The first ones of the seeded sample are shown and the others folded away: nobody picked the good ones."""
+SHOWN_LINES = 12
+"""Of a text that a model wrote; one that has learned too little may write nothing but empty lines."""
 HEADLINES = ("bits_per_byte", "stop_rate", "reward_accuracy")
-
-Record = Mapping[str, float | int | None]
-"""A line of metrics.jsonl."""
-
-
-@dataclass(frozen=True)
-class StageUse:
-    """What a stage was meant to use and what it did use; None where it has no such figure."""
-
-    name: str
-    seconds: float | None = None
-    planned_seconds: float | None = None
-    """Expected before the first step."""
-    peak_bytes: int | None = None
-    """The most memory at once, of the process or of the GPU."""
-    planned_peak_bytes: int | None = None
-    """Expected before the first step."""
-    planned_tokens: int | None = None
-    used_tokens: int | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class TrainingHistory:
-    """A training stage with its records, in the order of steps."""
-
-    name: str
-    records: Sequence[Record]
-    content: Content = "documents"
-    """What it learned from; only bits per byte of documents can stand beside those of compressors."""
-
-
-@dataclass(frozen=True)
-class LineageLine:
-    """One artifact in the tree of what was made from what."""
-
-    depth: int
-    role: str
-    kind: str
-    id: str
-    path: str
-
-
-@dataclass(frozen=True)
-class ReportData:
-    """All that the page shows; a part without content is left out of it."""
-
-    run_name: str
-    recipe_name: str
-    written_at: str = ""
-    """Date and time as people write it."""
-    asked: Sample | None = None
-    """The recipe's question and what the last model says."""
-    stages: Sequence[StageUse] = ()
-    training: Sequence[TrainingHistory] = ()
-    compressors: Sequence[CompressorFigure] = ()
-    evaluations: Sequence[CheckpointEvaluation] = ()
-    """In the order of training."""
-    samples: Sequence[Sample] = ()
-    """Prompts that the base model continued, or questions asked by hand."""
-    corpus: Sequence[tuple[str, str]] = ()
-    """Facts on text and tokenizer: (name, value)."""
-    model: Sequence[tuple[str, str]] = ()
-    lineage: Sequence[LineageLine] = ()
-    environment: Sequence[tuple[str, str]] = ()
 
 
 def report(data: ReportData) -> str:
@@ -99,9 +37,11 @@ def report(data: ReportData) -> str:
         _replies(data.evaluations),
         _compression(data),
         _abilities(data.evaluations),
-        _training(data),
+        training_section(data),
+        written_section(data),
+        others_section(data),
         _use(data.stages),
-        _facts("The text it learned from", data.corpus),
+        _text(data),
         _facts("The model", data.model),
         _lineage(data.lineage),
         _facts("Machine and software", data.environment),
@@ -125,6 +65,13 @@ def _headlines(data: ReportData) -> list[page.Tile]:
             checkpoint, score = _of_base(measured) if name == "bits_per_byte" else measured[-1]
             value = percent(score.value) if score.unit == "share" else f"{score.value:.2f}"
             tiles.append(page.Tile(score_title(name), value, f"after {checkpoint}; {_comparison_note(score, data.compressors)}"))
+    tokens = [(stage.name, stage.used_tokens) for stage in data.stages if stage.used_tokens]
+    if tokens:
+        of_stages = ", ".join(f"{name} {format_count(count)}" for name, count in tokens)
+        tiles.append(page.Tile("Tokens trained on", format_count(sum(count for _, count in tokens)), of_stages))
+    parameters = dict(data.model).get("parameters")
+    if parameters:
+        tiles.append(page.Tile("Parameters", format_count(int(parameters.replace(",", "")))))
     seconds = sum(stage.seconds or 0.0 for stage in data.stages)
     return [*tiles, page.Tile("Time", format_seconds(seconds), "all stages together")] if seconds else tiles
 
@@ -145,7 +92,15 @@ def _samples(samples: Sequence[Sample]) -> Section | None:
 
 
 def _exchanges(samples: Sequence[Sample]) -> list[Markup]:
-    return [page.exchange(sample.prompt, sample.text, *([sample.note] if sample.note else [])) for sample in samples]
+    return [page.exchange(sample.prompt, _in_short(sample.text), *([sample.note] if sample.note else [])) for sample in samples]
+
+
+def _in_short(text: str) -> str:
+    """A text without the lines that nobody would read on."""
+    lines = text.split("\n")
+    if len(lines) <= SHOWN_LINES:
+        return text or "(nothing)"
+    return "\n".join([*lines[:SHOWN_LINES], f"... ({len(lines) - SHOWN_LINES:,} more lines)"])
 
 
 def _answers(evaluations: Sequence[CheckpointEvaluation]) -> Section | None:
@@ -216,12 +171,22 @@ def _abilities(evaluations: Sequence[CheckpointEvaluation]) -> Section | None:
         if rows:
             content.append(page.interval_chart(title, rows, baseline_label="guessing"))
             content.append(page.definition_list(_score_notes(names, found)))
+    found = [(one.name, score) for one in evaluations for score in one.scores if is_benchmark(score)]
+    rows = [_interval_row(checkpoint, score) for checkpoint, score in found]
+    if rows:
+        content += [page.interval_chart("Benchmarks", rows, baseline_label="guessing"), explanations.BENCHMARKS]
     if not content:
         return None
     columns, table_rows = results_table(evaluations)
     table = page.table(columns, table_rows, frozenset(range(1, len(columns))))
     legend = "In brackets the 95 % interval. A ? marks a figure whose interval includes guessing."
     return page.section("What it can do", *explanations.ABILITIES, *content, page.details("All figures", table, legend))
+
+
+def is_benchmark(score: Score) -> bool:
+    """Whether a score is the share of right answers to a benchmark, `NAME/METRIC`, known or one's own."""
+    base, _, metric = score.name.partition("/")
+    return bool(metric) and base not in TITLES and score.unit == "share" and score.low is not None and score.high is not None
 
 
 def _is_shown(score: Score, name: str) -> bool:
@@ -251,36 +216,6 @@ def _score_notes(names: Sequence[str], found: Sequence[tuple[str, Score]]) -> li
 
 def _list(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def _training(data: ReportData) -> Section | None:
-    levels = [(figure.bits_per_byte, figure.name) for figure in data.compressors]
-    content: list[str] = []
-    for history in data.training:
-        folded: list[str] = []
-        if text := explanations.METRICS_EXPLANATIONS.get(history.name):
-            content.append(text)
-        for chart in explanations.TRAINING_CHARTS:
-            # of answers alone the bits per byte would say nothing that the loss does not, and invite a wrong comparison
-            if chart is explanations.BITS_PER_BYTE and history.content != "documents":
-                continue
-            drawn = _metrics_chart(history, chart, levels if chart is explanations.BITS_PER_BYTE else [])
-            if drawn is not None:
-                (folded if chart.folded else content).append(drawn)
-        if folded:
-            content.append(page.details(f"{history.name}: learning rate, gradient, speed", *folded))
-    return page.section("How it learned", *explanations.TRAINING, *content) if content else None
-
-
-def _metrics_chart(history: TrainingHistory, chart: MetricsChart, levels: Sequence[tuple[float, str]]) -> Markup | None:
-    lines = []
-    for metric, label in chart.metrics:
-        records = [record for record in history.records if metric in record]
-        if records:
-            lines.append(page.Series(label, [record["step"] or 0 for record in records], [record[metric] for record in records]))
-    if not lines:
-        return None
-    return page.line_chart(f"{history.name}: {chart.title}", lines, "optimizer step", chart.y_label, marks=levels)
 
 
 def _use(stages: Sequence[StageUse]) -> Section | None:
@@ -316,6 +251,18 @@ def _count(value: int | None) -> str:
 
 def _facts(title: str, facts: Sequence[tuple[str, str]]) -> Section | None:
     return page.section(title, page.definition_list(facts)) if facts else None
+
+
+def _text(data: ReportData) -> Section | None:
+    """The data cards in short, with the tokenizer and what packing made of the text."""
+    content: list[str] = [part for card in data.cards for part in _card(card)]
+    content += [page.definition_list(data.corpus)] if data.corpus else []
+    return page.section("The text it learned from", *content) if content else None
+
+
+def _card(card: CorpusCard) -> list[str]:
+    limits = [page.details("Known limits", element("ul", *(element("li", limit) for limit in card.limits)))] if card.limits else []
+    return [element("h3", card.name), card.summary, page.table(card.columns, card.rows, frozenset(range(2, len(card.columns)))), *limits]
 
 
 def _lineage(lines: Sequence[LineageLine]) -> Section | None:

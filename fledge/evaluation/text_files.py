@@ -24,15 +24,16 @@ if TYPE_CHECKING:
 TEXT_SUFFIXES = (".txt", ".md")
 DOCUMENT_CHARACTERS = 8_000
 """A file is measured in pieces of at most this length, cut at blank lines: they are the samples that the interval is made of."""
+IN_PIECES = f"pieces of at most {DOCUMENT_CHARACTERS:,} characters"
 
 
-def find_text_files(given: Sequence[str]) -> tuple[EvaluationFile, ...]:
-    """The files that paths, folders and globs name. Raises DataError if there is none, or one is no text file."""
+def find_text_files(given: Sequence[str], option: str = "evaluate.files") -> tuple[EvaluationFile, ...]:
+    """The files that paths, folders and globs name. Raises DataError, naming `option`, if there is none, or one is no text file."""
     files = find_evaluation_files(given)
     strange = next((file.path for file in files if not file.path.name.lower().endswith(TEXT_SUFFIXES)), None)
     if strange is not None:
         raise DataError(
-            f"evaluate.files names {strange}, but bits per byte are measured on text ({', '.join(TEXT_SUFFIXES)})",
+            f"{option} names {strange}, but bits per byte are measured on text ({', '.join(TEXT_SUFFIXES)})",
             "name it in corpus.decontaminate.files instead, which keeps it out of the training text",
         )
     return files
@@ -51,7 +52,7 @@ def _score(model: Llama, tokenizer: Tokenizer, file: EvaluationFile, settings: E
     from fledge.evaluation.scoring import bits_per_byte
 
     with tempfile.TemporaryDirectory() as folder:
-        pack_documents(_documents(file.path), tokenizer, Path(folder), "validation")
+        pack_documents(text_file_documents(file.path), tokenizer, Path(folder), "validation")
         tokens = open_token_set(Path(folder))
         if not tokens.shards("validation"):
             raise DataError(f"{file.path} holds no text to measure", "name a text file in evaluate.files, or leave it out")
@@ -64,10 +65,11 @@ def _score(model: Llama, tokenizer: Tokenizer, file: EvaluationFile, settings: E
             batch_tokens=settings.batch_tokens,
             precision=settings.precision,
         )
-    return replace(score, name=f"bits_per_byte/{file.name}", note=f"{score.note}; pieces of at most {DOCUMENT_CHARACTERS:,} characters")
+    return replace(score, name=f"bits_per_byte/{file.name}", note=f"{score.note}; {IN_PIECES}")
 
 
-def _documents(path: Path) -> Iterator[Document]:
+def text_file_documents(path: Path) -> Iterator[Document]:
+    """The pieces of a text file. Raises DataError if it is not UTF-8, or cannot be read."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

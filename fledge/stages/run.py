@@ -35,6 +35,8 @@ class Run:
     """The recipe (and options) as the user gave them, for messages that name the next command."""
     resume: Path | None = None
     """The checkpoint that the training stage continues from, where it is not the newest."""
+    compared: tuple[str, ...] = ()
+    """Runs that the report is to stand beside."""
 
     def corpora(self, given: Sequence[str], content: str) -> dict[str, Artifact]:
         """The corpora of one content, by role: those given by path, or this run's own (none if it has none)."""

@@ -5,6 +5,7 @@ Pure functions over plain numbers. Where the seconds of a step come from is `pro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from fledge.core.console import format_seconds
 from fledge.model.cost import parameter_count
 from fledge.model.memory import MicroBatch
 from fledge.model.settings import ModelConfig
+from fledge.training.cadence import validated_rows
 from fledge.training.phases import make_plan
 from fledge.training.plan import Plan, Source
 from fledge.training.settings import TrainingSettings
@@ -85,14 +87,29 @@ def times(steps: int, every_steps: int | None) -> int:
     return 1 if every_steps is None else -(-steps // every_steps)
 
 
+def validations(settings: TrainingSettings, length: StageLength, epochs: float | None) -> int:
+    """How often a stage of so many epochs (None: not known yet) validates; not more than once per step, and at least at its end."""
+    if settings.validate_every_tokens is not None:
+        return min(length.steps, times(length.tokens, settings.validate_every_tokens))
+    if settings.validate_every_epochs is not None:
+        return min(length.steps, max(1, math.ceil((epochs or 0.0) / settings.validate_every_epochs)))
+    return times(length.steps, settings.validate_every_steps)
+
+
 def stage_seconds(
-    settings: TrainingSettings, length: StageLength, step_seconds: float, row_seconds: float, parameters: int, validation_rows: int
+    settings: TrainingSettings,
+    length: StageLength,
+    step_seconds: float,
+    row_seconds: float,
+    parameters: int,
+    validation_rows: int,
+    epochs: float | None = None,
 ) -> float:
     """The whole stage: steps, validation (`row_seconds` being those of a row forward and backward), and checkpoints.
 
     `step_seconds` are those of a batch of the longest rows; other batches take as long as their tokens.
     """
-    validated = min(validation_rows, settings.validation_rows or validation_rows) * times(length.steps, settings.validate_every_steps)
+    validated = validated_rows(validation_rows, settings) * validations(settings, length, epochs)
     saved_bytes = checkpoint_bytes(settings, parameters) * times(length.steps, settings.save_every_steps)
     batches = length.tokens / (length.batch_rows * length.row_tokens)
     return batches * step_seconds + validated * FORWARD_SHARE * row_seconds + saved_bytes / WRITTEN_BYTES_PER_SECOND

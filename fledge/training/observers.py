@@ -19,13 +19,15 @@ from fledge.model.head import IGNORE
 from fledge.model.llama import Llama
 from fledge.model.precision import sum_dtype
 from fledge.training.batches import Batch, RowReader
+from fledge.training.cadence import is_due, spread, validated_rows, validation_is_due
 from fledge.training.figures import Figures, Gauge
 from fledge.training.layout import parameters_by_name, whole
 from fledge.training.objectives import NextToken, Objective
 from fledge.training.parallel import Machine, World
-from fledge.training.plan import Plan, Row, rows_per_rank, slice_for_rank
+from fledge.training.plan import Plan, rows_per_rank, slice_for_rank
+from fledge.training.samples import SampledText, SampleRecord
 from fledge.training.settings import TrainingSettings
-from fledge.training.trainer import StepReport, is_due
+from fledge.training.trainer import StepReport
 
 WORTH_TELLING_WAIT_SHARE = 0.01
 """Share of the time spent waiting for data from which on the line says so."""
@@ -115,17 +117,20 @@ class Validate:
         self._losses = list(losses)
         self._reader, self._micro_batch_rows, self._world, self._machine = reader, micro_batch_rows, world, machine
         self._byte_lengths = torch.from_numpy(byte_lengths.copy()).to(world.device)
-        self.rows = spread(reader.all_rows(), settings.validation_rows)
+        rows = reader.all_rows()
+        self.rows = spread(rows, validated_rows(len(rows), settings))
+        self.row_share = len(self.rows) / max(1, len(rows))
 
     def due(self, step: int) -> bool:
-        return bool(self.rows) and is_due(step, self._settings.validate_every_steps, self._plan.steps)
+        return bool(self.rows) and validation_is_due(step, self._settings, self._plan)
 
     def observe(self, report: StepReport) -> dict[str, float]:
         values = self.measure()
-        self._metrics.record(report.step, values)
+        self._metrics.record(report.step, {**values, "validation/row_share": self.row_share})
+        on_part = "" if self.row_share == 1 else f" on {self.row_share:.0%} of the rows"
         shown = "  ".join(f"{name.removeprefix('validation/')} {value:.4f}" for name, value in values.items())
         share = report.step / self._plan.steps
-        console.info(f"step {report.step:,}/{self._plan.steps:,} ({share:.0%})  validation: {shown}  {self._epochs(report)}")
+        console.info(f"step {report.step:,}/{self._plan.steps:,} ({share:.0%})  validation{on_part}: {shown}  {self._epochs(report)}")
         self._losses.append((report.step, values["validation/loss"]))
         best = rise(self._losses, self._is_past_an_epoch)
         if best is not None:
@@ -170,16 +175,30 @@ class Validate:
 
 
 class Sample:
-    """Shows a text that the model writes; `sample` brings its own random numbers."""
+    """Shows and keeps what the model writes; `sample` gives (prompt, text) pairs and brings its own random numbers."""
 
-    def __init__(self, settings: TrainingSettings, plan: Plan, model: Llama, world: World, sample: Callable[[Llama], str]) -> None:
-        self._settings, self._plan, self._model, self._world, self._sample = settings, plan, model, world, sample
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        plan: Plan,
+        model: Llama,
+        world: World,
+        sample: Callable[[Llama], Sequence[tuple[str, str]]],
+        record: SampleRecord | None,
+    ) -> None:
+        """`record`: of the process that keeps the files."""
+        self._settings, self._plan, self._model, self._world, self._sample, self._record = settings, plan, model, world, sample, record
 
     def due(self, step: int) -> bool:
         return self._world.main and is_due(step, self._settings.sample_every_steps, self._plan.steps)
 
     def observe(self, report: StepReport) -> dict[str, float]:
-        console.info(f"step {report.step:,}/{self._plan.steps:,}  sample: {self._sample(self._model)}")
+        samples = [SampledText(report.step, prompt, text) for prompt, text in self._sample(self._model)]
+        for one in samples:
+            asked = f" after {one.prompt!r}" if one.prompt else ""
+            console.info(f"step {report.step:,}/{self._plan.steps:,}  sample{asked}: {one.text}")
+        if self._record is not None:
+            self._record.append(samples)
         return {}
 
 
@@ -188,10 +207,3 @@ def rise(losses: Sequence[tuple[int, float]], is_past_an_epoch: Callable[[int], 
     best = min(reversed(losses), key=lambda point: point[1])
     above = [step for step, _ in losses if step > best[0] and is_past_an_epoch(step)]
     return best if above == [losses[-1][0]] else None
-
-
-def spread(rows: Sequence[Row], count: int | None) -> list[Row]:
-    """`count` of the rows at even distances, or all of them."""
-    if count is None or count >= len(rows):
-        return list(rows)
-    return [rows[number * len(rows) // count] for number in range(count)]

@@ -290,10 +290,18 @@ class TrainingSettings:
     """Optimizer steps between lines of progress."""
     validate_every_steps: int | None = operation(None)
     """Optimizer steps between measurements on the validation rows; unset: at the end only."""
+    validate_every_tokens: int | None = operation(None)
+    """The same in tokens trained on, padding included; in place of validate_every_steps."""
+    validate_every_epochs: float | None = operation(None)
+    """The same in epochs of the data, 0.1 being every tenth of one; in place of validate_every_steps."""
     validation_rows: int | None = operation(None)
     """Validation rows measured each time, spread evenly; unset: all."""
+    validation_share: float | None = operation(None)
+    """The same as a share of them, in place of validation_rows."""
     sample_every_steps: int | None = operation(None)
     """Optimizer steps between samples of text; unset: at the end only."""
+    sample_prompts: tuple[str, ...] = operation(())
+    """Texts that a sample goes on with, or from sft on questions that it answers; empty: the recipe's question, or a text of its own."""
     save_every_steps: int | None = operation(None)
     """Optimizer steps between checkpoints; unset: at the end only."""
     keep_checkpoints: int = operation(2)
@@ -316,10 +324,11 @@ class TrainingSettings:
         for name in ("batch_rows", "hang_timeout_seconds", "log_every_steps", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         every = ("validate_every_steps", "sample_every_steps", "save_every_steps", "keep_every_steps", "keep_every_epochs")
-        optional = ("threads", "micro_batch_rows", "validation_rows", *every)
+        optional = ("threads", "micro_batch_rows", "validation_rows", "validate_every_tokens", *every)
         for name in optional:
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name} must be at least 1 or unset, not {value}")
+        self._require_one_way_to_validate()
         _require_sequence_length(self.sequence_length)
         _require(self.learning_rate > 0, f"learning_rate must be above 0, not {self.learning_rate}")
         _require(self.weight_decay >= 0, f"weight_decay must not be negative, not {self.weight_decay}")
@@ -357,6 +366,14 @@ class TrainingSettings:
         if self.steps is not None:
             warmup_steps = self.schedule.warmup_steps
             _require(warmup_steps <= self.steps, f"schedule.warmup_steps ({warmup_steps}) is more than steps ({self.steps})")
+
+    def _require_one_way_to_validate(self) -> None:
+        for names in (("validate_every_steps", "validate_every_tokens", "validate_every_epochs"), ("validation_rows", "validation_share")):
+            given = [name for name in names if getattr(self, name) is not None]
+            _require(len(given) <= 1, f"{' and '.join(given)} say the same in two ways: leave out one")
+        every_epochs, share = self.validate_every_epochs, self.validation_share
+        _require(every_epochs is None or every_epochs > 0, f"validate_every_epochs must be above 0 or unset, not {every_epochs}")
+        _require(share is None or 0 < share <= 1, f"validation_share must lie in (0, 1] or be unset, not {share}")
 
     def _require_saved_validations(self) -> None:
         if self.early_stopping is not None:

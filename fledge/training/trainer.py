@@ -32,6 +32,7 @@ from fledge.core.process import only_new_garbage
 from fledge.core.watch import Watch
 from fledge.model.llama import Llama
 from fledge.training.batches import Batch, BatchLoader
+from fledge.training.cadence import is_due
 from fledge.training.checkpoint import RECENT_LOSSES, Progress
 from fledge.training.early_stopping import EarlyStop, early_stop
 from fledge.training.elastic import ElasticSteps
@@ -377,8 +378,3 @@ class Trainer:
             torch.cuda.synchronize(self.world.device)
             self.seconds += time.monotonic() - started
         return replace(report, seconds=self.seconds)
-
-
-def is_due(step: int, every_steps: int | None, steps: int) -> bool:
-    """Whether something that happens every so many steps, and at the end, happens after this step; None: at the end only."""
-    return step == steps or (every_steps is not None and step % every_steps == 0)

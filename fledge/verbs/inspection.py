@@ -20,6 +20,10 @@ def show(place: str, small: bool) -> None:
     """Print kind, id, figures and whole lineage of an artifact; of a run, every artifact with what it was made from directly."""
     shown = list(_artifacts(place, small))
     for found in shown:
+        if found.manifest.kind == "comparison":
+            from fledge.verbs.comparison import show_comparison
+
+            show_comparison(found)
         console.say(f"{found.path}  {found.manifest.kind} {found.id[:12]}")
         figures = [
             f"{name.replace('_', ' ')} {_plain(value)}" for name, value in found.stats.items() if isinstance(value, (str, int, float))

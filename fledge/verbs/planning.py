@@ -231,12 +231,13 @@ def _plan_stage(run: Run, stage: Stage, length: StageLength, prober: _Prober) ->
     rows = micro_batch_that_fits(config, whole, settings.optimizer.kind, available, resident)
     batch = replace(whole, rows=rows or 1)
     step, is_measured = prober.step_seconds(settings, batch, rows is not None)
+    epochs = _epochs(length, counts)
     validation_rows = counts[1] // length.row_tokens if counts else settings.validation_rows or 0
     trained = trained_parameter_count(config, settings.lora)
     return StagePlan(
         stage,
         length,
-        _epochs(length, counts),
+        epochs,
         flops_per_token(config, length.row_tokens, settings.lora),
         batch,
         rows is not None,
@@ -244,7 +245,7 @@ def _plan_stage(run: Run, stage: Stage, length: StageLength, prober: _Prober) ->
         available,
         step,
         is_measured,
-        stage_seconds(settings, length, step.step(length.batch_rows), step.row, trained, validation_rows),
+        stage_seconds(settings, length, step.step(length.batch_rows), step.row, trained, validation_rows, epochs),
     )
 
 

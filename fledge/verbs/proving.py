@@ -233,6 +233,8 @@ def shortened(run: Run, stage: Stage, steps: int, processes: int) -> list[str]:
         "log_every_steps": 1,
         "save_every_steps": max(1, steps // 8),
         "validate_every_steps": "null",
+        "validate_every_tokens": "null",
+        "validate_every_epochs": "null",
         "sample_every_steps": "null",
         "metrics.tensorboard": "false",
         **({"threads": 1} if processes > 1 else {}),

@@ -12,8 +12,9 @@ import pytest
 from fledge.evaluation.checkpoint import TITLES, CheckpointEvaluation
 from fledge.evaluation.compression import CompressorFigure
 from fledge.evaluation.explanations import SAMPLES, SCORE_CHARTS, SCORE_EXPLANATIONS
-from fledge.evaluation.generations import Answer
-from fledge.evaluation.report import SHOWN_ANSWERS, LineageLine, ReportData, Sample, StageUse, TrainingHistory, report
+from fledge.evaluation.generations import Answer, Sample
+from fledge.evaluation.report import SHOWN_ANSWERS, report
+from fledge.evaluation.report_data import CorpusCard, LineageLine, OtherRun, PhaseUse, ReportData, SourceShare, StageUse, TrainingHistory
 from fledge.evaluation.statistics import Score, share_score
 
 
@@ -177,6 +178,95 @@ def test_values_that_are_not_numbers_do_not_break_a_chart(data: ReportData) -> N
     )
     html = report(replace(data, training=[broken]))
     assert "nan" not in html.lower().replace("banana", "")
+
+
+@pytest.fixture
+def curriculum(data: ReportData) -> TrainingHistory:
+    """Two phases, two sources, all that a run records, and samples of one prompt."""
+    records = [
+        {
+            "step": step,
+            "train/loss": 4 / step,
+            "train/tokens": 100 * step,
+            "train/tokens_per_second": 5e3,
+            "train/peak_memory_bytes": 2_500_000_000,
+        }
+        | {"train/gradient_norm": 1.5, "train/learning_rate": 0.01, "validation/loss": 5 / step}
+        for step in range(1, 21)
+    ]
+    phases = [PhaseUse(15, 64, 8, {"web": 0.75, "books": 0.25}), PhaseUse(5, 128, 8, {"web": 0.4, "books": 0.6})]
+    sources = [SourceShare("books", 4_000, 0.31, 0.4), SourceShare("web", 8_800, 0.69, 1.25)]
+    samples = [(step, Sample("The <i>bird</i>", f"sings {step}")) for step in range(1, 21)]
+    return TrainingHistory("pretrain", records, "documents", phases, sources, samples)
+
+
+def test_curves_phases_mixture_and_samples(data: ReportData, curriculum: TrainingHistory) -> None:
+    html = report(replace(data, training=[curriculum]))
+    text = text_of(html)
+    for chart in ("loss", "learning rate", "gradient norm", "throughput", "memory at its peak"):
+        assert f"pretrain: {chart}" in text
+    assert "2.5" in text.split("pretrain: memory at its peak", 1)[1]
+    assert "phase steps tokens tokens in a row tokens in a batch mixture 1 15 7,680 64 512 web 75%, books 25% 2 5 5,120 128 1,024" in text
+    assert "web 69.0 % web: 69.0 % 8,800 tokens, read 1.25 times books 31.0 %" in text
+    assert "<i>" not in html
+    assert [int(step) for step in re.findall(r"(\d+) sings \1\b", text)] == [1, 5, 9, 12, 16, 20]
+
+
+def test_one_phase_and_one_source_are_no_curriculum(data: ReportData, curriculum: TrainingHistory) -> None:
+    plain = replace(curriculum, phases=curriculum.phases[:1], sources=curriculum.sources[:1], samples=())
+    text = text_of(report(replace(data, training=[plain])))
+    for words in ("pretrain: phases", "share of the tokens by source", "What it wrote while it learned", "Beside other runs"):
+        assert words not in text
+    assert "pretrain: loss" in text
+
+
+def test_other_runs_stand_beside_this_one(data: ReportData, curriculum: TrainingHistory) -> None:
+    ours = OtherRun("demo", [curriculum], data.evaluations, {"parameters": "10"}, {"pretrain.seed": "0", "pretrain.batch_rows": "8"})
+    longer = replace(curriculum, records=[{**record, "train/tokens": 2 * (record["train/tokens"] or 0)} for record in curriculum.records])
+    theirs = OtherRun("other", [longer], data.evaluations[:1], {"parameters": "99"}, {"pretrain.seed": "7", "pretrain.batch_rows": "8"})
+    html = report(replace(data, training=[curriculum], others=[ours, theirs]))
+    text = text_of(html).split("Beside other runs", 2)[2]
+    assert "demo other parameters 10 99" in text
+    assert "after dpo" not in text
+    assert "Bits per byte, after pretrain 1.840 (1.800 to 1.880) 1.840 (1.800 to 1.880)" in text
+    assert "asked for differently demo other pretrain.seed 0 7" in text
+    assert "pretrain.batch_rows" not in text
+    # Curves over tokens: the other run has trained on twice as many.
+    assert "other: 20 points, from 4 at 200 to 0.2 at 4,000" in text
+    assert "Beside other runs" not in text_of(report(replace(data, others=[ours])))
+
+
+def test_benchmarks_have_a_chart_of_their_own(data: ReportData) -> None:
+    scores = (share_score("boolq/acc", 130, 200, chance=0.5, majority=0.62), share_score("mine/exact_match", 3, 20))
+    html = report(replace(data, evaluations=[replace(data.evaluations[0], scores=(*data.evaluations[0].scores, *scores))]))
+    text = text_of(html)
+    assert "Benchmarks BoolQ: acc, after pretrain 65.0 %" in text
+    assert "mine: exact match, after pretrain 15.0 %" in text
+    assert "Benchmarks" not in text_of(report(data))
+
+
+def test_data_cards_in_short(data: ReportData) -> None:
+    card = CorpusCard(
+        "corpus/documents", "This corpus holds 3 <documents>.", ("source", "split", "rows"), [["web", "train", "3"]], ["a limit"]
+    )
+    html = report(replace(data, cards=[card]))
+    text = text_of(html)
+    assert "corpus/documents This corpus holds 3 <documents>. source split rows web train 3 Known limits a limit Documents 7,550" in text
+    assert "<documents>" not in html
+
+
+def test_a_text_of_empty_lines_is_cut(data: ReportData) -> None:
+    text = text_of(report(replace(data, samples=[Sample("a", "\n".join(["x"] * 40)), Sample("b", ""), Sample("c", "\n".join("x" * 12))])))
+    assert text.count("more lines") == 1
+    assert "... (28 more lines)" in text
+    assert "(nothing)" in text
+
+
+def test_a_page_can_be_printed(data: ReportData) -> None:
+    """Light, nothing cut: charts, rows and tiles stay whole, tables repeat their heads, what is folded is shown."""
+    style = report(data).split("@media print", 1)[1].split("</style>", 1)[0]
+    for rule in ("--paper: #ffffff", "break-inside: avoid", "table-header-group", "overflow: visible", "::details-content", "@page"):
+        assert rule in style, rule
 
 
 def test_every_score_that_is_drawn_is_explained() -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from fledge.model.folder import load_model
 from fledge.stages import STAGES, run_stage
 from fledge.stages.checkpoint_names import find_checkpoint
 from fledge.stages.run import Run, set_aside
+from fledge.training.samples import read_samples
 from fledge.verbs import inspection
 
 MakeRun = Callable[..., Run]
@@ -81,14 +83,18 @@ def test_observers_and_saving_change_no_weight(make_run: MakeRun, walk: Walk) ->
     quiet = make_run("pretrain.save_every_steps=null", name="quiet")
     busy = make_run(
         "pretrain.save_every_steps=1",
-        "pretrain.validate_every_steps=1",
+        "pretrain.validate_every_tokens=100",
+        "pretrain.validation_share=0.5",
         "pretrain.sample_every_steps=1",
+        "pretrain.sample_prompts=[The bird, A river]",
         "pretrain.log_every_steps=1",
         name="busy",
     )
     walk(quiet, "pretrain")
     walk(busy, "pretrain")
     assert same(weights(quiet.folder / "pretrain"), weights(busy.folder / "pretrain"))
+    samples = read_samples(busy.folder / "pretrain")
+    assert [(one.step, one.prompt) for one in samples] == [(step, prompt) for step in range(1, 7) for prompt in ("The bird", "A river")]
 
 
 def test_a_stage_that_stops_early_is_finished_and_names_its_best(make_run: MakeRun, walk: Walk, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,7 +230,32 @@ def test_phases_of_every_stage_and_what_the_report_tells_of_them(
     assert "pretrain: phase 2 of 2: 3 steps of 2 rows x 128 tokens, until step 5, 1,024 tokens" in shown
     assert shown.count("pretrain: text: 18.75% of the tokens (192)") == 2
     page = (run.folder / "report" / "report.html").read_text()
+    assert "text 75%, manual 25%" in page and "text 0%, manual 100%" in page
+    assert "pretrain: share of the tokens by source" in page
     assert re.search(r"5 steps, 0\.\d+ epochs; text 18\.8%, 0\.\d+ epochs; manual 81\.2%, 0\.\d+ epochs", page)
+
+
+def test_a_report_beside_another_run(make_run: MakeRun, walk: Walk, capsys: pytest.CaptureFixture[str]) -> None:
+    """Made anew where only the runs beside it differ; a run that goes on as before finds it done."""
+    short = ("sft=null", "dpo=null", "question=null")
+    run, other = make_run(*short, name="one"), make_run(*short, "pretrain.seed=5", name="two")
+    walk(other, "pretrain")
+    walk(run)
+    page = run.folder / "report" / "report.html"
+    plain = page.read_text()
+    beside = replace(run, compared=(str(other.folder),))
+    run_stage("report", beside)
+    told = page.read_text()
+    assert "Beside other runs" in told and "Beside other runs" not in plain
+    assert "pretrain.seed</th><td>0</td><td>5</td>" in told
+    assert [kept.read_text() for kept in run.folder.glob("report~*/report.html")] == [plain]
+    capsys.readouterr()
+    run_stage("report", run)
+    run_stage("report", beside)
+    assert page.read_text() == told
+    assert capsys.readouterr().err.count("report: already done") == 2
+    with pytest.raises(ArtifactError, match="nothing finished to compare with"):
+        run_stage("report", replace(run, compared=("nobody",)))
 
 
 def test_another_tokenizer_is_refused_by_hash(make_run: MakeRun, walk: Walk) -> None:

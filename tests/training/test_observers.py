@@ -17,8 +17,8 @@ from fledge.model.head import IGNORE
 from fledge.model.llama import Llama
 from fledge.tokens.shards import TokenSet
 from fledge.training.batches import open_rows
-from fledge.training.observers import Validate, rise, spread
-from fledge.training.plan import Row
+from fledge.training.observers import Validate, rise
+from fledge.training.samples import SampledText, read_samples
 from fledge.training.settings import PreferenceSettings
 from fledge.training.trainer import Trainer
 
@@ -64,7 +64,9 @@ def test_preference_validation_has_rewards_and_no_bytes(tmp_path: Path, preferen
 
 def test_the_record_of_a_run(tmp_path: Path, documents: TokenSet, capsys: pytest.CaptureFixture[str]) -> None:
     settings = training_settings(steps=7, log_every_steps=3, validate_every_steps=4)
-    with assembled(tmp_path / "run", settings, [documents], sample=lambda model: "once upon a time") as trainer:
+    with assembled(
+        tmp_path / "run", settings, [documents], sample=lambda model: [("", "once upon a time"), ("The bird", "sings")]
+    ) as trainer:
         trainer.run()
     records = read_metrics(tmp_path / "run")
     training = [record for record in records if "train/loss" in record]
@@ -88,6 +90,8 @@ def test_the_record_of_a_run(tmp_path: Path, documents: TokenSet, capsys: pytest
     assert "step 3/7  loss 4." in shown
     assert "tokens/s" in shown
     assert "step 7/7  sample: once upon a time" in shown
+    assert "step 7/7  sample after 'The bird': sings" in shown
+    assert read_samples(tmp_path / "run") == [SampledText(7, "", "once upon a time"), SampledText(7, "The bird", "sings")]
 
 
 def test_preference_records_have_the_names_of_trl(tmp_path: Path, preferences: TokenSet, scores: Path) -> None:
@@ -104,11 +108,6 @@ def test_a_set_without_validation_rows_is_never_validated(tmp_path: Path, docume
         assert validate.due(8)
         validate.rows = []
         assert not validate.due(8)
-
-
-@pytest.mark.parametrize(("count", "indices"), [(None, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4]), (2, [0, 2]), (5, [0, 1, 2, 3, 4])])
-def test_rows_are_spread(count: int | None, indices: list[int]) -> None:
-    assert [row.index for row in spread([Row(0, index, 0) for index in range(5)], count)] == indices
 
 
 def test_a_validation_line_tells_how_far_the_run_is_and_how_often_each_source_was_read(

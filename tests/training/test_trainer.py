@@ -22,6 +22,7 @@ from fledge.corpus.document import Content
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.tokens.shards import TokenSet, open_token_set
+from fledge.training.cadence import is_due
 from fledge.training.checkpoint_folders import CHECKPOINTS, list_checkpoints
 from fledge.training.loss_scale import LossScale
 from fledge.training.settings import (
@@ -33,7 +34,7 @@ from fledge.training.settings import (
     ScheduleSettings,
     TrainingSettings,
 )
-from fledge.training.trainer import StepReport, Trainer, is_due
+from fledge.training.trainer import StepReport, Trainer
 
 OPTIMIZERS = {"adamw": AdamWSettings(), "muon": MuonSettings()}
 
@@ -247,12 +248,16 @@ def test_the_split_into_micro_batches_changes_rounding_only(
     assert float((losses - split_losses).abs().max()) < 2e-6
 
 
-def test_observers_change_no_bit(tmp_path: Path, documents: TokenSet) -> None:
-    def sample(model: Llama) -> str:
+@pytest.mark.parametrize(
+    "looking",
+    [{"validate_every_steps": 2}, {"validate_every_tokens": 200, "validation_share": 0.3}, {"validate_every_epochs": 0.1}],
+)
+def test_observers_change_no_bit(tmp_path: Path, documents: TokenSet, looking: dict[str, Any]) -> None:
+    def sample(model: Llama) -> list[tuple[str, str]]:
         torch.manual_seed(7)
-        return str(model(torch.randint(0, 90, (1, 8))).argmax().item())
+        return [("a prompt", str(model(torch.randint(0, 90, (1, 8))).argmax().item()))]
 
-    settings = training_settings(validate_every_steps=2, sample_every_steps=1)
+    settings = training_settings(**looking, sample_every_steps=1)
     watched = train(tmp_path / "watched", settings, documents, sample=sample)
     alone = train(tmp_path / "alone", settings, documents, watched=False)
     assert_same_bits(everything(watched), everything(alone))

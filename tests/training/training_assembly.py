@@ -49,6 +49,7 @@ from fledge.training.parallel import open_world, settle_machine
 from fledge.training.phases import make_plan
 from fledge.training.plan import FROM_THE_BEGINNING
 from fledge.training.preparation import choose_computation
+from fledge.training.samples import SampleRecord
 from fledge.training.saving import CheckpointWriter
 from fledge.training.score import read_scores, score_preferences, write_scores
 from fledge.training.settings import AdamWSettings, MuonSettings, NextTokenSettings, PreferenceSettings, ScheduleSettings, TrainingSettings
@@ -128,7 +129,7 @@ def assembled(
     scores_folder: Path | None = None,
     request: Request = REQUEST,
     model: Llama | None = None,
-    sample: Callable[[Llama], str] | None = None,
+    sample: Callable[[Llama], Sequence[tuple[str, str]]] | None = None,
     watched: bool = True,
     parent: Artifact | None = None,
     left_out: LeftOut = (),
@@ -179,6 +180,7 @@ def assembled(
                     progress.validation_losses,
                 ),
             ]
+            samples = [Sample(settings, plan, model, world, sample, SampleRecord(folder, progress.step))] if sample else []
             yield Trainer(
                 settings=settings,
                 model=model,
@@ -187,7 +189,7 @@ def assembled(
                 batches=batches,
                 world=world,
                 machine=machine,
-                observers=[*(observers if watched else []), *([Sample(settings, plan, model, world, sample)] if sample else [])],
+                observers=[*(observers if watched else []), *samples],
                 writer=CheckpointWriter(
                     folder,
                     request,

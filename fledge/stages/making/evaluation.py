@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fledge.core import console, disk
 from fledge.core.artifact import Artifact
@@ -17,6 +16,7 @@ from fledge.evaluation.benchmarks.run import BenchmarkResult, run_benchmark
 from fledge.evaluation.checkpoint import (
     CheckpointEvaluation,
     answer_perplexity_score,
+    answers_questions,
     evaluate_base,
     evaluate_chat,
     replies_table,
@@ -24,6 +24,7 @@ from fledge.evaluation.checkpoint import (
     results_csv,
     results_table,
     results_text,
+    training_settings,
 )
 from fledge.evaluation.compression import CompressorFigure, compressor_figures
 from fledge.evaluation.generations import Answer, Sample, continued_documents, respond
@@ -142,7 +143,7 @@ def _evaluate(name: str, checkpoint: Artifact, tokenizer: Tokenizer, held_out: H
             require_same_tokenizer(token_set.tokenizer_sha256, tokenizer.sha256, what, holder)
     scores: list[Score] = []
     answers: list[Answer] = []
-    isolated = _training_settings(checkpoint).get("isolate_documents", True)
+    isolated = training_settings(checkpoint).get("isolate_documents", True)
     if held_out.document_tokens is not None:
         scores += evaluate_base(
             model, tokenizer, held_out.document_tokens, held_out.documents, held_out.settings, isolate_documents=isolated
@@ -154,7 +155,7 @@ def _evaluate(name: str, checkpoint: Artifact, tokenizer: Tokenizer, held_out: H
     if tokenizer.template is not None and held_out.conversations and knows_controls:
         likely = answer_perplexity_score(model, tokenizer, held_out.conversations, held_out.settings)
         scores += [likely] if likely is not None else []
-    answering = _answers(checkpoint, model, tokenizer)
+    answering = answers_questions(checkpoint, model, tokenizer)
     if answering:
         if held_out.conversations:
             chat_scores, answers = evaluate_chat(model, tokenizer, held_out.conversations, held_out.settings)
@@ -183,15 +184,6 @@ def _benchmarks(model: Llama, tokenizer: Tokenizer, held_out: HeldOut) -> list[B
     ]
 
 
-def _answers(checkpoint: Artifact, model: Llama, tokenizer: Tokenizer) -> bool:
-    """Whether a model was trained on conversations: told by what ends it, or, where turns have no end of their own, by its stage."""
-    if tokenizer.template is None:
-        return False
-    if tokenizer.template.has_turn_tokens:
-        return tokenizer.turn_end in model.config.end_token_ids
-    return checkpoint.manifest.settings.get("settings", {}).get("stage") in ("sft", "dpo")
-
-
 def _preference_scores(checkpoint: Artifact, model: Llama, held_out: HeldOut) -> list[Score]:
     """Scores on the pairs; of a checkpoint that learned from pairs also what it gained since the one it started from.
 
@@ -208,14 +200,8 @@ def _preference_scores(checkpoint: Artifact, model: Llama, held_out: HeldOut) ->
         console.warn(f"{parent.path} is not there any more: no rewards, which compare with it")
         return preference_scores(_pairs(checkpoint.id, model, held_out), None)
     reference = held_out.pairs.get(parent.id) or _pairs(parent.id, load_model(Path(parent.path)).eval(), held_out)
-    beta = _training_settings(checkpoint)["objective"]["beta"]
+    beta = training_settings(checkpoint)["objective"]["beta"]
     return preference_scores(_pairs(checkpoint.id, model, held_out), reference, beta)
-
-
-def _training_settings(checkpoint: Artifact) -> dict[str, Any]:
-    """What a checkpoint was trained with; empty for one that others wrote."""
-    found: dict[str, Any] = checkpoint.manifest.settings.get("settings", {}).get("training", {})
-    return found
 
 
 def _pairs(checkpoint_id: str, model: Llama, held_out: HeldOut) -> PairLogProbabilities:

@@ -66,7 +66,8 @@ def predict(
         took = measure(model, objective, optimizer, machine, first, PROBE_RUNS.get(world.device.type, 3))
         step_seconds = took.step(rows_per_rank(length.batch_rows, world.size))
         trained = trained_parameter_count(model.config, settings.lora)
-        seconds = stage_seconds(settings, length, step_seconds, took.row, trained, validation_rows)
+        epochs = plan.epochs(plan.steps)
+        seconds = stage_seconds(settings, length, step_seconds, took.row, trained, validation_rows, epochs)
         del first, optimizer
         gc.collect()
         console.say(f"expected: {console.format_seconds(seconds)}, {console.format_bytes(memory.total)} of memory")

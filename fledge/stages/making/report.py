@@ -6,6 +6,7 @@ import json
 import platform
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,33 @@ import torch
 
 from fledge.core import __version__, artifact, console, disk
 from fledge.core.artifact import Artifact
-from fledge.core.console import format_bytes
+from fledge.core.console import format_seconds
 from fledge.core.metrics import read_metrics
+from fledge.corpus import card_figures
+from fledge.corpus.build import CARD_PAGE, STATS
 from fledge.evaluation.checkpoint import evaluation_from_plain
 from fledge.evaluation.compression import CompressorFigure
 from fledge.evaluation.generations import Sample, answer_question
-from fledge.evaluation.report import LineageLine, ReportData, StageUse, TrainingHistory, report
+from fledge.evaluation.report import report
+from fledge.evaluation.report_data import CorpusCard, LineageLine, OtherRun, PhaseUse, ReportData, SourceShare, StageUse, TrainingHistory
 from fledge.stages import CONTENT_OF, REPORT, TRAINING_STAGES
 from fledge.stages.checkpoint_names import find_checkpoint
 from fledge.stages.making.evaluation import RESULTS
 from fledge.stages.run import Run
 from fledge.tokens.tokenizer import open_tokenizer
+from fledge.training.checkpoint import read_order
+from fledge.training.samples import read_samples
 
 
-def make_report(run: Run, made: Mapping[str, Artifact], last: str | None, folder: Path) -> dict[str, Any]:
+def make_report(
+    run: Run, made: Mapping[str, Artifact], last: str | None, others: Mapping[str, Mapping[str, Artifact]], folder: Path
+) -> dict[str, Any]:
     """Write the page of these artifacts, by their place in the run. The model of stage `last` is asked the recipe's question.
 
-    Returns figures: the size of the page, the question and the answer.
+    `others` are runs to compare with, by name. Returns figures: the size of the page, the question and the answer.
     """
     asked = _ask(run, made[last].path) if last is not None else None
-    size_bytes = disk.write_text(folder / REPORT, report(_gather(run, made, asked))).size_bytes
+    size_bytes = disk.write_text(folder / REPORT, report(_gather(run, made, asked, others))).size_bytes
     return {"size_bytes": size_bytes, **({"question": asked.prompt, "answer": asked.text} if asked else {})}
 
 
@@ -47,8 +55,8 @@ def _ask(run: Run, stage_folder: Path) -> Sample | None:
     return Sample(question, answer, f"The question of the recipe, answered by the model after {stage_folder.name}.")
 
 
-def _gather(run: Run, made: Mapping[str, Artifact], asked: Sample | None) -> ReportData:
-    results = json.loads((made["evaluate"].path / RESULTS).read_text(encoding="utf-8"))
+def _gather(run: Run, made: Mapping[str, Artifact], asked: Sample | None, others: Mapping[str, Mapping[str, Artifact]]) -> ReportData:
+    results = _results(made)
     trained = [stage for stage in TRAINING_STAGES if stage in made]
     return ReportData(
         run_name=run.folder.name,
@@ -56,13 +64,13 @@ def _gather(run: Run, made: Mapping[str, Artifact], asked: Sample | None) -> Rep
         written_at=datetime.now().strftime("%Y-%m-%d %H:%M"),
         asked=asked,
         stages=[_use(place, found) for place, found in made.items()],
-        training=[TrainingHistory(stage, read_metrics(made[stage].path), CONTENT_OF[stage]) for stage in trained],
+        training=[_history(stage, made[stage]) for stage in trained],
         compressors=[CompressorFigure(**figure) for figure in results["compressors"]],
         samples=[Sample(**sample) for sample in results["samples"]],
         evaluations=[evaluation_from_plain(one) for one in results["evaluations"]],
-        corpus=[
-            fact for place, found in made.items() if place.startswith(("corpus/", "tokenizer", "pack/")) for fact in _facts(place, found)
-        ],
+        others=[_other(name, found) for name, found in {run.folder.name: made, **others}.items()] if others else (),
+        cards=[_card(place, found) for place, found in made.items() if place.startswith("corpus/")],
+        corpus=[fact for place, found in made.items() if place.startswith(("tokenizer", "pack/")) for fact in _facts(place, found)],
         model=_model_facts(made[trained[0]]) if trained else (),
         lineage=_lineage(made[trained[-1]] if trained else made["evaluate"]),
         environment=[
@@ -91,13 +99,72 @@ def _use(place: str, found: Artifact) -> StageUse:
     )
 
 
+def _history(stage: str, found: Artifact) -> TrainingHistory:
+    """A training stage: what it recorded and wrote, and the phases and sources of its plan."""
+    identity, _ = read_order(found.path / found.stats["final"])
+    samples = [(one.step, Sample(one.prompt, one.text)) for one in read_samples(found.path)]
+    return TrainingHistory(
+        stage,
+        read_metrics(found.path),
+        CONTENT_OF[stage],
+        [_phase(phase) for phase in identity["phases"]],
+        [SourceShare(name, use["tokens"], use["share"], use["epochs"]) for name, use in found.stats["sources"].items()],
+        samples,
+    )
+
+
+def _phase(plain: Mapping[str, Any]) -> PhaseUse:
+    weights = {name: float(Fraction(weight)) for name, weight in plain["weights"].items()}
+    whole = sum(weights.values())
+    return PhaseUse(plain["steps"], plain["row_tokens"], plain["batch_rows"], {name: weight / whole for name, weight in weights.items()})
+
+
+def _other(name: str, made: Mapping[str, Artifact]) -> OtherRun:
+    """A run as far as it is finished, in what can stand beside another."""
+    trained = [stage for stage in TRAINING_STAGES if stage in made]
+    facts: dict[str, str] = {}
+    settings: dict[str, str] = {}
+    for stage in trained:
+        stats = made[stage].stats
+        facts |= {
+            f"parameters, {stage}": f"{stats['parameters']:,}",
+            f"tokens, {stage}": f"{stats['tokens']:,}",
+            f"steps, {stage}": f"{stats['steps']:,}",
+            f"loss, {stage}": f"{stats['loss']:.4f}",
+            **({f"validation loss, {stage}": f"{stats['validation_loss']:.4f}"} if stats.get("validation_loss") is not None else {}),
+            f"time, {stage}": format_seconds(stats["seconds"]),
+        }
+        asked = made[stage].manifest.settings
+        settings |= {f"{stage}.{key}": str(value) for key, value in dotted(asked["training"])}
+        settings |= {f"model.{key}": str(value) for key, value in dotted(asked["model"] or {})}
+    evaluations = [evaluation_from_plain(one) for one in _results(made)["evaluations"]] if "evaluate" in made else []
+    return OtherRun(name, [_history(stage, made[stage]) for stage in trained], evaluations, facts, settings)
+
+
+def dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a settings tree by its dotted name."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _results(made: Mapping[str, Artifact]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((made["evaluate"].path / RESULTS).read_text(encoding="utf-8"))
+    return found
+
+
+def _card(place: str, found: Artifact) -> CorpusCard:
+    """The data card in short; the whole one lies beside the corpus."""
+    figures = card_figures.figures_of(json.loads((found.path / STATS).read_text(encoding="utf-8")))
+    summary = f"{' '.join(card_figures.summary(figures))} The whole data card is {found.path / CARD_PAGE}."
+    return CorpusCard(place, summary, card_figures.VOLUME_COLUMNS, card_figures.volume_rows(figures), card_figures.limits(figures))
+
+
 def _facts(place: str, found: Artifact) -> Iterator[tuple[str, str]]:
     stats = found.stats
-    if found.manifest.kind == "corpus":
-        train, validation = stats["rows"]["train"], stats["rows"]["validation"]
-        size_bytes = sum(sides["train"]["utf8_bytes"] for sides in stats["sources"].values())
-        yield place, f"{train:,} for training ({format_bytes(size_bytes)}), {validation:,} held out"
-    elif found.manifest.kind == "tokenizer":
+    if found.manifest.kind == "tokenizer":
         yield place, f"{stats['vocabulary_size']:,} entries, sha256 {stats['canonical_sha256'][:12]}"
     else:
         yield place, f"{stats['train']['tokens']:,} tokens for training, {stats['validation']['tokens']:,} held out"

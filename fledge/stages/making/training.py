@@ -49,6 +49,7 @@ from fledge.training.preparation import choose_computation, on_device, open_batc
 from fledge.training.profiling import Profile
 from fledge.training.resident import ResidentRows
 from fledge.training.rollback import run_with_rollbacks
+from fledge.training.samples import SampleRecord
 from fledge.training.saving import CheckpointWriter
 from fledge.training.score import read_scores
 from fledge.training.sentinels import FirstLoss, expected_loss, require_stop_token, require_targets
@@ -145,7 +146,7 @@ def _assemble(task: Task, world: World, stop: StopSignals, writer: CheckpointWri
         validate = Validate(settings, plan, metrics, model, objective, validation, at_once, measuring, machine, byte_lengths, losses)
         peak = peak_flops_per_second(folder, machine, world.device) * world.size if world.main else None
         log = Log(settings, plan, metrics, Gauge(model.config, plan, progress.step, world.device, peak, lora=settings.lora), model)
-        samples = [] if world.sharded else [Sample(settings, plan, model, world, _sampler(task))]
+        samples = [] if world.sharded else [_samples(task, plan, model, world, progress.step)]
         profiles = [Profile(settings.profile, folder, progress.step, plan.steps, world.main)] if settings.profile else []
         yield Trainer(
             settings=settings,
@@ -283,19 +284,38 @@ def _described(machine: Machine, world: World, batches: BatchLoader, isolate_doc
     return ", ".join(parts)
 
 
-def _sampler(task: Task) -> Callable[[Llama], str]:
-    """A text of its own, or the answer to the recipe's question; with random numbers of its own."""
+def _sampler(task: Task, model: Llama) -> Callable[[Llama], list[tuple[str, str]]]:
+    """What the model writes after each prompt, with random numbers of its own. Raises ConfigError if a prompt leaves no room."""
     tokenizer, generation = task.tokenizer, _seeded(task.run.recipe.generation, task.settings.seed)
-    if task.answers and task.run.recipe.question:
-        prompt = render(tokenizer, [Message("user", task.run.recipe.question)], answer_follows=True).ids
-    else:
-        prompt = list(tokenizer.document_start)
+    question = task.run.recipe.question if task.answers else None
+    prompts = task.settings.sample_prompts or ((question,) if question else ("",))
+    encoded = [_encoded_prompt(task, prompt) for prompt in prompts]
+    context_tokens = model.config.settings.max_position_embeddings
+    too_long = next((prompt for prompt, ids in zip(prompts, encoded, strict=True) if len(ids) >= context_tokens), None)
+    if too_long is not None:
+        problem = f"{task.stage}.sample_prompts: {too_long[:40]!r} ... fills the model's context of {context_tokens} tokens"
+        raise ConfigError(problem, "shorten it")
+    # An answer's question is the recipe's, known without being repeated in every line.
+    named = prompts if task.settings.sample_prompts else ("",)
 
-    def sample(model: Llama) -> str:
-        [completion] = Engine(model, tokenizer.vocabulary_size, model.config.end_token_ids).generate([prompt], generation)
-        return " ".join(tokenizer.decode(completion.ids).split())
+    def sample(model: Llama) -> list[tuple[str, str]]:
+        completions = Engine(model, tokenizer.vocabulary_size, model.config.end_token_ids).generate(encoded, generation)
+        texts = [" ".join(tokenizer.decode(completion.ids).split()) for completion in completions]
+        return list(zip(named, texts, strict=True))
 
     return sample
+
+
+def _samples(task: Task, plan: Plan, model: Llama, world: World, step: int) -> Sample:
+    record = SampleRecord(task.folder, step) if world.main else None
+    return Sample(task.settings, plan, model, world, _sampler(task, model), record)
+
+
+def _encoded_prompt(task: Task, prompt: str) -> list[int]:
+    """A question where the model learns to answer, else the beginning of a text."""
+    if task.answers and prompt:
+        return render(task.tokenizer, [Message("user", prompt)], answer_follows=True).ids
+    return [*task.tokenizer.document_start, *task.tokenizer.encode(prompt)]
 
 
 def _seeded(generation: GenerationSettings, seed: int) -> GenerationSettings:

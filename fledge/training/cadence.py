@@ -1,0 +1,49 @@
+"""When a run looks at its validation rows, and at how many: pure functions of the settings and the plan.
+
+Looking every so many steps, every so many tokens, or every so much of an epoch differ where batches grow or phases change: tokens and
+epochs then keep the distance even in what was learned from. It happens after the step that passes the mark, and always after the last one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from fledge.training.plan import Plan, Row
+from fledge.training.settings import TrainingSettings
+
+_TOLERANCE = 1e-9
+"""Of a mark that is reached exactly: 3 x 0.1 epochs are less than 0.3 by rounding."""
+
+
+def is_due(step: int, every_steps: int | None, steps: int) -> bool:
+    """Whether something that happens every so many steps, and at the end, happens after this step; None: at the end only."""
+    return step == steps or (every_steps is not None and step % every_steps == 0)
+
+
+def passes_mark(before: float, after: float, every: float) -> bool:
+    """Whether a multiple of `every` lies in (before, after]."""
+    return math.floor(after / every + _TOLERANCE) > math.floor(before / every + _TOLERANCE)
+
+
+def validation_is_due(step: int, settings: TrainingSettings, plan: Plan) -> bool:
+    """Whether to validate after so many steps."""
+    if settings.validate_every_tokens is not None:
+        due = passes_mark(plan.tokens(step - 1), plan.tokens(step), settings.validate_every_tokens)
+    elif settings.validate_every_epochs is not None:
+        due = passes_mark(plan.epochs(step - 1), plan.epochs(step), settings.validate_every_epochs)
+    else:
+        return is_due(step, settings.validate_every_steps, plan.steps)
+    return due or step == plan.steps
+
+
+def validated_rows(rows: int, settings: TrainingSettings) -> int:
+    """How many of the validation rows are measured each time; of a share at least one."""
+    if settings.validation_share is not None:
+        return min(rows, max(1, round(settings.validation_share * rows)))
+    return rows if settings.validation_rows is None else min(rows, settings.validation_rows)
+
+
+def spread(rows: Sequence[Row], count: int) -> list[Row]:
+    """`count` of the rows at even distances, or all of them."""
+    return list(rows) if count >= len(rows) else [rows[number * len(rows) // count] for number in range(count)]
