@@ -49,7 +49,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
             model.lm_head.weight.mul_(scale)
         (place / name).mkdir()
         save_model(model, place / name)
-        copy_tokenizer(tokenizer, place / name, False, SHAPE.max_position_embeddings)
+        copy_tokenizer(tokenizer, False, place / name, SHAPE.max_position_embeddings)
     with artifact.build(place / "own", Request("checkpoint", {"settings": {"stage": "pretrain", "training": {}}})) as (partial, _):
         for path in (place / "loud").iterdir():
             disk.write_bytes(partial / path.name, path.read_bytes())
@@ -246,7 +246,7 @@ def test_the_base_of_an_adapter_is_part_of_what_was_measured(here: Path, fledge:
     add_adapter(model, Adapter(LoraSettings(rank=2, alpha=4.0), here / "loud"), seed=0)
     (here / "adapted").mkdir()
     save_model(model, here / "adapted")
-    copy_tokenizer(open_tokenizer(here / "loud"), here / "adapted", False, SHAPE.max_position_embeddings)
+    copy_tokenizer(open_tokenizer(here / "loud"), False, here / "adapted", SHAPE.max_position_embeddings)
     assert fledge("evaluate", "loud", "adapted", *ASKED).exit_code == 0
     told = json.loads((here / "out" / "results.json").read_text())
     assert told["models"][1]["weights_sha256"] == {
