@@ -19,7 +19,7 @@ from fledge.tokens.shards import open_token_set
 from fledge.tokens.tokenizer import open_tokenizer
 from fledge.tokens.unpacking import unpacked_documents
 from fledge.verbs import inspection
-from fledge.verbs.export import EXPORTS
+from fledge.verbs.export import export
 
 MakeRun = Callable[..., Run]
 Walk = Callable[..., None]
@@ -106,7 +106,7 @@ def test_plain_files_of_others_are_trained_on(
     first = make_run(name="first")
     walk(first, "pack")
     plain = tmp_path / "plain"
-    EXPORTS["bin"](str(first.folder), plain, False)
+    export(str(first.folder), plain, "bin", None, small=False)
     asked: list[tuple[str, str, str]] = []
 
     def download(repository: str, *, repo_type: str, revision: str, **_: object) -> str:
