@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-_LOGIN = re.compile(r"([A-Za-z][\w+.-]*://)[^\s/?#'\",\[\]{}]*@")
-_QUERY = re.compile(r"(https?://[^\s?'\",\[\]{}]*)\?[^\s'\",\[\]{}]*")
+_LOGIN = re.compile(r"([A-Za-z][\w+.-]*://)[^\s/]*@")
+_QUERY = re.compile(r"(https?://[^\s?#]*)[?#]\S*?([]}'\",)]*)(?=\s|$)", re.IGNORECASE)
+"""Up to the next space, whatever brackets and quotes are in it: rather too much than a part of a secret."""
 
 
 def counted(number: int, noun: str) -> str:
@@ -15,4 +16,4 @@ def counted(number: int, noun: str) -> str:
 
 def without_secrets(text: str) -> str:
     """A text in which no address has user, password or query."""
-    return _QUERY.sub(r"\1", _LOGIN.sub(r"\1", text))
+    return _QUERY.sub(r"\1\2", _LOGIN.sub(r"\1", text))

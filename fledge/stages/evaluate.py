@@ -48,19 +48,24 @@ def _checkpoints(run: Run, settings: EvaluateSettings) -> dict[str, Artifact]:
     named, ordered = dict(_named(run, settings)), dict[str, Artifact]()
     for name, found in named.items():
         start_from = getattr(run.recipe, name).start_from if name in TRAINING_STAGES else None
-        parent = _parent(start_from) if start_from is not None else None
+        parent = _parent(start_from, found) if start_from is not None else None
         if parent is not None and parent.id not in {one.id for one in (*named.values(), *ordered.values())}:
             ordered[f"{start_from} (before {name})"] = parent
         ordered[name] = found
     return ordered
 
 
-def _parent(start_from: str) -> Artifact | None:
+def _parent(start_from: str, child: Artifact) -> Artifact | None:
+    """What is found under the name that a stage started from, if it is still what the stage did start from."""
     try:
-        return open_checkpoint(start_from)
+        parent = open_checkpoint(start_from)
     except (ArtifactError, CheckpointError) as error:
         console.warn(f"the checkpoint {start_from} is not measured: {error.problem}")
         return None
+    if parent.id != child.manifest.inputs["start_from"].id:
+        console.warn(f"the checkpoint {start_from} is not measured: it is another than the one that {child.path} was trained from")
+        return None
+    return parent
 
 
 def _tokenizers(checkpoints: Mapping[str, Artifact]) -> dict[str, Path]:

@@ -17,6 +17,13 @@ def test_one_is_singular() -> None:
         ("pretrain.start_from=demo@500", "pretrain.start_from=demo@500"),
         ("path=runs/a@b/c?d", "path=runs/a@b/c?d"),
         ("https://host/people@home/a", "https://host/people@home/a"),
+        ("https://h/a,b.parquet?sig=SECRET", "https://h/a,b.parquet"),
+        ("https://h/part-[0-9].parquet?sig=a,SECRET", "https://h/part-[0-9].parquet"),
+        ("https://h/{0,1}.parquet?sig=SECRET", "https://h/{0,1}.parquet"),
+        ("HTTPS://h/a?sig=SECRET", "HTTPS://h/a"),
+        ("https://h/a#token=SECRET", "https://h/a"),
+        ("https://user:pa,s[s#'1?@h/x and more", "https://h/x and more"),
+        ("{path: \"https://h/a?b=1\", name: a}", "{path: \"https://h/a\", name: a}"),
     ],
 )
 def test_no_address_shows_its_secrets(given: str, shown: str) -> None:

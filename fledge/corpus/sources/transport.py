@@ -67,7 +67,7 @@ def shown(address: str) -> str:
     scheme, separator, rest = address.partition("://")
     if not separator:
         return address
-    if scheme in {"http", "https"}:
+    if scheme.lower() in {"http", "https"}:
         rest = rest.partition("?")[0].partition("#")[0]
     host, slash, path = rest.partition("/")
     return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
