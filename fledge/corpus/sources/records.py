@@ -246,7 +246,8 @@ def _dialogue(value: object, name: str) -> Sequence[Message]:
 
 
 def question_group(messages: Sequence[Message]) -> str:
-    """The group of a conversation or a pair: what is said before the first answer. So a question is never both trained on and held out,
-    however it was answered, how the talk went on, and whether it came as a conversation or with two answers to compare.
+    """The group of a conversation or a pair: what the user says before the first answer. So a question is never both trained on and held
+    out, however it was answered, how the talk went on, under which system prompt, and whether it came with two answers to compare.
     """
-    return text_group("\n".join(message.content for message in itertools.takewhile(lambda one: one.role != "assistant", messages)))
+    asked = itertools.takewhile(lambda one: one.role != "assistant", messages)
+    return text_group("\n".join(message.content for message in asked if message.role == "user"))

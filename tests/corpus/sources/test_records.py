@@ -23,11 +23,11 @@ def test_conversations(write_lines: WriteLines) -> None:
     rows, rejects = read(write_lines({"messages": turns}, {"messages": turns[1:3]}, {"messages": turns}), "conversations")
     assert not rejects.kept and isinstance(rows[0], Conversation)
     assert rows[0].messages[:2] == (Message("system", "s"), Message("user", "q")) and len(rows[0].messages) == 5
-    assert rows[0].group == rows[2].group != rows[1].group
+    assert rows[0].group == rows[1].group == rows[2].group
 
 
 def test_a_question_is_on_one_side_of_the_split(write_lines: WriteLines) -> None:
-    """However it was answered, whatever came after, and whether its answers are to be learned or compared."""
+    """However it was answered, whatever came before and after, and whether its answers are to be learned or compared."""
     asked, again = turn("user", "What is it?"), turn("user", "what is  it")
     talks = [
         [asked, turn("assistant", "This.")],
@@ -37,7 +37,7 @@ def test_a_question_is_on_one_side_of_the_split(write_lines: WriteLines) -> None
         [turn("user", "Why?"), turn("assistant", "This.")],
     ]
     groups = [row.group for row in read(write_lines(*({"messages": talk} for talk in talks)), "conversations")[0]]
-    assert groups[0] == groups[1] == groups[2] and len(set(groups)) == 3
+    assert len(set(groups[:4])) == 1 and groups[4] != groups[0]
     pairs = [
         {"prompt": "What is it?", "chosen": "a", "rejected": "b"},
         {"prompt": [*talks[0], turn("user", "Why?")], "chosen": "a", "rejected": "b"},
