@@ -90,6 +90,15 @@ def test_baselines_and_the_word_for_it(corpus: Corpus, random_model: Llama, tmp_
     assert "guessing (75 %)" in acc.verdict
 
 
+def test_the_place_of_the_right_choice_is_no_answer(corpus: Corpus, random_model: Llama, tmp_path: Path) -> None:
+    """SciQ's is always the last one, which a model that is always right must not be held against."""
+    rows = [{**ROWS["sciq"][0], "question": f"what is {place}"} for place in range(12)]
+    for name, given in (("sciq", rows), ("piqa", ROWS["piqa"])):
+        result = run_benchmark(random_model, corpus.tokenizer, find_benchmark(name, write_rows(tmp_path / f"{name}.jsonl", given)))
+        chance = {"sciq": 0.25, "piqa": 0.5}[name]
+        assert [(one.chance, one.majority, one.baseline) for one in result.scores] == [(chance, None, chance)] * 2
+
+
 def test_samples_are_drawn_alike_and_kept_in_order(corpus: Corpus, uniform_model: Llama, tmp_path: Path) -> None:
     rows = [{**ROWS["boolq"][0], "question": f"is it {place}"} for place in range(70)]
     placed = find_benchmark("boolq", write_rows(tmp_path / "b.jsonl", rows))
