@@ -191,6 +191,14 @@ def test_what_lm_eval_cannot_be_asked_is_refused(opened: tuple[Llama, Tokenizer]
             harness_results(*opened, [task], {task: path})
 
 
+def test_rows_of_a_file_are_not_shown_solved_before_they_are_asked(opened: tuple[Llama, Tokenizer], files: dict[str, Path]) -> None:
+    for task, examples, said in (("boolq", 2, "boolq shows 2 solved"), ("triviaqa", 3, "shows 3"), ("gsm8k", None, "gsm8k shows 5")):
+        with pytest.raises(DataError, match=said):
+            harness_results(*opened, [task], {task: files["boolq"]}, examples=examples)
+    assert harness._refuse_solved_rows("gsm8k_cot", None) is None, "these are written in the task itself"  # type: ignore[func-returns-value]
+    assert harness._refuse_solved_rows("gsm8k", 0) is None  # type: ignore[func-returns-value]
+
+
 def test_the_first_rows_are_taken(opened: tuple[Llama, Tokenizer], files: dict[str, Path]) -> None:
     found = harness_results(*opened, ["boolq"], {"boolq": files["boolq"]}, limit=1)
     assert figures(found["boolq"])["acc"] in (0.0, 1.0) and found["boolq"]["sample_len"] == 1

@@ -98,10 +98,17 @@ def run_benchmark(
     return BenchmarkResult(placed.name, tuple(scores), tuple(outcomes), placed.file.sha256)
 
 
+def sample_count(samples: Samples) -> int | None:
+    """How many rows are drawn; None: all of them."""
+    if isinstance(samples, int):
+        return samples
+    return None if samples == "all" else SAMPLES[samples]
+
+
 def draw(rows: Sequence[Item], samples: Samples, seed: int) -> list[Item]:
     """So many of the rows, in their order."""
-    count = len(rows) if samples == "all" else SAMPLES[samples] if isinstance(samples, str) else samples
-    if count >= len(rows):
+    count = sample_count(samples)
+    if count is None or count >= len(rows):
         return list(rows)
     return [rows[index] for index in sorted(random.Random(seed).sample(range(len(rows)), count))]
 
