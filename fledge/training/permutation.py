@@ -21,7 +21,6 @@ Words = NDArray[np.uint64]
 def permute(positions: Words, size: int, keys: Words) -> Words:
     """(N,) positions in [0, size) and a key for each -> (N,) images; for each key a bijection of [0, size)."""
     assert not positions.size or positions.max() < size, "a position outside would be walked for ever"
-    assert not positions.size or positions.max() < size, "a position outside would be walked for ever"
     half_bits = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     images, outside = positions.copy(), np.arange(len(positions))
     while outside.size:
