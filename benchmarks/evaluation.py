@@ -3,7 +3,8 @@
 The same 23M model (random weights, a head of 32,768), the same rows: 200 last words, 200 yes/no questions and whole pages, made of
 the pages of a WikiText file in the forms of LAMBADA, BoolQ and WikiText-2. One process per contestant, one thread, fp32; they score the
 same rows in turn, and what counts is the processor time of scoring: from texts to log-likelihoods, tokenization included, loading of
-model and rows not. lm-eval runs with each of several batch sizes, and the fastest of them counts. Both must find the same figures.
+model and rows not. lm-eval runs with each of several batch sizes, and the fastest of them counts. It fails if the two do not find the same
+figures, or if lm-eval takes less than twice as long in all.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import datetime
 import json
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import exp, isclose, log
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,8 @@ from processes import ROOT, machine
 
 TASKS = {"lambada_openai": 200, "boolq": 200, "wikitext": None}
 BAR = 2.0
+RELATIVE_TOLERANCE = 1e-5
+"""Of perplexities: fp32 sums of other kernels, exponentiated. Shares must be equal."""
 
 
 def make_model(folder: Path, pages: list[str]) -> None:
@@ -46,7 +51,7 @@ def make_model(folder: Path, pages: list[str]) -> None:
     shape = ModelSettings(hidden_size=256, num_hidden_layers=6, num_attention_heads=4, intermediate_size=1024, max_position_embeddings=1024)
     # So short a text fills no vocabulary of 32,768; the head has its size all the same.
     save_model(Llama(ModelConfig(shape, 32_768)), folder)
-    copy_tokenizer(tokenizer, folder, answers=False, maximum_tokens=1024)
+    copy_tokenizer(tokenizer, False, folder, maximum_tokens=1024)
 
 
 def make_rows(folder: Path, pages: list[str], count: int) -> None:
@@ -109,11 +114,14 @@ def peer_scorers(folder: Path, batch: int) -> dict[str, Callable[[], dict[str, f
         def score() -> dict[str, float]:
             if name == "wikitext":
                 nats = model.loglikelihood_rolling(task.instances, disable_tqdm=True)
-                texts = [instance.doc["page"] for instance in task.instances]
-                return {"bits_per_byte": -sum(nats) / sum(len(text.encode()) for text in texts) / 0.6931471805599453}
+                pages = [instance.doc["page"] for instance in task.instances]
+                per_byte = -sum(nats) / sum(len(page.encode()) for page in pages)
+                per_word = -sum(nats) / sum(len(re.split(r"\s+", page)) for page in pages)
+                return {"word_perplexity": exp(per_word), "byte_perplexity": exp(per_byte), "bits_per_byte": per_byte / log(2)}
             found = model.loglikelihood(task.instances, disable_tqdm=True)
             if name == "lambada_openai":
-                return {"acc": sum(greedy for _, greedy in found) / len(found)}
+                price = -sum(nats for nats, _ in found) / len(found)
+                return {"acc": sum(greedy for _, greedy in found) / len(found), "perplexity": exp(price)}
             pairs = zip(found[0::2], found[1::2], task.instances[0::2], strict=True)
             return {"acc": sum((yes > no) == bool(one.doc["label"]) for (no, _), (yes, _), one in pairs) / (len(found) // 2)}
 
@@ -190,6 +198,8 @@ def compare(folder: Path, rounds: int, batches: Sequence[int]) -> dict[str, Any]
         contestant.close()
     figures = {name: contestant.figures for name, contestant in contestants.items()}
     total = {name: [sum(taken) for taken in zip(*by_task.values(), strict=True)] for name, by_task in seconds.items()}
+    for name in names[1:]:
+        require_same(figures["fledge"], figures[name])
     fastest = min(names[1:], key=lambda name: statistics.median(total[name]))
     return {
         "seconds": {name: {task: round(statistics.median(taken), 2) for task, taken in by.items()} for name, by in seconds.items()},
@@ -199,6 +209,18 @@ def compare(folder: Path, rounds: int, batches: Sequence[int]) -> dict[str, Any]
         "bar": BAR,
         "figures": {"fledge": figures["fledge"], "lm-eval": figures[fastest]},
     }
+
+
+def require_same(ours: Mapping[str, Mapping[str, float]], theirs: Mapping[str, Mapping[str, float]]) -> None:
+    """Of each task, every figure that lm-eval has: shares equal, all else within the tolerance. Raises SystemExit naming the other ones."""
+    pairs = [(f"{task}/{metric}", ours[task][metric], value) for task in TASKS for metric, value in theirs[task].items()]
+    other = [
+        f"{name}: {mine} and {value}"
+        for name, mine, value in pairs
+        if not isclose(mine, value, rel_tol=0.0 if name.endswith("/acc") else RELATIVE_TOLERANCE)
+    ]
+    if other:
+        raise SystemExit(f"the two find other figures: {'; '.join(other)}")
 
 
 def _times(theirs: Sequence[float], ours: Sequence[float]) -> float:
@@ -235,6 +257,8 @@ def main() -> None:
         **compared,
     }
     print(json.dumps(result, indent=2))
+    if compared["times_as_long_in_all"] < BAR:
+        raise SystemExit(f"lm-eval takes {compared['times_as_long_in_all']} times as long in all, less than the bar of {BAR}")
     if arguments.write:
         (ROOT / "benchmarks" / "results" / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
 

@@ -198,7 +198,7 @@ def results_table(evaluations: Sequence[CheckpointEvaluation]) -> tuple[list[str
     for name in names:
         found = [evaluation.score(name) for evaluation in evaluations]
         known = next(score for score in found if score is not None)
-        baseline = "" if known.baseline is None else format_value(known.baseline, known)
+        baseline = "" if known.baseline is None else format_value(known.baseline, known.unit)
         rows.append([score_title(name), *("" if score is None else format_score(score) for score in found), baseline, f"{known.n:,}"])
     return ["score", *(evaluation.name for evaluation in evaluations), "guessing", "n"], rows
 
@@ -248,20 +248,20 @@ def score_title(name: str) -> str:
     return f"{title}: {kind.replace('_', ' ')}" if kind else title
 
 
-def format_value(value: float, score: Score) -> str:
-    """A figure in the score's unit: a share in percent, a count without decimals."""
-    if score.unit == "share":
+def format_value(value: float, unit: str) -> str:
+    """A figure in its unit: a share in percent, a count without decimals."""
+    if unit == "share":
         return percent(value, decimals=1)
-    decimals = 0 if abs(value) >= 10_000 else {"count": 0, "words": 1}.get(score.unit, 3)
+    decimals = 0 if abs(value) >= 10_000 else {"count": 0, "words": 1}.get(unit, 3)
     return f"{value:,.{decimals}f}"
 
 
 def format_score(score: Score) -> str:
     """A score with its 95 % interval, "25.7 % (20.6 to 31.6)"; a "?" behind one that its interval cannot tell from guessing."""
-    value, doubt = format_value(score.value, score), " ?" if score.distinguishable is False else ""
+    value, doubt = format_value(score.value, score.unit), " ?" if score.distinguishable is False else ""
     if score.low is None or score.high is None:
         return f"{value}{doubt}"
-    low, high = (format_value(end, score).removesuffix(" %") for end in (score.low, score.high))
+    low, high = (format_value(end, score.unit).removesuffix(" %") for end in (score.low, score.high))
     return f"{value} ({low} to {high}){doubt}"
 
 

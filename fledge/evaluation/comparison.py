@@ -152,9 +152,11 @@ def differences_table(comparison: Comparison) -> tuple[list[str], list[list[str]
     """Column titles and rows: how far from the first model, with the interval of the difference, and what may be said."""
     rows = []
     for one in comparison.differences:
-        paired, score = one.paired, Score("", 0.0, one.paired.n, None, None, unit=one.unit)  # type: ignore[arg-type]
-        figures = [_signed(value, score) for value in (paired.difference, paired.low, paired.high)]
-        interval = f"{figures[0]} ({figures[1].removesuffix(' %')} to {figures[2].removesuffix(' %')})"
+        paired = one.paired
+        interval = _signed(paired.difference, one.unit)
+        if paired.low is not None and paired.high is not None:
+            low, high = (_signed(end, one.unit).removesuffix(" %") for end in (paired.low, paired.high))
+            interval += f" ({low} to {high})"
         interval += " nats" if one.unit == "nats" else ""
         counts = f"{paired.higher:,} / {paired.lower:,}"
         p_value = paired.p_value if paired.adjusted_p_value is None else paired.adjusted_p_value
@@ -176,8 +178,8 @@ def format_p_value(p_value: float) -> str:
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
-def _signed(value: float, score: Score) -> str:
-    text = format_value(abs(value), score)
+def _signed(value: float, unit: str) -> str:
+    text = format_value(abs(value), unit)
     return f"{'-' if value < 0 else '+'}{text}"
 
 

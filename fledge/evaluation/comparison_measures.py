@@ -18,12 +18,12 @@ from fledge.core.artifact import Artifact
 from fledge.core.errors import DataError
 from fledge.corpus.document import Document
 from fledge.evaluation.benchmarks.places import PlacedBenchmark
-from fledge.evaluation.benchmarks.run import SAMPLES, BenchmarkResult, Samples, run_benchmark
+from fledge.evaluation.benchmarks.run import BenchmarkResult, Samples, run_benchmark, sample_count
 from fledge.evaluation.checkpoint import answers_questions
 from fledge.evaluation.comparison import ComparedData, ComparedModel, Measured, Outcomes
 from fledge.evaluation.generations import Sample, respond
 from fledge.evaluation.reader import Reader
-from fledge.evaluation.statistics import Z_95_PERCENT, Score, Unit, perplexity_score, ratio_score
+from fledge.evaluation.statistics import Z_95_PERCENT, Score, Unit, perplexity_score, ratio_score, share_score
 from fledge.inference.settings import GenerationSettings
 from fledge.model.adapter_config import find_base, is_adapter, open_base
 from fledge.model.cost import parameter_count
@@ -33,6 +33,9 @@ from fledge.tokens.tokenizer import Tokenizer
 
 SAME_AS_BITS = ("token_perplexity", "word_perplexity", "byte_perplexity")
 """Other forms of the bits per byte of the same text, so their difference is tested once, there."""
+
+HARNESS_SHARES = frozenset({"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em"})
+"""lm-eval's metrics that count right answers; of others, an F1 or a BLEU, it does not say what they are shares of."""
 
 MAXIMUM_NATS_PER_WORD = 100.0
 """Above it a text is not divided into words by white space, and a perplexity per word has 44 digits."""
@@ -111,7 +114,7 @@ def _on_texts(reader: Reader, texts: Iterable[Text]) -> Iterator[Measured]:
         pieces = [document.text for document in text.documents()]
         if not pieces:
             raise DataError(f"{text.data.name} holds no text to measure", "name a file with text in it")
-        prices = reader.prices(pieces)
+        prices = reader.prices(pieces, scores_opening=False)
         nats, tokens = [price.nats for price in prices], [float(price.tokens) for price in prices]
         text_bytes = [float(len(piece.encode("utf-8"))) for piece in pieces]
         words = [float(len(re.split(r"\s+", piece))) for piece in pieces]
@@ -170,7 +173,7 @@ def _by_harness(reader: Reader, asked: Questions) -> Iterator[Measured]:
     from fledge.evaluation.harness import harness_results
 
     files = {name: path for name, path in asked.harness.items() if path is not None}
-    limit = None if asked.samples == "all" else SAMPLES[asked.samples] if isinstance(asked.samples, str) else asked.samples
+    limit = sample_count(asked.samples)
     found = harness_results(reader.model, reader.tokenizer, list(asked.harness), files, limit, batch_tokens=reader.batch_tokens)
     for task, figures in found.items():
         sha256 = disk.digest_file(files[task]).sha256 if task in files else ""
@@ -178,15 +181,22 @@ def _by_harness(reader: Reader, asked: Questions) -> Iterator[Measured]:
 
 
 def harness_scores(task: str, figures: Mapping[str, Any], limit: int | None) -> Iterator[Score]:
-    """lm-eval's figures of a task ("acc,none" beside "acc_stderr,none") as scores, the interval from its standard error."""
+    """lm-eval's figures of a task as scores, named "lm-eval TASK/METRIC", or "METRIC,FILTER" where lm-eval filtered the answers.
+
+    Shares get Wilson's interval, whatever else is a mean that of lm-eval's standard error, if it told one.
+    """
     n = int(figures.get("sample_len") or limit or 0)
+    note = f"lm-eval, the first {limit} rows" if limit else "lm-eval"
     for key, value in figures.items():
         metric, _, ways = key.partition(",")
         if not ways or metric.endswith("_stderr") or not isinstance(value, (int, float)):
             continue
+        name = f"lm-eval {task}/{metric if ways == 'none' else key}"
+        if metric in HARNESS_SHARES and n and 0 <= value <= 1:
+            yield share_score(name, value * n, n, note=note)
+            continue
         error = figures.get(f"{metric}_stderr,{ways}")
         half_width = Z_95_PERCENT * error if isinstance(error, (int, float)) else None
         low, high = (None, None) if half_width is None else (value - half_width, value + half_width)
-        unit: Unit = "perplexity" if "perplexity" in metric else "bits_per_byte" if metric == "bits_per_byte" else "share"
-        note = f"lm-eval, the first {limit} rows" if limit else "lm-eval"
-        yield Score(f"lm-eval {task}/{metric}", float(value), n, low, high, unit=unit, note=note)
+        unit: Unit = "perplexity" if "perplexity" in metric else "bits_per_byte" if metric == "bits_per_byte" else "number"
+        yield Score(name, float(value), n, low, high, unit=unit, note=note)

@@ -65,12 +65,14 @@ def _differences(comparison: Comparison) -> Section | None:
     if not comparison.differences:
         return None
     first, table = comparison.models[0].name, differences_table(comparison)
-    units = dict.fromkeys(one.unit for one in comparison.differences)
-    charts = [_difference_chart([one for one in comparison.differences if one.unit == unit], first) for unit in units]
+    with_interval = [one for one in comparison.differences if one.paired.low is not None]
+    units = dict.fromkeys(one.unit for one in with_interval)
+    charts = [_difference_chart([one for one in with_interval if one.unit == unit], first) for unit in units]
     return page.section("Differences", _PAIRS, page.table(*table, frozenset(range(2, 6))), *charts, HOW_TO_READ)
 
 
 def _difference_chart(differences: Sequence[Difference], first: str) -> Markup:
+    """A line for each difference that has an interval."""
     share = differences[0].unit == "share"
     scale = 100 if share else 1
     rows = [
@@ -82,6 +84,7 @@ def _difference_chart(differences: Sequence[Difference], first: str) -> Markup:
             baseline=0.0,
         )
         for one in differences
+        if one.paired.low is not None and one.paired.high is not None
     ]
     unit = "percentage points" if share else differences[0].unit.replace("_", " ")
     return page.interval_chart(f"Difference to {first}, in {unit}", rows, percent=False, baseline_label="no difference")

@@ -10,7 +10,9 @@ in place of the hub's dataset.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import logging
 import re
 import tempfile
@@ -53,12 +55,16 @@ def harness_results(
     """lm-eval's figures by task ("acc,none": 0.42), on the first `limit` rows, after `examples` solved ones (None: the task's own number).
 
     A task that `data_files` names reads its rows there (fields as its dataset has them), any other from the hub or its cache. Raises
-    MachineError if lm-eval is not installed, DataError for an unknown task, one whose rows are nowhere, or a file of an unknown kind.
+    MachineError if lm-eval is not installed, DataError for an unknown task, one whose rows are nowhere, a file of an unknown kind, or one
+    whose solved examples would be the very rows of a file.
     """
     lm_eval, files = _library(), dict(data_files or {})
     definitions = {name: _local_task(name, path) for name, path in files.items()}
+    for name in definitions:
+        _refuse_solved_rows(name, examples)
     scorer = _language_model_class()(model, tokenizer, batch_tokens, precision)
-    with tempfile.TemporaryDirectory() as folder, _quietly(), console.progress("lm-eval", None, "tasks"):
+    console.info(f"lm-eval asks {', '.join(tasks)}")
+    with tempfile.TemporaryDirectory() as folder, _quietly(lm_eval):
         for name, definition in definitions.items():
             definition["dataset_kwargs"]["cache_dir"] = f"{folder}/cache"
             disk.write_json(Path(folder) / f"{name}.yaml", definition)
@@ -83,6 +89,7 @@ def harness_results(
 def _library() -> Any:
     try:
         import lm_eval
+        import lm_eval.evaluator
         import lm_eval.tasks
     except ImportError as error:
         raise MachineError("lm-eval is not installed", "install it: pip install 'fledge[eval]'") from error
@@ -127,16 +134,33 @@ def _definitions() -> dict[str, Path]:
     return found
 
 
+def _refuse_solved_rows(name: str, examples: int | None) -> None:
+    """Raises DataError for a task with rows in a file that would show some of them, answers included, before it asks them."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    definition = load_yaml(_definitions()[name], resolve_func=False)
+    shown = (definition.get("num_fewshot") or 0) if examples is None else examples
+    has_own = bool((definition.get("fewshot_config") or {}).get("samples"))
+    if shown > 0 and not has_own:
+        raise DataError(
+            f"lm-eval's {name} shows {shown} solved examples, which with a file are rows that it then asks",
+            "leave the file out, so that rows and examples come from the hub, or name a task without examples",
+        )
+
+
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Its notes are for its own command line."""
-    logger = logging.getLogger("lm_eval")
-    before = logger.level
+def _quietly(lm_eval: Any) -> Iterator[None]:
+    """Its notes and bars are for its own command line; and it asks git for the commit of whatever folder one is in."""
+    logger, evaluator = logging.getLogger("lm_eval"), lm_eval.evaluator
+    level, commit = logger.level, evaluator.get_git_commit_hash
     logger.setLevel(logging.ERROR)
+    evaluator.get_git_commit_hash = lambda: None
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
-        logger.setLevel(before)
+        logger.setLevel(level)
+        evaluator.get_git_commit_hash = commit
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from fledge.evaluation.statistics import Z_95_PERCENT
 SIGNIFICANCE_LEVEL = 0.05
 RESAMPLES = 10_000
 """Of the bootstrap: p-values down to 0.0002, and ends of the interval whose own error is about 2 % of its width."""
+MINIMUM_RESAMPLED_ITEMS = 6
+"""Fewer than so many can show no difference at 5 %, whatever they say, and drawn again they give an interval that is too narrow."""
 _CHUNK_CELLS = 4_000_000
 """Draws held at one time: 32 MB of counts."""
 
@@ -31,9 +33,9 @@ class PairedDifference:
 
     difference: float
     """Its figure minus the other's, in the figure's own unit."""
-    low: float
-    """Lower end of the 95 % interval of the difference."""
-    high: float
+    low: float | None
+    """Lower end of the 95 % interval of the difference; None where the items are too few to tell."""
+    high: float | None
     p_value: float
     """Probability of a difference at least as large if the two were equally good; 1 where nothing differs."""
     n: int
@@ -85,7 +87,7 @@ def compare_ratios(
     """(numerators, denominators) per item of two ratios of sums; the same items, drawn alike for both.
 
     Interval by percentiles; p = 2 min(P(d <= 0), P(d >= 0)) over the draws and what was found (Davison and Hinkley, 1997, ch. 4), but at
-    least that of n items which all point one way.
+    least that of n items which all point one way. Of fewer than `MINIMUM_RESAMPLED_ITEMS` items there is no interval.
     """
     tops, bottoms = _stacked(ours[0], theirs[0]), _stacked(ours[1], theirs[1])
     n = tops.shape[1]
@@ -93,9 +95,10 @@ def compare_ratios(
     found = float(tops[0].sum() / bottoms[0].sum() - tops[1].sum() / bottoms[1].sum())
     higher, lower = int((ratios[0] > ratios[1]).sum()), int((ratios[0] < ratios[1]).sum())
     if not higher and not lower:
-        return PairedDifference(0.0, 0.0, 0.0, 1.0, n, 0, 0, "paired bootstrap")
+        ends = 0.0 if n >= MINIMUM_RESAMPLED_ITEMS else None
+        return PairedDifference(0.0, ends, ends, 1.0, n, 0, 0, "paired bootstrap")
     drawn = _resampled(tops, bottoms, np.random.default_rng(seed), resamples)
-    low, high = (float(end) for end in np.quantile(drawn, (0.025, 0.975)))
+    low, high = (float(end) for end in np.quantile(drawn, (0.025, 0.975))) if n >= MINIMUM_RESAMPLED_ITEMS else (None, None)
     below, above = ((float(count) + 1) / (resamples + 1) for count in ((drawn <= 0).sum(), (drawn >= 0).sum()))
     # Of few items the bootstrap knows too little of the tails: no test that assumes nothing of them can go below this.
     p_value = min(1.0, max(2 * min(below, above), 2.0 ** (1 - n)))

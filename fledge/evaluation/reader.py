@@ -42,9 +42,9 @@ class Reader:
         """One per (context, continuation), in their order. Raises DataError, see `continuations`."""
         return continuation_likelihoods(self.model, encode_pairs(self.tokenizer, pairs), self.batch_tokens, self.precision)
 
-    def prices(self, texts: Sequence[str]) -> list[TextPrice]:
-        """One per text, in their order."""
-        return text_prices(self.model, self.tokenizer, texts, self.windows, self.batch_tokens, self.precision)
+    def prices(self, texts: Sequence[str], scores_opening: bool = True) -> list[TextPrice]:
+        """One per text, in their order; see `text_prices`."""
+        return text_prices(self.model, self.tokenizer, texts, self.windows, self.batch_tokens, self.precision, scores_opening)
 
     def continued(self, prompts: Sequence[str], settings: GenerationSettings, stop: Sequence[str]) -> list[str]:
         """What is written after each prompt, up to the first of the stops; of a prompt that leaves no room its end is read.

@@ -56,10 +56,15 @@ def text_prices(
     windows: Windows,
     batch_tokens: int = BATCH_TOKENS,
     precision: Precision = "fp32",
+    scores_opening: bool = True,
 ) -> list[TextPrice]:
-    """One price per text, in their order; an empty text costs nothing."""
-    encoded = encode_texts(tokenizer, texts)
-    start = tokenizer.document_start[0]
+    """One price per text, in their order; an empty text costs nothing.
+
+    What a tokenizer of others puts in front of every text is scored as part of it, which is what lm-evaluation-harness does; without
+    `scores_opening` a text comes after it, so that models pay for the text alone.
+    """
+    encoded = encode_texts(tokenizer, texts) if scores_opening else tokenizer.encode_batch(texts)
+    start = tokenizer.document_start[0] if scores_opening or not tokenizer.opening else tokenizer.opening[-1]
     owned = [(owner, window) for owner, ids in enumerate(encoded) for window in rolling_windows(ids, start, windows)]
     found = continuation_likelihoods(model, [window for _, window in owned], batch_tokens, precision, judge_greedy=False)
     nats = [0.0] * len(texts)

@@ -19,7 +19,7 @@ BOOTSTRAP_DRAWS = 1_000
 MAXIMUM_EXPONENT = 700.0
 """exp of more is no number: the perplexity of a word that is many tokens long."""
 
-Unit = Literal["share", "bits_per_byte", "count", "nats", "perplexity", "words"]
+Unit = Literal["share", "bits_per_byte", "count", "nats", "perplexity", "words", "number"]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TEXT_SUFFIXES = (".txt", ".md")
 DOCUMENT_CHARACTERS = 8_000
 """A file is measured in pieces of at most this length, cut at blank lines: they are the samples that the interval is made of."""
-IN_PIECES = f"pieces of at most {DOCUMENT_CHARACTERS:,} characters"
+IN_PIECES = f"pieces of at most {DOCUMENT_CHARACTERS:,} characters, which are not independent within a file"
 
 
 def find_text_files(given: Sequence[str], option: str = "evaluate.files") -> tuple[EvaluationFile, ...]:

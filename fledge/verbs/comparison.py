@@ -7,6 +7,7 @@ data are no longer there as they were is refused as stale.
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,8 @@ from fledge.core import __version__, artifact, console, disk
 from fledge.core.artifact import Artifact
 from fledge.core.errors import ArtifactError, CheckpointError, ConfigError, DataError, FledgeError
 from fledge.corpus.document import Document, read_documents
-from fledge.corpus.filters.evaluation_files import SUFFIXES
 from fledge.evaluation.benchmarks.definitions import BENCHMARKS
-from fledge.evaluation.benchmarks.places import PlacedBenchmark, find_benchmark
+from fledge.evaluation.benchmarks.places import PlacedBenchmark, find_benchmark, rows_in
 from fledge.evaluation.benchmarks.run import Samples
 from fledge.evaluation.comparison import (
     HOW_TO_READ,
@@ -189,10 +189,14 @@ def _current_id(given: artifact.Input) -> str | None:
 
 def _distinct(places: Sequence[str]) -> list[str]:
     names = [place.rstrip("/") or place for place in places]
+    _require_distinct(names, "name every model once")
+    return names
+
+
+def _require_distinct(names: Sequence[str], remedy: str) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ConfigError(f"{twice} is named twice", "name every model once")
-    return names
+        raise ConfigError(f"{twice} is named twice", remedy)
 
 
 def _read_prompts(path: Path) -> list[str]:
@@ -212,11 +216,14 @@ def _questions(use: Use, models: Sequence[Artifact]) -> tuple[list[_Data], Quest
 
     prompts = (*use.prompts, *(_read_prompts(use.prompt_file) if use.prompt_file else ()))
     placed = find_given_benchmarks(use.benchmarks)
-    harness = {name: Path(file) if file else None for name, _, file in (one.partition("=") for one in use.harness)}
+    tasks = [one.partition("=") for one in use.harness]
+    harness = {name: Path(file) if file else None for name, _, file in tasks}
+    _require_distinct([*(one.name for one in placed), *(f"lm-eval's {name}" for name, _, _ in tasks)], "name every task once")
     texts = _texts(use.files, models, has_other_work=bool(prompts or placed or harness))
     data = list(texts)
     data += [_file_data(one.name, one.file.path, f"rows of {one.benchmark.title}") for one in placed]
     data += [_file_data(f"lm-eval {name}", path, f"rows of lm-eval's {name}") for name, path in harness.items() if path is not None]
+    _require_distinct([one.told.name for one in data], "give one of the two files another name")
     return data, Questions(
         texts=tuple(Text(one.told, one.documents, one.note) for one in texts),
         benchmarks=tuple(placed),
@@ -238,9 +245,18 @@ def _identity(names: Sequence[str], data: Sequence[_Data], questions: Questions)
         "data": [one.told.name for one in data],
         "benchmarks": [one.identity for one in questions.benchmarks],
         "harness": list(questions.harness or ()),
+        **({"lm_eval": _harness_version()} if questions.harness else {}),
         "prompts": list(questions.prompts),
         **{name: getattr(questions, name) for name in plain},
     }
+
+
+def _harness_version() -> str:
+    """Empty where it is not installed, which is said when it is asked."""
+    try:
+        return importlib.metadata.version("lm_eval")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _samples(given: str) -> Samples:
@@ -260,7 +276,7 @@ def find_given_benchmarks(given: Sequence[str]) -> list[PlacedBenchmark]:
         if equals:
             found.append(find_benchmark(name, place))
         elif Path(one).is_dir():
-            held = [known for known in BENCHMARKS if any(path.stem == known and path.suffix in SUFFIXES for path in Path(one).iterdir())]
+            held = [known for known in BENCHMARKS if rows_in(Path(one), known)]
             if not held:
                 raise DataError(f"{one} holds the rows of no benchmark", f"put NAME.jsonl there, NAME one of {', '.join(BENCHMARKS)}")
             found += [find_benchmark(known, one) for known in held]
@@ -334,7 +350,9 @@ def _measure(models: dict[str, Artifact], data: Sequence[ComparedData], question
         for name, found in models.items():
             measured.append(measure(name, found, questions))
             progress.advance(note=name)
-    software = {"fledge": __version__, "torch": torch.__version__, "python": platform.python_version(), "precision": "fp32"}
+    # What lm-eval computes is a matter of its version.
+    harness = {"lm_eval": _harness_version()} if questions.harness else {}
+    software = {"fledge": __version__, "torch": torch.__version__, "python": platform.python_version(), "precision": "fp32", **harness}
     return Comparison(tuple(measured), tuple(data), find_differences(measured, questions.seed), asked, software)
 
 

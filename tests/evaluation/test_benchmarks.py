@@ -90,6 +90,15 @@ def test_baselines_and_the_word_for_it(corpus: Corpus, random_model: Llama, tmp_
     assert "guessing (75 %)" in acc.verdict
 
 
+def test_the_place_of_the_right_choice_is_no_answer(corpus: Corpus, random_model: Llama, tmp_path: Path) -> None:
+    """SciQ's is always the last one, which a model that is always right must not be held against."""
+    rows = [{**ROWS["sciq"][0], "question": f"what is {place}"} for place in range(12)]
+    for name, given in (("sciq", rows), ("piqa", ROWS["piqa"])):
+        result = run_benchmark(random_model, corpus.tokenizer, find_benchmark(name, write_rows(tmp_path / f"{name}.jsonl", given)))
+        chance = {"sciq": 0.25, "piqa": 0.5}[name]
+        assert [(one.chance, one.majority, one.baseline) for one in result.scores] == [(chance, None, chance)] * 2
+
+
 def test_samples_are_drawn_alike_and_kept_in_order(corpus: Corpus, uniform_model: Llama, tmp_path: Path) -> None:
     rows = [{**ROWS["boolq"][0], "question": f"is it {place}"} for place in range(70)]
     placed = find_benchmark("boolq", write_rows(tmp_path / "b.jsonl", rows))
@@ -108,9 +117,19 @@ def test_rows_may_lie_in_parquet_and_in_a_folder(corpus: Corpus, random_model: L
     assert table.scores == lines.scores and table.outcomes == lines.outcomes and table.data_sha256 != lines.data_sha256
 
 
+def test_pages_are_those_of_the_published_rows() -> None:
+    """The dataset's script joins a page's lines: the last page alone keeps the end of its last line."""
+    text = " \n = First = \n \n One = 1 = . \n \n = = Section = = \n \n = = = Deeper = = = \n Two . \n \n = Second one = \n \n Three . \n"
+    assert wikitext_pages(text) == [
+        {"page": " = First = \n \n One = 1 = . \n \n = = Section = = \n \n = = = Deeper = = = \n Two . \n "},
+        {"page": " = Second one = \n \n Three . \n"},
+    ]
+    assert wikitext_pages(" \n") == []
+
+
 def test_a_text_is_pages_of_wikitext_or_one_text(corpus: Corpus, random_model: Llama, tmp_path: Path) -> None:
     (tmp_path / "pages.txt").write_text(f"{PAGE}{ROWS['wikitext'][2]['page']}", encoding="utf-8")
-    write_rows(tmp_path / "pages.jsonl", [{"page": PAGE}, ROWS["wikitext"][2]])
+    write_rows(tmp_path / "pages.jsonl", [{"page": PAGE.removesuffix("\n")}, ROWS["wikitext"][2]])
     text, rows = (
         run_benchmark(random_model, corpus.tokenizer, find_benchmark("wikitext", tmp_path / f"pages.{end}")) for end in ("txt", "jsonl")
     )
@@ -138,6 +157,7 @@ def without(name: str, field: str) -> dict[str, Any]:
         ("piqa", {**ROWS["piqa"][0], "sol1": ""}, "none of them empty"),
         ("piqa", {**ROWS["piqa"][0], "goal": None}, "field goal is empty, not text"),
         ("winogrande", {**ROWS["winogrande"][0], "answer": "3"}, "its answer is ''"),
+        ("winogrande", {**ROWS["winogrande"][0], "sentence": "Nothing is missing."}, "its sentence has no gap"),
         ("wikitext", {"page": ""}, "its text is empty"),
         ("wikitext", {"text": "x"}, "there is no field page (fields: text)"),
         ("lambada", 3, "it is no object"),

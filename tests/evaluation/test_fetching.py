@@ -30,10 +30,13 @@ def test_rows_are_fetched_once_and_found(hub: Hub, tmp_path: Path) -> None:  # n
     [found] = fetch_benchmarks(["boolq"], tmp_path)
     assert (found.name, found.path, found.commit) == ("boolq", tmp_path / "boolq.parquet", commit)
     assert [row.values["question"] for row in read_rows(find_benchmark("boolq", tmp_path))] == [row["question"] for row in ROWS["boolq"]]
-    assert [path.name for path in tmp_path.iterdir()] == ["boolq.parquet"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".boolq.json", "boolq.parquet"]
 
     asked = len(hub.site.requests)
-    fetch_benchmarks(["boolq"], tmp_path)
+    assert fetch_benchmarks(["boolq"], tmp_path) == [found]
+    assert hub.site.requests[asked:] == [], "what is there needs no hub"
+    (tmp_path / ".boolq.json").unlink()
+    assert fetch_benchmarks(["boolq"], tmp_path) == [found]
     assert not any("/cdn/" in str(request) for request in hub.site.requests[asked:]), "what is there is not fetched again"
     found.path.write_bytes(b"damaged")
     fetch_benchmarks(["boolq"], tmp_path)

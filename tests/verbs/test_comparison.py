@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
+import importlib.metadata
 import io
 import json
 import math
@@ -18,6 +20,7 @@ import torch
 from fledge.core import artifact, disk
 from fledge.core.artifact import Request
 from fledge.evaluation import comparison_measures
+from fledge.evaluation.statistics import wilson_interval
 from fledge.model.adapters import add_adapter
 from fledge.model.folder import load_model, save_model
 from fledge.model.llama import Llama
@@ -27,6 +30,7 @@ from fledge.tokens.folder import META_FILE
 from fledge.tokens.settings import TokenizerSettings
 from fledge.tokens.tokenizer import copy_tokenizer, open_tokenizer
 from fledge.tokens.trainers import train_tokenizer
+from fledge.verbs.comparison import find_given_benchmarks
 
 from ..command_line import Fledge, expect_error
 
@@ -225,6 +229,32 @@ def test_benchmarks_are_compared_row_by_row(here: Path, fledge: Fledge) -> None:
     assert differences["mine/perplexity"]["method"] == "paired bootstrap"
     expect_error(fledge("evaluate", "flat", "--benchmarks", "rows", "--samples", "some"), 2, "--samples some")
     expect_error(fledge("evaluate", "flat", "--benchmarks", "boolq=gone.jsonl"), 3, "gone.jsonl")
+    expect_error(fledge("evaluate", "flat", "--benchmarks", "rows", "--benchmarks", "boolq=rows"), 2, "boolq is named twice")
+    expect_error(fledge("evaluate", "flat", "--harness", "boolq=mine.jsonl", "--harness", "boolq"), 2, "boolq is named twice")
+    expect_error(fledge("evaluate", "flat", "--file", "text.txt", "--benchmarks", "text.txt=mine.yaml"), 2, "text.txt is named twice")
+
+
+def test_rows_in_a_folder_may_be_compressed(tmp_path: Path) -> None:
+    (tmp_path / "boolq.jsonl.gz").write_bytes(gzip.compress(b'{"passage": "A", "question": "b", "label": 1}\n'))
+    (tmp_path / "boolqx.jsonl").touch()
+    [found] = find_given_benchmarks([str(tmp_path)])
+    assert (found.name, found.file.path.name) == ("boolq", "boolq.jsonl.gz")
+
+
+def test_tasks_of_lm_eval_have_intervals_and_its_version(here: Path, fledge: Fledge, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = pytest.importorskip("lm_eval.evaluator")
+    monkeypatch.setattr(evaluator, "get_git_commit_hash", lambda: pytest.fail("git is asked, and complains outside of a repository"))
+    version = importlib.metadata.version("lm_eval")
+    rows = [{"passage": f"Bird {number} sings.", "question": f"does bird {number} sing", "label": number % 2} for number in range(10)]
+    (here / "boolq.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = fledge("evaluate", "loud", "--harness", "boolq=boolq.jsonl", "--to", "out")
+    assert outcome.exit_code == 0, outcome.noted
+    told = json.loads((here / "out" / "results.json").read_text())
+    [acc] = [one["score"] for one in told["models"][0]["measured"]]
+    assert (acc["name"], acc["n"], acc["unit"]) == ("lm-eval boolq/acc", 10, "share")
+    assert (acc["low"], acc["high"]) == wilson_interval(acc["value"] * 10, 10)
+    assert (told["software"]["lm_eval"], told["asked"]["lm_eval"]) == (version, version)
+    assert "it/s" not in outcome.said + outcome.noted
 
 
 def test_figures_of_lm_eval_become_scores() -> None:
@@ -235,9 +265,13 @@ def test_figures_of_lm_eval_become_scores() -> None:
         "word_perplexity,none": 33.0,
         "word_perplexity_stderr,none": "N/A",
     }
-    accuracy, perplexity = comparison_measures.harness_scores("boolq", {**figures, "sample_len": 20}, None)
+    figures |= {"exact_match,strict-match": 0.0, "f1,none": 0.5, "f1_stderr,none": 0.1}
+    scores = comparison_measures.harness_scores("boolq", {**figures, "sample_len": 20}, None)
+    accuracy, perplexity, strict, f1 = scores
     assert (accuracy.name, accuracy.value, accuracy.n, accuracy.unit) == ("lm-eval boolq/acc", 0.75, 20, "share")
-    assert (accuracy.low, accuracy.high) == pytest.approx((0.75 - 0.196, 0.75 + 0.196), abs=1e-3)
+    assert (accuracy.low, accuracy.high) == wilson_interval(15, 20)
+    assert (strict.name, strict.unit) == ("lm-eval boolq/exact_match,strict-match", "share")
+    assert (f1.unit, f1.low) == ("number", pytest.approx(0.5 - 0.196, abs=1e-3))
     assert (perplexity.name, perplexity.unit, perplexity.low) == ("lm-eval boolq/word_perplexity", "perplexity", None)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from fledge.core.config import identity
 from fledge.evaluation.benchmarks.settings import LastWord, MultipleChoice, Perplexity, Task
-from fledge.evaluation.benchmarks.templates import field, text_field, texts_of
+from fledge.evaluation.benchmarks.templates import BadRow, field, text_field, texts_of
 
 Values = Mapping[str, Any]
 Prepare = Callable[[Values], Values]
@@ -58,18 +58,26 @@ class Benchmark:
 
 
 def wikitext_pages(text: str) -> list[dict[str, str]]:
-    """Pages of WikiText as it is distributed: each begins at a line " = Title = "."""
-    borders = sorted({0, len(text), *(match.start() for match in _PAGE_TITLE.finditer(text))})
-    pages = [text[first:last] for first, last in itertools.pairwise(borders)]
+    """Pages of WikiText as `EleutherAI/wikitext_document_level` has them: each begins at a line " = Title = ".
+
+    The lines of a page are joined, so what divides two pages, a line's end, belongs to neither.
+    """
+    lines = text.split("\n")
+    borders = sorted({0, len(lines), *(number for number, line in enumerate(lines) if _is_page_title(line))})
+    pages = ["\n".join(lines[first:last]) for first, last in itertools.pairwise(borders)]
     return [{"page": page} for page in pages if page.strip()]
+
+
+def _is_page_title(line: str) -> bool:
+    """Whether one sign of equality stands on either side, alone; titles of sections have two or more."""
+    joined = line.replace("= = =", "===").replace("= =", "==").strip()
+    return joined.startswith("= ") and joined.endswith(" =")
 
 
 def whole_text(text: str) -> list[dict[str, str]]:
     """A text is one row."""
     return [{"text": text}] if text.strip() else []
 
-
-_PAGE_TITLE = re.compile(r"^ = (?!=)[^\n]*[^=\n] = ?$", re.MULTILINE)
 
 _BEFORE_DETOKENIZING = (
     (re.escape("s '"), "s'"),
@@ -122,7 +130,9 @@ def _without_brackets(text: str) -> str:
 
 
 def _winogrande(row: Values) -> Values:
-    before, _, after = text_field(row, "sentence").partition("_")
+    before, gap, after = text_field(row, "sentence").partition("_")
+    if not gap:
+        raise BadRow("its sentence has no gap, _")
     return {**row, "before": before, "after": after.strip(), "place": {"1": 0, "2": 1}.get(text_field(row, "answer"), "")}
 
 

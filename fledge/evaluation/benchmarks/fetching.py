@@ -5,6 +5,7 @@ The same code reads the hub for a corpus: a file is named by its commit and hash
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,10 @@ def _fetch(benchmark: Benchmark, folder: Path, advance: Callable[[int], None]) -
     published = benchmark.published
     if published is None:
         raise DataError(f"{benchmark.name} has no rows of its own", "name any text file for it")
+    target = folder / f"{benchmark.name}.parquet"
+    kept = _fetched_before(benchmark.name, target, published.repository)
+    if kept is not None:
+        return kept
     commit = hub.commit_of(published.repository, PARQUET_BRANCH)
     files = hub.list_files(published.repository, published.files, commit, None).files
     if len(files) != 1:
@@ -53,10 +58,27 @@ def _fetch(benchmark: Benchmark, folder: Path, advance: Callable[[int], None]) -
         )
     [file] = files
     # A partial download is continued only under a name that says which content it is.
-    kept, target = cache_path(file, folder / ".partial"), folder / f"{benchmark.name}.parquet"
+    partial = cache_path(file, folder / ".partial")
     if not (is_whole(target, file) and disk.digest_file(target).sha256 == file.fingerprint):
-        download(file, kept, advance)
+        download(file, partial, advance)
         disk.remove(target)
-        disk.move(kept, target)
+        disk.move(partial, target)
         disk.remove(folder / ".partial")
+    disk.write_json(_record(target), {"repository": published.repository, "commit": commit, "sha256": disk.digest_file(target).sha256})
     return Fetched(benchmark.name, target, published.repository, commit, file.size_bytes)
+
+
+def _record(target: Path) -> Path:
+    """What is remembered of a file; hidden, so that it is no row of anything."""
+    return target.with_name(f".{target.stem}.json")
+
+
+def _fetched_before(name: str, target: Path, repository: str) -> Fetched | None:
+    """The rows as they were fetched, without asking the hub; None if they are not there, damaged, or another's."""
+    try:
+        told, found = json.loads(_record(target).read_bytes()), disk.digest_file(target)
+    except (OSError, ValueError):
+        return None
+    if not isinstance(told, dict) or (told.get("repository"), told.get("sha256")) != (repository, found.sha256):
+        return None
+    return Fetched(name, target, repository, str(told.get("commit")), found.size_bytes)

@@ -119,11 +119,16 @@ def _file_of(benchmark: Benchmark, place: Path) -> Path:
         if place.is_file():
             return place
         raise _missing(benchmark, f"there is no file {place}", place.parent)
-    found = sorted(path for path in place.iterdir() if path.is_file() and path.name in {f"{benchmark.name}{end}" for end in SUFFIXES})
+    found = rows_in(place, benchmark.name)
     if len(found) != 1:
         what = f"no file {benchmark.name}.*" if not found else f"more than one file {', '.join(path.name for path in found)}"
         raise _missing(benchmark, f"there is {what} in {place}", place)
     return found[0]
+
+
+def rows_in(folder: Path, name: str) -> list[Path]:
+    """The files in a folder that hold the rows of a benchmark by their names."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.name in {f"{name}{end}" for end in SUFFIXES})
 
 
 def _missing(benchmark: Benchmark, problem: str, folder: Path) -> DataError:

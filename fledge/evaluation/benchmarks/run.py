@@ -31,8 +31,8 @@ from fledge.evaluation.benchmarks.items import (
     word_item,
 )
 from fledge.evaluation.benchmarks.places import PlacedBenchmark, Row, bad_row, read_rows
-from fledge.evaluation.benchmarks.settings import GenerateExact, LastWord, MultipleChoice, Perplexity
-from fledge.evaluation.benchmarks.templates import BadRow
+from fledge.evaluation.benchmarks.settings import GenerateExact, LastWord, MultipleChoice, Perplexity, Task
+from fledge.evaluation.benchmarks.templates import BadRow, fields_of
 from fledge.evaluation.reader import Reader
 from fledge.evaluation.scoring import BATCH_TOKENS
 from fledge.evaluation.statistics import Score, bootstrap_score, share_score
@@ -98,10 +98,17 @@ def run_benchmark(
     return BenchmarkResult(placed.name, tuple(scores), tuple(outcomes), placed.file.sha256)
 
 
+def sample_count(samples: Samples) -> int | None:
+    """How many rows are drawn; None: all of them."""
+    if isinstance(samples, int):
+        return samples
+    return None if samples == "all" else SAMPLES[samples]
+
+
 def draw(rows: Sequence[Item], samples: Samples, seed: int) -> list[Item]:
     """So many of the rows, in their order."""
-    count = len(rows) if samples == "all" else SAMPLES[samples] if isinstance(samples, str) else samples
-    if count >= len(rows):
+    count = sample_count(samples)
+    if count is None or count >= len(rows):
         return list(rows)
     return [rows[index] for index in sorted(random.Random(seed).sample(range(len(rows)), count))]
 
@@ -143,9 +150,14 @@ def _choose(reader: Reader, placed: PlacedBenchmark, rows: Sequence[Row], items:
             values["acc_norm"] = float(_largest(relative) == item.right)
         outcomes.append(_outcome(row, values))
     chance = sum(1 / len(item.pairs) for item in items) / len(items)
-    majority = majority_share([item.right for item in items])
+    majority = majority_share([item.right for item in items]) if _has_constant_choices(placed.benchmark.task) else None
     notes = {"acc": drawn, "acc_norm": _joined("likelihood per character", drawn)}
     return [_share(placed, outcomes, metric, chance, majority, notes[metric]) for metric in outcomes[0].values], outcomes
+
+
+def _has_constant_choices(task: Task) -> bool:
+    """Whether every row has the same choices, so that one could always give the same. The place of others is nothing a model sees."""
+    return isinstance(task, MultipleChoice) and isinstance(task.choices, tuple) and not any(map(fields_of, task.choices))
 
 
 def _complete(reader: Reader, placed: PlacedBenchmark, rows: Sequence[Row], items: Sequence[WordItem], drawn: str) -> Answered:
@@ -196,7 +208,9 @@ def _outcome(row: Row, values: Mapping[str, float]) -> Outcome:
     return Outcome(row.name, values, dict.fromkeys(values, 1.0))
 
 
-def _share(placed: PlacedBenchmark, outcomes: Sequence[Outcome], metric: str, chance: float | None, majority: float, note: str) -> Score:
+def _share(
+    placed: PlacedBenchmark, outcomes: Sequence[Outcome], metric: str, chance: float | None, majority: float | None, note: str
+) -> Score:
     right = sum(outcome.values[metric] for outcome in outcomes)
     return share_score(f"{placed.name}/{metric}", right, len(outcomes), chance=chance, majority=majority, note=note)
 
