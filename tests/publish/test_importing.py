@@ -17,7 +17,6 @@ from torch import Tensor
 from fledge.core import artifact
 from fledge.core.errors import CheckpointError, ConfigError, DataError, FledgeError, MachineError
 from fledge.model.folder import load_model, save_model
-from fledge.publish import unpickling
 from fledge.publish.importing import fetch_model, import_model, opened
 from fledge.publish.source import Source, open_source
 from fledge.tokens.tokenizer import Tokenizer, open_tokenizer
@@ -170,53 +169,6 @@ def test_a_file_that_holds_more_than_tensors_is_refused_and_nothing_of_it_is_run
         bring_in(path, tmp_path / "ours")
     assert "Traceback" not in caught.value.problem
     assert not (tmp_path / "run").exists() and not (tmp_path / "ours").exists()
-
-
-def test_the_state_dict_and_the_config_are_found_where_they_usually_are() -> None:
-    weights, config = {"a.weight": torch.ones(2)}, {"dim": 8, "name": "x", "tied": None, "code": print}
-    for content in (weights, {"model": weights}, {"state_dict": {"module": weights}}, {**weights, "step": 3}):
-        assert unpickling.state_dict(content, Tensor) == weights
-    for nothing in (None, [weights], {}, {"model": [1]}, {"loss": 1.0}):
-        assert unpickling.state_dict(nothing, Tensor) == {}
-    assert unpickling.plain_config({"model": weights, "model_args": config}) == {"dim": 8, "name": "x", "tied": None}
-    assert unpickling.plain_config({"config": {"x": float("nan")}, "args": {"y": 1}}) == {"y": 1}
-    assert unpickling.plain_config(weights) == unpickling.plain_config(None) == {}
-
-
-def test_the_process_that_reads_a_pickle_has_no_network_and_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `main` runs behind its locks stands in for code that a hole in the restricted reader might let through."""
-    monkeypatch.setenv("HF_TOKEN", "secret")
-    seen: dict[str, Any] = {}
-
-    def run(command: list[str], env: dict[str, str], cwd: Path, **options: Any) -> Any:
-        seen.update(env)
-        code = (
-            "import os, socket, subprocess, sys\n"
-            "from pathlib import Path\n"
-            "from fledge.publish.unpickling import leave_the_network, shut_in\n"
-            "leave_the_network()\n"
-            "shut_in(Path('.'))\n"
-            "told = []\n"
-            "def attempt(what):\n"
-            "    try: what()\n"
-            "    except PermissionError: told.append('refused')\n"
-            "    else: told.append('done')\n"
-            "attempt(socket.socket)\n"
-            "attempt(lambda: subprocess.run(['true']))\n"
-            "attempt(lambda: os.system('true'))\n"
-            "attempt(os.fork)\n"
-            f"attempt(lambda: open({str(tmp_path / 'outside')!r}, 'w'))\n"
-            "attempt(lambda: open('inside', 'w').close())\n"
-            "sys.exit(' '.join(told))"
-        )
-        return real([command[0], "-s", "-c", code], env=env, cwd=cwd, **options)
-
-    real = unpickling.subprocess.run
-    monkeypatch.setattr(unpickling.subprocess, "run", run)
-    (tmp_path / "place").mkdir()
-    with pytest.raises(CheckpointError, match="refused refused refused refused refused done"):
-        unpickling.unpickle(tmp_path / "x.pt", tmp_path / "place")
-    assert "HF_TOKEN" not in seen and "HOME" not in seen and not (tmp_path / "outside").exists()
 
 
 @pytest.mark.parametrize(
