@@ -151,6 +151,13 @@ def check_conversations(tokenizer: Tokenizer, theirs: Any) -> None:
                 _differ(f"the conversation {given}, rendered by its chat template")
 
 
+def their_tokenizer_with(tokenizer_file: Path, template: str | None, **names: str) -> Any:
+    """transformers' tokenizer of a `tokenizer.json` that writes conversations by a template."""
+    import transformers
+
+    return transformers.PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file), chat_template=template, **names)
+
+
 def _their_tokenizer(folder: Path) -> Any:
     import transformers
 
