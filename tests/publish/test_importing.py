@@ -31,7 +31,9 @@ PLAIN = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor"
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
-def bring_in(given: Path | str, folder: Path, config: Path | None = None, tokenizer: Path | None = None, template: Any = None) -> str:
+def bring_in(
+    given: Path | str, folder: Path, config: Path | None = None, tokenizer: Path | None = None, template: Any = None
+) -> str | None:
     with opened(str(given), "main", config, tokenizer) as original:
         return import_model(original, folder, template)
 
@@ -67,7 +69,7 @@ def test_a_folder_of_transformers_becomes_a_checkpoint(
         json.dumps({"eos_token_id": [TOKENIZER_SIZE - 2, TOKENIZER_SIZE - 4], "do_sample": True, "temperature": 0.6, "top_k": 20})
     )
     assert (tmp_path / "theirs" / "model.safetensors.index.json").is_file()
-    assert bring_in(tmp_path / "theirs", tmp_path / "ours").startswith("transformers ")
+    assert str(bring_in(tmp_path / "theirs", tmp_path / "ours")).startswith("transformers ")
     made = artifact.open_artifact(tmp_path / "ours", "checkpoint")
     assert made.manifest.inputs["source"].id == artifact.foreign(tmp_path / "theirs", "huggingface").id
     assert artifact.verify(made, exact=True) == []
@@ -90,6 +92,39 @@ def test_what_a_model_cannot_say_is_filled_in_from_its_tokenizer(make_tokenizer:
     config, made = load_model(tmp_path / "ours").config, open_tokenizer(tmp_path / "ours")
     assert (config.begin_token_id, config.end_token_ids) == (tokenizer.document_start[0], (tokenizer.end_of_text,))
     assert config.padding_token_id == tokenizer.padding and made.meta.template == "alpaca"
+
+
+def test_a_comparison_that_was_not_made_is_not_claimed(
+    make_source: MakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fledge.publish import importing
+    from fledge.verbs import importing as verb
+
+    monkeypatch.setattr(importing, "transformers_name", lambda: None)
+    source = make_source()
+    torch.save({"config": {"n_heads": 4}, "model": source.model.state_dict()}, tmp_path / "x.pt")
+    verb.bring_in(str(tmp_path / "x.pt"), tmp_path / "ours", None, "main", None, source.tokenizer.folder)
+    captured = capsys.readouterr()
+    said = " ".join((captured.out + captured.err).split())
+    assert "converted, the conversion not compared with another program" in said and "compared through" not in said
+    assert "not compared: transformers is not installed" in said
+    assert artifact.open_artifact(tmp_path / "ours").stats["compared_through"] is None
+
+
+def test_another_chat_template_is_told(make_source: MakeSource, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = make_source()
+    save_model(source.model, tmp_path / "theirs")
+    shutil.copy(source.tokenizer.folder / "tokenizer.json", tmp_path / "theirs")
+    assert source.tokenizer.template is not None
+    own = source.tokenizer.template.jinja
+    forms: list[tuple[Any, bool]] = [(own, False), ("{{ messages }}", True), ([{"name": "default", "template": "x"}], True), (None, False)]
+    for number, (template, is_told) in enumerate(forms):
+        (tmp_path / "theirs" / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+        bring_in(tmp_path / "theirs", tmp_path / f"ours-{number}")
+        assert ("--template" in capsys.readouterr().err) == is_told, template
+    (tmp_path / "theirs" / "chat_template.jinja").write_text("{{ messages }}")
+    bring_in(tmp_path / "theirs", tmp_path / "ours")
+    assert "--template" in capsys.readouterr().err
 
 
 def test_options_that_are_not_computed_are_named_and_leave_nothing(make_tokenizer: MakeTokenizer, tmp_path: Path) -> None:
