@@ -161,7 +161,8 @@ def their_tokenizer_with(tokenizer_file: Path, template: str | None, **names: st
     """transformers' tokenizer of a `tokenizer.json` that writes conversations by a template."""
     import transformers
 
-    return transformers.PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file), chat_template=template, **names)
+    fast: Any = transformers.PreTrainedTokenizerFast
+    return fast(tokenizer_file=str(tokenizer_file), chat_template=template, **names)
 
 
 def _their_tokenizer(folder: Path) -> Any:
