@@ -34,6 +34,7 @@ from fledge.core.errors import ConfigError, DataError, MachineError
 from fledge.corpus.sources.attempts import Attempts, Failure, retried
 from fledge.corpus.sources.hub import Kind, all_files, commit_of, hub_errors
 from fledge.corpus.sources.piece import InputFile
+from fledge.corpus.sources.settings import REPOSITORY_NAME
 from fledge.publish.parcel import Item
 
 MAIN = "main"
@@ -69,7 +70,7 @@ Stale = Callable[[Collection[InputFile]], Collection[str]]
 
 def require_name(name: str) -> None:
     """Raises ConfigError unless a name is one of a repository."""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None:
+    if re.fullmatch(REPOSITORY_NAME, name) is None:
         raise ConfigError(f"{name} is no repository of the hub", "give OWNER/NAME")
 
 

@@ -18,6 +18,8 @@ from typing import Any
 from fledge.core import artifact, console, disk
 from fledge.core.artifact import Request
 from fledge.core.errors import ConfigError, DataError, MachineError
+from fledge.corpus.sources.hub import snapshot
+from fledge.corpus.sources.settings import REPOSITORY_NAME
 from fledge.model.cost import parameter_count
 from fledge.model.folder import CONFIG as MODEL_CONFIG
 from fledge.model.folder import GENERATION_CONFIG, WEIGHTS, load_model, save_model
@@ -38,7 +40,6 @@ from fledge.tokens.templates import TURN_END, TURN_START
 from fledge.tokens.tokenizer import Tokenizer, open_tokenizer
 
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
-_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _FETCHED = ["*.json", "*.safetensors", "*.model", "*.jinja"]
 """Data; code, pickles and other formats of the same weights stay where they are."""
 
@@ -100,25 +101,15 @@ def opened(given: str, revision: str, config: Path | None, tokenizer: Path | Non
 
 def fetch_model(repository: str, revision: str) -> Path:
     """The data files of a model on the hub. Raises ConfigError for what is no OWNER/NAME, DataError or MachineError from the hub."""
-    if not _REPOSITORY.fullmatch(repository):
+    if not re.fullmatch(REPOSITORY_NAME, repository):
         raise ConfigError(
             f"there is no folder or file {repository}, and it is no name on the hub",
             "give a path, or OWNER/NAME of letters, digits, '.', '_' and '-'",
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    where = f"{repository}@{revision}"
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=_FETCHED, library_name="fledge"))
-    except GatedRepoError as error:
-        raise DataError(f"{where} asks to accept its terms", "accept them on its page, then log in: hf auth login") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise DataError(f"{where} is not on the hub, or is private", "check OWNER/NAME and --revision") from error
-    except LocalEntryNotFoundError as error:
-        raise MachineError(f"{where} is not in the cache, and the hub does not answer", "try again with a network") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise MachineError(f"the hub does not answer about {where} ({type(error).__name__})", "try again, or give a folder") from error
+        return snapshot(repository, revision, _FETCHED, "model")
+    except OSError as error:
+        raise MachineError(f"{repository}@{revision} cannot be fetched ({type(error).__name__})", "try again, or give a folder") from error
 
 
 def _from_pickle(path: Path, place: Path, config: Path | None, tokenizer: Path | None) -> Original:

@@ -241,7 +241,8 @@ def test_the_hub_is_asked_for_data_only_and_what_it_says_is_told_without_a_token
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     with opened("owner/name", "v1", None, None) as original:
         import_model(original, tmp_path / "ours", None)
-    assert asked["revision"] == "v1" and not any(name.endswith((".py", ".bin", ".pt")) for name in asked["allow_patterns"])
+    assert (asked["revision"], asked["repo_type"]) == ("v1", "model")
+    assert not any(name.endswith((".py", ".bin", ".pt")) for name in asked["allow_patterns"])
     for repository, kind in zip(errors, (DataError, DataError, MachineError, MachineError), strict=True):
         with pytest.raises(FledgeError) as caught:
             fetch_model(repository, "main")
