@@ -47,6 +47,7 @@ ONLY_IN = {
         "tokens/superbpe.py",
         "tokens/tokenizer.py",
         "tokens/trainers.py",
+        "publish/gguf_export.py",
     },
     "tiktoken": {"tokens/engines/byte_pairs.py"},
     "gigatoken": {"tokens/engines/byte_pairs.py"},

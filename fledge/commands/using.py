@@ -118,7 +118,7 @@ def push(
     place: Place,
     repository: Repository,
     kind: Annotated[Kind | None, typer.Option("--kind", help="What it is on the hub; default: a corpus or tokens a dataset.")] = None,
-    private: Annotated[bool, typer.Option("--private", help="Only for you; of a repository that is made by this.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="For all to see; of a repository that is made by this.")] = False,
     revision: Annotated[str, typer.Option("--revision", help="The branch; made if it is not there.")] = "main",
     watch: Annotated[bool, typer.Option("--watch", help="PLACE is a run: send what it makes while it trains, until it is over.")] = False,
     keep: Annotated[int | None, typer.Option("--keep", help="With --watch: newest checkpoints of a stage on the hub (2).", min=1)] = None,
@@ -133,9 +133,9 @@ def push(
     from fledge.verbs import hub
 
     if watch:
-        hub.push_while_training(place, repository, private, revision, keep or 2, small)
+        hub.push_while_training(place, repository, public, revision, keep or 2, small)
     else:
-        hub.push(place, repository, kind, private, revision, small)
+        hub.push(place, repository, kind, public, revision, small)
 
 
 def pull(

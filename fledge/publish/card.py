@@ -34,7 +34,7 @@ def model_card(source: Source, name: str, target: ModelTarget, weight_type: Weig
         f"# {code(name)}",
         *_description(source, weight_type),
         *_usage(source, name, target),
-        *_scores(source.artifact),
+        *_scores(source.artifact, weight_type),
         *_licences(provenance),
         *_lineage(source.artifact, ancestors),
     ]
@@ -123,12 +123,15 @@ def _usage(source: Source, name: str, target: ModelTarget) -> Iterator[str]:
     yield f"`vllm serve {name}` serves it; `fledge chat {name}` talks with it."
 
 
-def _scores(checkpoint: Artifact) -> Iterator[str]:
+def _scores(checkpoint: Artifact, weight_type: WeightType) -> Iterator[str]:
     measured = find_scores(checkpoint)
     if measured is None or not measured.scores:
         return
     titles, rows = results_table([measured])
-    yield "## Scores\n\nWith 95 % intervals; a ? stands behind what cannot be told from guessing.\n\n" + table(titles, rows, foreign=set())
+    told = "With 95 % intervals; a ? stands behind what cannot be told from guessing."
+    if weight_type != "f32":
+        told += f" Measured in fp32, before the cast to {weight_type}."
+    yield f"## Scores\n\n{told}\n\n" + table(titles, rows, foreign=set())
 
 
 def _licences(provenance: Sequence[Mapping[str, Any]]) -> Iterator[str]:

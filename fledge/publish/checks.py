@@ -6,12 +6,13 @@
     tokenizer   the same ids for texts by hand and by rule from all of Unicode, and the same conversations
     greedy      each token of the other program's continuation is our likeliest, up to rounding
 
-Without transformers the folder is read back by our own reader, which finds no mistake
+Without transformers the folder is read back by our own reader: weights, logits, ids and template. That finds no mistake
 that reader and writer share; the result says so.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import importlib.util
 import io
@@ -49,6 +50,7 @@ def check_folder(source: Source, folder: Path, dtype: torch.dtype) -> str:
     rows = probe_rows(source.model.config.vocabulary_size, source.model.config.settings.max_position_embeddings)
     program = transformers_name()
     if program is None:
+        _check_own_logits(source.model, written, rows, dtype)
         _check_own_tokenizer(source.tokenizer, open_tokenizer(folder))
         return OWN_READER
     theirs, their_tokenizer = load_theirs(folder), _their_tokenizer(folder)
@@ -107,8 +109,12 @@ def probe_rows(vocabulary_size: int, context_tokens: int) -> Tensor:
 @torch.no_grad()
 def check_logits(ours: Llama, theirs: Any, rows: Tensor) -> None:
     """Both models give the same logits for rows (B, T). Raises CheckpointError with the relative difference."""
-    expected, found = ours(rows), theirs(input_ids=rows).logits
+    expected = ours(rows)
     assert isinstance(expected, Tensor)
+    _compare_logits(expected, theirs(input_ids=rows).logits)
+
+
+def _compare_logits(expected: Tensor, found: Tensor) -> None:
     difference = float((expected - found).abs().max() / expected.abs().max())
     if not difference <= LARGEST_DIFFERENCE:
         _differ(f"its logits by {difference:.1e} of the largest (at most {LARGEST_DIFFERENCE:.0e})")
@@ -151,6 +157,14 @@ def check_conversations(tokenizer: Tokenizer, theirs: Any) -> None:
                 _differ(f"the conversation {given}, rendered by its chat template")
 
 
+def their_tokenizer_with(tokenizer_file: Path, template: str | None, **names: str) -> Any:
+    """transformers' tokenizer of a `tokenizer.json` that writes conversations by a template."""
+    import transformers
+
+    fast: Any = transformers.PreTrainedTokenizerFast
+    return fast(tokenizer_file=str(tokenizer_file), chat_template=template, **names)
+
+
 def _their_tokenizer(folder: Path) -> Any:
     import transformers
 
@@ -174,6 +188,17 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
+
+
+@torch.no_grad()
+def _check_own_logits(model: Llama, written: Llama, rows: Tensor, dtype: torch.dtype) -> None:
+    """What was written, with its config, computes what the model in memory does once its weights are cast."""
+    cast = copy.deepcopy(model) if dtype != torch.float32 else model
+    for parameter in cast.parameters() if cast is not model else ():
+        parameter.copy_(parameter.to(dtype))
+    expected, found = cast(rows), written(rows)
+    assert isinstance(expected, Tensor) and isinstance(found, Tensor)
+    _compare_logits(expected, found)
 
 
 def _check_own_tokenizer(ours: Tokenizer, written: Tokenizer) -> None:

@@ -2,17 +2,21 @@
 
     fields      every one as it was meant, single-precision rounding aside
     weights     f32, f16, bf16: to the bit; q8_0: within half a step of its block and the rounding of the block's scale
-    tokenizer   the ids of SentencePiece's merging by the scores in the file, for texts from all of Unicode
-    logits      transformers opens the file (it turns everything into f32) and computes what `Llama` does with the values read
+    tokenizer   the ids for texts from all of Unicode: of byte-level BPE by the entries, merges and split pattern that the file names, of
+                SentencePiece's merging by the scores in the file
+    template    the one in the file gives the ids of training, as transformers renders it
+    logits      transformers opens the file (it turns everything into f32) and computes what `Llama` does with the values read, and
+                continues a text as it would
 
 llama.cpp itself is asked by an opt-in test only: its Python package builds for twenty minutes.
 """
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -22,12 +26,27 @@ from fledge.core.errors import CheckpointError
 from fledge.model.folder import to_config_json
 from fledge.model.llama import Llama
 from fledge.publish.card import model_card
-from fledge.publish.checks import check_logits, check_texts, load_theirs, probe_rows, their_config, transformers_name
+from fledge.publish.checks import (
+    check_conversations,
+    check_greedy,
+    check_logits,
+    check_texts,
+    load_theirs,
+    probe_rows,
+    their_config,
+    their_tokenizer_with,
+    transformers_name,
+)
 from fledge.publish.gguf_file import Read, Values, gguf_tensors, metadata, own_weights, read_gguf, write_gguf
 from fledge.publish.ollama import modelfile
 from fledge.publish.settings import GGUF_FILE, MODEL_CARD, MODELFILE, Q8_0_BLOCK_VALUES, ModelTarget, WeightType
 from fledge.publish.source import DTYPES, Source, require_expressible
+from fledge.publish.targets import PRE_TOKENIZERS
+from fledge.tokens.folder import TOKENIZER_FILE
 from fledge.tokens.pieces import SPACE_MARK, fallback_piece
+
+_UNUSED = 5
+"""llama.cpp's number for the type of an entry that no text becomes."""
 
 
 def export_gguf(source: Source, folder: Path, target: ModelTarget, weight_type: WeightType) -> str:
@@ -49,19 +68,63 @@ def check_gguf(source: Source, folder: Path, weight_type: WeightType, name: str)
     found = read_gguf(folder / GGUF_FILE)
     _check_fields(found, metadata(source, weight_type, name))
     check_values(found, gguf_tensors(source.model), weight_type)
-    if found.fields["tokenizer.ggml.model"] == "llama":
-        # Of a vocabulary with the space itself in its entries, GGUF takes the mark for one.
-        marks = () if source.tokenizer.definition.spelling.space == SPACE_MARK else (SPACE_MARK,)
-        check_texts(source.tokenizer, Merging(found.fields).encode_batch, "SentencePiece's way", marks)
+    _check_tokenizer(source, found.fields)
     config, program = source.model.config, transformers_name()
-    if program is None or config.rope_scaling is not None:
-        why = "transformers is not installed" if program is None else "transformers reads no rotary scaling in GGUF"
-        return f"the package gguf ({why})"
+    if program is None:
+        return "the package gguf (transformers is not installed)"
+    _check_template(source, found.fields)
+    if config.rope_scaling is not None:
+        return "the package gguf (transformers reads no rotary scaling in GGUF)"
     ours = _filled(Llama(config, seed=None).eval(), found)
     del found  # as large as the model in fp32, which is held three times already
     theirs = load_theirs(folder, gguf_file=GGUF_FILE, config=their_config(to_config_json(config, torch.float32)))
-    check_logits(ours, theirs, probe_rows(config.vocabulary_size, config.settings.max_position_embeddings))
+    rows = probe_rows(config.vocabulary_size, config.settings.max_position_embeddings)
+    check_logits(ours, theirs, rows)
+    check_greedy(ours, theirs, rows[:1, :8], source.tokenizer.vocabulary_size)
     return f"the package gguf, and {program}"
+
+
+def _check_tokenizer(source: Source, fields: dict[str, Any]) -> None:
+    if fields["tokenizer.ggml.model"] == "llama":
+        # Of a vocabulary with the space itself in its entries, GGUF takes the mark for one.
+        marks = () if source.tokenizer.definition.spelling.space == SPACE_MARK else (SPACE_MARK,)
+        check_texts(source.tokenizer, Merging(fields).encode_batch, "SentencePiece's way", marks)
+    else:
+        rebuilt = byte_level_tokenizer(fields)
+        check_texts(
+            source.tokenizer, lambda texts: [one.ids for one in rebuilt.encode_batch(texts, add_special_tokens=False)], "the GGUF file"
+        )
+
+
+def byte_level_tokenizer(fields: dict[str, Any]) -> Any:
+    """The tokenizer that llama.cpp makes of a file's entries, merges and the pattern it knows by the name in `pre`.
+
+    Raises CheckpointError if they do not make one.
+    """
+    from tokenizers import Tokenizer
+
+    named = next((known for known in PRE_TOKENIZERS if known.name == fields["tokenizer.ggml.pre"]), None)
+    if named is None:
+        _differ(f"the split pattern {fields['tokenizer.ggml.pre']!r}, which nobody knows")
+    entries = zip(fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"], strict=True)
+    model = {
+        "type": "BPE",
+        "vocab": {entry: token for token, (entry, kind) in enumerate(entries) if kind != _UNUSED},
+        "merges": fields["tokenizer.ggml.merges"],
+        "ignore_merges": named.ignore_merges,
+    }
+    try:
+        return Tokenizer.from_str(json.dumps({"version": "1.0", "added_tokens": [], "pre_tokenizer": named.pipeline, "model": model}))
+    except Exception as error:  # that library raises nothing finer
+        _differ(f"its tokenizer, of which none can be made ({error})")
+
+
+def _check_template(source: Source, fields: dict[str, Any]) -> None:
+    """The template in the file, with the names of the ids in it, renders conversations to the ids of training."""
+    entries = fields["tokenizer.ggml.tokens"]
+    names = {f"{name}_token": entries[fields[f"tokenizer.ggml.{name}_token_id"]] for name in ("bos", "eos")}
+    template = fields.get("tokenizer.chat_template")
+    check_conversations(source.tokenizer, their_tokenizer_with(source.tokenizer.folder / TOKENIZER_FILE, template, **names))
 
 
 @torch.no_grad()
@@ -137,5 +200,5 @@ class Merging:
         return [self._tokens[fallback_piece(value)] for value in part.encode()] if known is None else [known]
 
 
-def _differ(what: str) -> None:
+def _differ(what: str) -> NoReturn:
     raise CheckpointError(f"the GGUF file is not the model it was made from: {what}", "nothing was written; please report this as a bug")

@@ -34,6 +34,7 @@ from fledge.core.errors import ConfigError, DataError, MachineError
 from fledge.corpus.sources.attempts import Attempts, Failure, retried
 from fledge.corpus.sources.hub import Kind, all_files, commit_of, hub_errors
 from fledge.corpus.sources.piece import InputFile
+from fledge.corpus.sources.settings import REPOSITORY_NAME
 from fledge.publish.parcel import Item
 
 MAIN = "main"
@@ -69,7 +70,7 @@ Stale = Callable[[Collection[InputFile]], Collection[str]]
 
 def require_name(name: str) -> None:
     """Raises ConfigError unless a name is one of a repository."""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None:
+    if re.fullmatch(REPOSITORY_NAME, name) is None:
         raise ConfigError(f"{name} is no repository of the hub", "give OWNER/NAME")
 
 
@@ -79,16 +80,20 @@ def require_token() -> None:
         raise MachineError("this machine has no token of the hub", _LOG_IN)
 
 
-def create(repository: Repository, private: bool) -> None:
-    """Make the repository and its branch unless they are there. Raises DataError if the hub refuses, or it is there for all to see."""
+def create(repository: Repository, public: bool) -> None:
+    """Make the repository and its branch unless they are there; one that is there stays as visible as it is, which is told.
+
+    Raises DataError if the hub refuses.
+    """
     api = _client()
     place: dict[str, Any] = {"repo_id": repository.name, "repo_type": repository.kind}
 
     def attempt() -> None:
         with _errors(repository):
-            api.create_repo(**place, private=private or None, exist_ok=True)
-            if private and not api.repo_info(**place).private:
-                raise DataError(f"{repository} is there already, and public", "make it private on its page, or leave out --private")
+            api.create_repo(**place, private=not public, exist_ok=True)
+            if bool(api.repo_info(**place).private) == public:
+                seen = "private: --public does not change that" if public else "public: everybody can read what is sent there"
+                console.warn(f"{repository} is there already, and {seen}; its page has a setting for it")
             if repository.revision != MAIN:
                 api.create_branch(**place, branch=repository.revision, exist_ok=True)
 

@@ -18,26 +18,28 @@ from typing import Any
 from fledge.core import artifact, console, disk
 from fledge.core.artifact import Request
 from fledge.core.errors import ConfigError, DataError, MachineError
+from fledge.corpus.sources.hub import snapshot
+from fledge.corpus.sources.settings import REPOSITORY_NAME
 from fledge.model.cost import parameter_count
 from fledge.model.folder import CONFIG as MODEL_CONFIG
 from fledge.model.folder import GENERATION_CONFIG, WEIGHTS, load_model, save_model
 from fledge.model.llama import Llama
 from fledge.model.settings import ModelConfig
 from fledge.model.tensors import read_tensors, write_tensors
-from fledge.publish.checks import OWN_READER, check_logits, load_theirs, probe_rows, transformers_name
+from fledge.publish.checks import check_logits, load_theirs, probe_rows, transformers_name
 from fledge.publish.generation import end_token, generation_json, read_generation, read_generation_json
 from fledge.publish.layouts import to_huggingface
 from fledge.publish.unpickling import WEIGHTS as UNPICKLED
 from fledge.publish.unpickling import unpickle
 from fledge.tokens.definition import read_json
-from fledge.tokens.folder import TOKENIZER_FILE, copy_folder
+from fledge.tokens.folder import CONFIG_FILE as TOKENIZER_CONFIG
+from fledge.tokens.folder import TEMPLATE_FILE, TOKENIZER_FILE, copy_folder
 from fledge.tokens.importing import import_tokenizer
 from fledge.tokens.settings import TemplateName, TokenizerSettings
 from fledge.tokens.templates import TURN_END, TURN_START
 from fledge.tokens.tokenizer import Tokenizer, open_tokenizer
 
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
-_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _FETCHED = ["*.json", "*.safetensors", "*.model", "*.jinja"]
 """Data; code, pickles and other formats of the same weights stay where they are."""
 
@@ -51,10 +53,12 @@ class Original:
     """The folder or file of its tokenizer."""
     request: Request
     """What the checkpoint that is made of it is known by."""
+    is_converted: bool = False
+    """Whether the folder was made of tensors by other names, which no other program reads."""
 
 
-def import_model(original: Original, folder: Path, template: TemplateName | None) -> str:
-    """Fill a new folder; returns what was compared with what.
+def import_model(original: Original, folder: Path, template: TemplateName | None) -> str | None:
+    """Fill a new folder; returns by what the logits were compared, None if by nothing, for transformers is not installed.
 
     `template`: how conversations are written; None: chatml if the tokenizer has its tokens, else instruct. Raises CheckpointError or
     DataError for a model or a tokenizer that cannot be taken over as it is.
@@ -65,6 +69,7 @@ def import_model(original: Original, folder: Path, template: TemplateName | None
         settings = TokenizerSettings(kind="import", path=str(original.tokenizer), template=chosen)
         figures = import_tokenizer(settings, partial)
         tokenizer = open_tokenizer(partial)
+        _warn_of_template(original.tokenizer, tokenizer)
         model.config = _completed(model.config, tokenizer, original.folder)
         save_model(model, partial)
         disk.write_json(partial / GENERATION_CONFIG, generation_json(model.config, read_generation(original.folder)))
@@ -96,25 +101,15 @@ def opened(given: str, revision: str, config: Path | None, tokenizer: Path | Non
 
 def fetch_model(repository: str, revision: str) -> Path:
     """The data files of a model on the hub. Raises ConfigError for what is no OWNER/NAME, DataError or MachineError from the hub."""
-    if not _REPOSITORY.fullmatch(repository):
+    if not re.fullmatch(REPOSITORY_NAME, repository):
         raise ConfigError(
             f"there is no folder or file {repository}, and it is no name on the hub",
             "give a path, or OWNER/NAME of letters, digits, '.', '_' and '-'",
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    where = f"{repository}@{revision}"
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=_FETCHED, library_name="fledge"))
-    except GatedRepoError as error:
-        raise DataError(f"{where} asks to accept its terms", "accept them on its page, then log in: hf auth login") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise DataError(f"{where} is not on the hub, or is private", "check OWNER/NAME and --revision") from error
-    except LocalEntryNotFoundError as error:
-        raise MachineError(f"{where} is not in the cache, and the hub does not answer", "try again with a network") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise MachineError(f"the hub does not answer about {where} ({type(error).__name__})", "try again, or give a folder") from error
+        return snapshot(repository, revision, _FETCHED, "model")
+    except OSError as error:
+        raise MachineError(f"{repository}@{revision} cannot be fetched ({type(error).__name__})", "try again, or give a folder") from error
 
 
 def _from_pickle(path: Path, place: Path, config: Path | None, tokenizer: Path | None) -> Original:
@@ -130,7 +125,7 @@ def _from_pickle(path: Path, place: Path, config: Path | None, tokenizer: Path |
         disk.write_json(folder / MODEL_CONFIG, config_json)
         write_tensors(folder / WEIGHTS, {name: weight.contiguous() for name, weight in weights.items()})
     source = {"imported": path.suffix, "sha256": disk.digest_file(path).sha256, "config": config_json}
-    return Original(folder, tokenizer or path.parent, artifact.request("checkpoint", source))
+    return Original(folder, tokenizer or path.parent, artifact.request("checkpoint", source), is_converted=True)
 
 
 def _read_config(path: Path, optional: bool) -> dict[str, Any]:
@@ -167,11 +162,36 @@ def _usual_template(tokenizer: Path) -> TemplateName:
     return "chatml" if {TURN_START, TURN_END} <= {token.get("content") for token in added} else "instruct"
 
 
-def _compare(ours: Llama, original: Path) -> str:
-    """Compare the logits of a model with those of the folder it was made from; returns by what that was opened. Raises CheckpointError."""
+def _warn_of_template(original: Path, made: Tokenizer) -> None:
+    """Say it if a model was taught conversations in another form than the checkpoint will write them."""
+    given = _given_template(original)
+    ours = {made.template.jinja.strip(), made.template.jinja_without_mask.strip()} if made.template is not None else set()
+    if given is not None and given.strip() not in ours:
+        console.warn(
+            f"{original} has a chat template of its own, and conversations are written as {made.meta.template}: "
+            "--template chooses another; its answers are worse in a form it was not taught"
+        )
+
+
+def _given_template(tokenizer: Path) -> str | None:
+    beside, config = tokenizer / TEMPLATE_FILE, tokenizer / TOKENIZER_CONFIG
+    if beside.is_file():
+        return beside.read_text(encoding="utf-8")
+    found = read_json(config).get("chat_template") if config.is_file() else None
+    if isinstance(found, list):
+        found = next((one.get("template") for one in found if isinstance(one, dict) and one.get("name") == "default"), None)
+    return found if isinstance(found, str) else None
+
+
+def _compare(ours: Llama, original: Path) -> str | None:
+    """Compare the logits of a model with those of the folder it was made from; returns by what that was opened, None if it cannot be.
+
+    Raises CheckpointError.
+    """
     program = transformers_name()
     if program is None:
-        return OWN_READER
+        console.warn("the logits were not compared: transformers is not installed")
+        return None
     theirs = load_theirs(original, use_safetensors=True)
     check_logits(ours, theirs, probe_rows(ours.config.vocabulary_size, ours.config.settings.max_position_embeddings))
     return program

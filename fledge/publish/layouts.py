@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fledge.core import console
 from fledge.core.errors import CheckpointError
 
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
@@ -119,8 +120,13 @@ def _config_json(weights: Mapping[str, Tensor], given: Mapping[str, Any], place:
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"{place} is no whole Llama: {error} is missing", "use a complete checkpoint") from error
     tied = _HEAD not in weights or torch.equal(weights[_HEAD], weights[_EMBEDDING])
-    config: dict[str, Any] = {"model_type": kind, "tie_word_embeddings": tied, **_DEFAULTS, **given}
-    config |= {name: value for name, value in known.items() if value is not None} | sizes
+    stated = {**given, **{name: value for name, value in known.items() if value is not None}}
+    assumed = {name: value for name, value in _DEFAULTS.items() if stated.get(name) is None}
+    if assumed:
+        said = ", ".join(f"{name} {value}" for name, value in assumed.items())
+        console.warn(f"{place} does not say, so Llama's is assumed: {said}; if it was trained otherwise, give --config FILE.json")
+    # What the tensors tell holds, whatever a config says.
+    config: dict[str, Any] = {**stated, **assumed, **sizes, "model_type": kind, "tie_word_embeddings": tied}
     if kind == "stablelm":
         config = {"partial_rotary_factor": 1.0, "use_parallel_residual": False, **config, "layer_norm_eps": config["rms_norm_eps"]}
     return config

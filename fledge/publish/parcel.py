@@ -28,6 +28,8 @@ _WEIGHTS_AND_ROWS = {".safetensors", ".gguf", ".parquet", ".arrow", ".tokens", "
 _TEXTS_AND_PICTURES = {".json", ".jsonl", ".yaml", ".md", ".txt", ".csv", ".html", ".jinja", ".svg", ".png"}
 SAFE_SUFFIXES = frozenset(_WEIGHTS_AND_ROWS | _TEXTS_AND_PICTURES)
 """Of files that hold data and no code. A pickle (.bin, .pt, .ckpt) may run any code when it is opened."""
+PAGES = (".html", ".svg")
+"""They may run scripts in a browser: taken only where a manifest of ours names them, such as a data card's."""
 SAFE_NAMES = frozenset({"LICENSE", "NOTICE", "Modelfile"})
 
 _PLACES = {"checkpoint": (CHECKPOINTS, 3), "corpus": ("corpus", 2), "tokens": ("pack", 2)}

@@ -4,7 +4,7 @@
 
 What is there of a partial folder is kept, so a pull that was killed goes on. Of an artifact only what its manifest names is taken, so what
 others added on the hub, such as pictures for its page, does not make it another one. Files that may run code when they are opened are never
-taken.
+taken, and pages only where a manifest names them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fledge.core.wording import counted
 from fledge.corpus.sources.hub import Kind, all_files, commit_of
 from fledge.corpus.sources.piece import InputFile
 from fledge.corpus.sources.remote import content_digest, download_all
-from fledge.publish.parcel import as_manifest, is_safe
+from fledge.publish.parcel import PAGES, as_manifest, is_safe
 
 KINDS: tuple[Kind, ...] = ("model", "dataset")
 _AT_ONCE = 4
@@ -42,6 +42,7 @@ def pull(name: str, folder: Path, kind: Kind | None, revision: str) -> str:
         manifests = [file for file in safe if PurePosixPath(file.name).name == artifact.MANIFEST]
         _bring(f"looking into {name}", manifests, partial)
         wanted = _named(safe, _artifacts(partial, manifests))
+        _tell_pages({file.name for file in safe} - {file.name for file in wanted})
         _clear(partial, wanted)
         _bring(f"pull {name}", wanted, partial)
         made = _artifacts(partial, manifests)
@@ -116,7 +117,10 @@ def _artifacts(partial: Path, manifests: Iterable[InputFile]) -> dict[str, Artif
 
 
 def _named(files: Iterable[InputFile], made: dict[str, Artifact]) -> list[InputFile]:
-    """All files but those in the folder of an artifact that it does not name; a training stage has more beside what it names."""
+    """All files but pages that no artifact names, and those in the folder of an artifact that it does not name.
+
+    A training stage has more beside what it names.
+    """
 
     def is_named(file: InputFile) -> bool:
         for above in PurePosixPath(file.name).parents:
@@ -124,9 +128,15 @@ def _named(files: Iterable[InputFile], made: dict[str, Artifact]) -> list[InputF
             if found is not None and found.manifest.kind != "training":
                 name = PurePosixPath(file.name).relative_to(above).as_posix()
                 return name == artifact.MANIFEST or name in found.manifest.files
-        return True
+        return not file.name.endswith(PAGES)
 
     return [file for file in files if is_named(file)]
+
+
+def _tell_pages(left_out: Iterable[str]) -> None:
+    pages = sorted(name for name in left_out if name.endswith(PAGES))
+    if pages:
+        console.warn(f"not taken, because pages may run scripts in a browser and no manifest names these: {', '.join(pages[:5])}")
 
 
 def _clear(partial: Path, wanted: Iterable[InputFile]) -> None:

@@ -18,7 +18,7 @@ DATASETS = frozenset({"corpus", "tokens"})
 """Kinds of artifacts that are datasets on the hub, unless --kind says otherwise; all else is a model."""
 
 
-def push(folder: Path, name: str, kind: Kind | None, private: bool, revision: str) -> str:
+def push(folder: Path, name: str, kind: Kind | None, public: bool, revision: str) -> str:
     """Send an artifact, or a folder of others, after hashing all of it again; says what was sent.
 
     What an artifact that was there before had and this one has not is removed; files of others on the hub stay. Raises ArtifactError if it
@@ -31,7 +31,7 @@ def push(folder: Path, name: str, kind: Kind | None, private: bool, revision: st
     )
     items = parcel(found)
     repository = Repository(name, kind or ("dataset" if found.manifest.kind in DATASETS else "model"), revision)
-    create(repository, private)
+    create(repository, public)
     is_changed = publish(repository, items, _message(found), _of_the_one_before(items))
     size = console.format_bytes(sum(item.digest.size_bytes for item in items))
     return f"{repository}@{revision}: {counted(len(items), 'files')}, {size}" + ("" if is_changed else "; all of it was there already")

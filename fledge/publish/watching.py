@@ -161,7 +161,7 @@ class Watch:
             console.info(f"{place}: in {self.repository} already")
 
 
-def watch(one: Watch, private: bool) -> None:
+def watch(one: Watch, public: bool) -> None:
     """Send what the run makes until its training is over. Raises Stopped on a signal, after the upload that is on its way."""
     require_name(one.repository.name)
     require_token()
@@ -169,7 +169,7 @@ def watch(one: Watch, private: bool) -> None:
         attempts.PAUSE.set(lambda seconds: _pause(stop, seconds))
         try:
             with contextlib.suppress(attempts.Stopped):
-                _look_until_over(one, private, stop)
+                _look_until_over(one, public, stop)
         finally:
             disk.remove(one.links)
     if stop.requested is not None:
@@ -177,7 +177,7 @@ def watch(one: Watch, private: bool) -> None:
     console.say(f"{one.run}: its training is over, and all of it is in {one.repository}")
 
 
-def _look_until_over(one: Watch, private: bool, stop: StopSignals) -> None:
+def _look_until_over(one: Watch, public: bool, stop: StopSignals) -> None:
     is_there, told = False, ""
     while True:
         # Asked before the look, so that the look sees all that was made until then.
@@ -185,7 +185,7 @@ def _look_until_over(one: Watch, private: bool, stop: StopSignals) -> None:
         is_sent = False
         try:
             if not is_there:
-                create(one.repository, private)
+                create(one.repository, public)
                 is_there = True
             one.look()
             is_sent = True

@@ -17,17 +17,17 @@ from fledge.stages.run import run_folder, smoke_name
 from fledge.verbs.export import require_free
 
 
-def push(place: str, repository: str, kind: Kind | None, private: bool, revision: str, small: bool) -> None:
+def push(place: str, repository: str, kind: Kind | None, public: bool, revision: str, small: bool) -> None:
     """Send a checkpoint, a corpus, a token set or a folder of others. Raises ArtifactError if there is none."""
-    console.say(pushing.push(_folder(smoke_name(place) if small else place), repository, kind, private, revision))
+    console.say(pushing.push(_folder(smoke_name(place) if small else place), repository, kind, public, revision))
 
 
-def push_while_training(run: str, repository: str, private: bool, revision: str, keep: int, small: bool) -> None:
+def push_while_training(run: str, repository: str, public: bool, revision: str, keep: int, small: bool) -> None:
     """Send what a run makes until its training is over; the run need not have begun. Raises ConfigError if RUN is no name of one."""
     folder = run_folder(smoke_name(run) if small else run)
     if "@" in run or (folder / artifact.MANIFEST).is_file():
         raise ConfigError(f"{run} is no run but a result of one", "give the run's folder or name, or leave out --watch")
-    watch(Watch(folder, Repository(repository, "model", revision), STAGES, TRAINING_STAGES, WORK, keep), private)
+    watch(Watch(folder, Repository(repository, "model", revision), STAGES, TRAINING_STAGES, WORK, keep), public)
 
 
 def pull(repository: str, folder: Path, kind: Kind | None, revision: str) -> None:

@@ -15,4 +15,7 @@ def bring_in(given: str, folder: Path, template: TemplateName | None, revision: 
     require_free(folder)
     with opened(given, revision, config, tokenizer) as original:
         reader = import_model(original, folder, template)
-    console.say(f"{folder}: {given}, compared through {reader}; use it as start_from: {folder}, or talk with it: fledge chat {folder}")
+    compared = f"compared through {reader}" if reader is not None else "not compared: transformers is not installed"
+    if original.is_converted:
+        compared = f"converted, the conversion not compared with another program; what came of it {compared}"
+    console.say(f"{folder}: {given}, {compared}; use it as start_from: {folder}, or talk with it: fledge chat {folder}")

@@ -97,7 +97,8 @@ def test_scores_are_shown_only_if_they_are_of_these_weights(make_source: MakeSou
     found = find_scores(source.artifact)
     assert found is not None and found.name == "sft"
     card = model_card(source, "name", "hf", "f32")
-    assert "## Scores" in card and "30.0" in card and "n" in card
+    assert "## Scores" in card and "30.0" in card and "before the cast" not in card
+    assert "Measured in fp32, before the cast to q8_0." in model_card(source, "name", "gguf", "q8_0")
     path = source.artifact.path.parents[2] / "evaluate" / "results.json"
     path.write_text(json.dumps({"evaluations": {}}).ljust(path.stat().st_size))
     assert find_scores(source.artifact) is None

@@ -156,6 +156,42 @@ def test_rows_of_q_in_the_wrong_order_give_other_logits(make_source: MakeSource,
         export_gguf(make_source(), tmp_path / "out", "gguf", "f32")
 
 
+@pytest.mark.parametrize(
+    ("part", "mistake"),
+    [
+        ("pre_tokenizer_name", lambda given: "gpt-2"),
+        ("pre_tokenizer_name", lambda given: "unheard of"),
+        ("_merges", lambda given: given["model"]["merges"][1:]),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_would_make_otherwise_is_found(
+    part: str, mistake: Any, make_source: MakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistake that writer and expected fields share."""
+    monkeypatch.setattr(gguf_file, part, mistake)
+    with pytest.raises(CheckpointError, match=r"the ids of|split pattern"):
+        export_gguf(make_source(), tmp_path / "out", "gguf", "f16")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_template_that_renders_otherwise_is_found(make_source: MakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_source()
+    without = type(source.tokenizer.template).jinja_without_mask.fget  # type: ignore[union-attr]
+    monkeypatch.setattr(
+        type(source.tokenizer.template), "jinja_without_mask", property(lambda self: without(self).replace("trim", "upper"))
+    )
+    with pytest.raises(CheckpointError, match="rendered by its chat template"):
+        export_gguf(source, tmp_path / "out", "gguf", "f16")
+
+
+def test_another_continuation_is_found(make_source: MakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf_export, "check_logits", lambda *arguments: None)
+    monkeypatch.setattr(gguf_file, "interleaved", lambda weight, head_size: weight)
+    monkeypatch.setattr(gguf_file, "half_split", lambda weight, head_size: weight)
+    with pytest.raises(CheckpointError, match="greedy"):
+        export_gguf(make_source(), tmp_path / "out", "gguf", "f32")
+
+
 def test_without_the_package_it_is_named(make_source: MakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
     with pytest.raises(MachineError, match="gguf is not installed") as caught:

@@ -188,15 +188,16 @@ def test_without_transformers_our_own_reader_looks_and_the_last_line_says_so(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "transformers" else found(name, *rest))
     assert export_huggingface(source, tmp_path / "out", "bf16") == "Fledge's own reader (transformers is not installed)"
     write = writer.write_folder
+    for spoil, named in ((spoil_weights, "read back from the file"), (spoil_shape, "its logits by")):
 
-    def write_spoiled(source: Source, folder: Path, *rest: Any) -> None:
-        write(source, folder, *rest)
-        spoil_weights(folder)
+        def write_spoiled(source: Source, folder: Path, *rest: Any, spoil: Callable[[Path], None] = spoil) -> None:
+            write(source, folder, *rest)
+            spoil(folder)
 
-    monkeypatch.setattr(writer, "write_folder", write_spoiled)
-    with pytest.raises(CheckpointError, match="read back from the file"):
-        export_huggingface(source, tmp_path / "other", "bf16")
-    assert not (tmp_path / "other").exists()
+        monkeypatch.setattr(writer, "write_folder", write_spoiled)
+        with pytest.raises(CheckpointError, match=named):
+            export_huggingface(source, tmp_path / "other", "bf16")
+        assert not (tmp_path / "other").exists()
 
 
 def test_weights_that_f16_cannot_hold_are_refused(make_source: MakeSource, tmp_path: Path) -> None:

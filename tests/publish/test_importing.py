@@ -17,7 +17,6 @@ from torch import Tensor
 from fledge.core import artifact
 from fledge.core.errors import CheckpointError, ConfigError, DataError, FledgeError, MachineError
 from fledge.model.folder import load_model, save_model
-from fledge.publish import unpickling
 from fledge.publish.importing import fetch_model, import_model, opened
 from fledge.publish.source import Source, open_source
 from fledge.tokens.tokenizer import Tokenizer, open_tokenizer
@@ -32,7 +31,9 @@ PLAIN = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor"
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
-def bring_in(given: Path | str, folder: Path, config: Path | None = None, tokenizer: Path | None = None, template: Any = None) -> str:
+def bring_in(
+    given: Path | str, folder: Path, config: Path | None = None, tokenizer: Path | None = None, template: Any = None
+) -> str | None:
     with opened(str(given), "main", config, tokenizer) as original:
         return import_model(original, folder, template)
 
@@ -68,7 +69,7 @@ def test_a_folder_of_transformers_becomes_a_checkpoint(
         json.dumps({"eos_token_id": [TOKENIZER_SIZE - 2, TOKENIZER_SIZE - 4], "do_sample": True, "temperature": 0.6, "top_k": 20})
     )
     assert (tmp_path / "theirs" / "model.safetensors.index.json").is_file()
-    assert bring_in(tmp_path / "theirs", tmp_path / "ours").startswith("transformers ")
+    assert str(bring_in(tmp_path / "theirs", tmp_path / "ours")).startswith("transformers ")
     made = artifact.open_artifact(tmp_path / "ours", "checkpoint")
     assert made.manifest.inputs["source"].id == artifact.foreign(tmp_path / "theirs", "huggingface").id
     assert artifact.verify(made, exact=True) == []
@@ -91,6 +92,39 @@ def test_what_a_model_cannot_say_is_filled_in_from_its_tokenizer(make_tokenizer:
     config, made = load_model(tmp_path / "ours").config, open_tokenizer(tmp_path / "ours")
     assert (config.begin_token_id, config.end_token_ids) == (tokenizer.document_start[0], (tokenizer.end_of_text,))
     assert config.padding_token_id == tokenizer.padding and made.meta.template == "alpaca"
+
+
+def test_a_comparison_that_was_not_made_is_not_claimed(
+    make_source: MakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fledge.publish import importing
+    from fledge.verbs import importing as verb
+
+    monkeypatch.setattr(importing, "transformers_name", lambda: None)
+    source = make_source()
+    torch.save({"config": {"n_heads": 4}, "model": source.model.state_dict()}, tmp_path / "x.pt")
+    verb.bring_in(str(tmp_path / "x.pt"), tmp_path / "ours", None, "main", None, source.tokenizer.folder)
+    captured = capsys.readouterr()
+    said = " ".join((captured.out + captured.err).split())
+    assert "converted, the conversion not compared with another program" in said and "compared through" not in said
+    assert "not compared: transformers is not installed" in said
+    assert artifact.open_artifact(tmp_path / "ours").stats["compared_through"] is None
+
+
+def test_another_chat_template_is_told(make_source: MakeSource, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = make_source()
+    save_model(source.model, tmp_path / "theirs")
+    shutil.copy(source.tokenizer.folder / "tokenizer.json", tmp_path / "theirs")
+    assert source.tokenizer.template is not None
+    own = source.tokenizer.template.jinja
+    forms: list[tuple[Any, bool]] = [(own, False), ("{{ messages }}", True), ([{"name": "default", "template": "x"}], True), (None, False)]
+    for number, (template, is_told) in enumerate(forms):
+        (tmp_path / "theirs" / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+        bring_in(tmp_path / "theirs", tmp_path / f"ours-{number}")
+        assert ("--template" in capsys.readouterr().err) == is_told, template
+    (tmp_path / "theirs" / "chat_template.jinja").write_text("{{ messages }}")
+    bring_in(tmp_path / "theirs", tmp_path / "ours")
+    assert "--template" in capsys.readouterr().err
 
 
 def test_options_that_are_not_computed_are_named_and_leave_nothing(make_tokenizer: MakeTokenizer, tmp_path: Path) -> None:
@@ -172,53 +206,6 @@ def test_a_file_that_holds_more_than_tensors_is_refused_and_nothing_of_it_is_run
     assert not (tmp_path / "run").exists() and not (tmp_path / "ours").exists()
 
 
-def test_the_state_dict_and_the_config_are_found_where_they_usually_are() -> None:
-    weights, config = {"a.weight": torch.ones(2)}, {"dim": 8, "name": "x", "tied": None, "code": print}
-    for content in (weights, {"model": weights}, {"state_dict": {"module": weights}}, {**weights, "step": 3}):
-        assert unpickling.state_dict(content, Tensor) == weights
-    for nothing in (None, [weights], {}, {"model": [1]}, {"loss": 1.0}):
-        assert unpickling.state_dict(nothing, Tensor) == {}
-    assert unpickling.plain_config({"model": weights, "model_args": config}) == {"dim": 8, "name": "x", "tied": None}
-    assert unpickling.plain_config({"config": {"x": float("nan")}, "args": {"y": 1}}) == {"y": 1}
-    assert unpickling.plain_config(weights) == unpickling.plain_config(None) == {}
-
-
-def test_the_process_that_reads_a_pickle_has_no_network_and_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `main` runs behind its locks stands in for code that a hole in the restricted reader might let through."""
-    monkeypatch.setenv("HF_TOKEN", "secret")
-    seen: dict[str, Any] = {}
-
-    def run(command: list[str], env: dict[str, str], cwd: Path, **options: Any) -> Any:
-        seen.update(env)
-        code = (
-            "import os, socket, subprocess, sys\n"
-            "from pathlib import Path\n"
-            "from fledge.publish.unpickling import leave_the_network, shut_in\n"
-            "leave_the_network()\n"
-            "shut_in(Path('.'))\n"
-            "told = []\n"
-            "def attempt(what):\n"
-            "    try: what()\n"
-            "    except PermissionError: told.append('refused')\n"
-            "    else: told.append('done')\n"
-            "attempt(socket.socket)\n"
-            "attempt(lambda: subprocess.run(['true']))\n"
-            "attempt(lambda: os.system('true'))\n"
-            "attempt(os.fork)\n"
-            f"attempt(lambda: open({str(tmp_path / 'outside')!r}, 'w'))\n"
-            "attempt(lambda: open('inside', 'w').close())\n"
-            "sys.exit(' '.join(told))"
-        )
-        return real([command[0], "-s", "-c", code], env=env, cwd=cwd, **options)
-
-    real = unpickling.subprocess.run
-    monkeypatch.setattr(unpickling.subprocess, "run", run)
-    (tmp_path / "place").mkdir()
-    with pytest.raises(CheckpointError, match="refused refused refused refused refused done"):
-        unpickling.unpickle(tmp_path / "x.pt", tmp_path / "place")
-    assert "HF_TOKEN" not in seen and "HOME" not in seen and not (tmp_path / "outside").exists()
-
-
 @pytest.mark.parametrize(
     "given", ["../up/there", "no folder", "owner/na me", "owner/\U0001f642", "/absent/folder", "name", "a/b/c", "-a/b"]
 )
@@ -254,7 +241,8 @@ def test_the_hub_is_asked_for_data_only_and_what_it_says_is_told_without_a_token
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     with opened("owner/name", "v1", None, None) as original:
         import_model(original, tmp_path / "ours", None)
-    assert asked["revision"] == "v1" and not any(name.endswith((".py", ".bin", ".pt")) for name in asked["allow_patterns"])
+    assert (asked["revision"], asked["repo_type"]) == ("v1", "model")
+    assert not any(name.endswith((".py", ".bin", ".pt")) for name in asked["allow_patterns"])
     for repository, kind in zip(errors, (DataError, DataError, MachineError, MachineError), strict=True):
         with pytest.raises(FledgeError) as caught:
             fetch_model(repository, "main")

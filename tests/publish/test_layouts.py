@@ -92,6 +92,18 @@ def test_what_a_model_is_follows_from_its_tensors() -> None:
     assert to_huggingface(tied, {"n_head": 4}, "x.pt")[1]["tie_word_embeddings"] is True
 
 
+def test_what_is_assumed_is_told_and_tensors_are_believed_before_a_config(capsys: pytest.CaptureFixture[str]) -> None:
+    weights, given = a_model().state_dict(), {"n_head": 4, "norm_eps": 1e-6, "hidden_act": None}
+    config = to_huggingface(weights, {**given, "model_type": "gpt2", "tie_word_embeddings": True}, "x.pt")[1]
+    assert (config["model_type"], config["tie_word_embeddings"]) == ("llama", False)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "max_position_embeddings 2048, rope_theta 10000.0, hidden_act silu" in told and "rms_norm_eps" not in told
+    complete = {**given, "block_size": 64, "rope_base": 5e5, "hidden_act": "gelu"}
+    config = to_huggingface(weights, complete, "x.pt")[1]
+    assert (config["rms_norm_eps"], config["rope_theta"], config["hidden_act"]) == (1e-6, 5e5, "gelu")
+    assert "assumed" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("weights", "config", "named"),
     [

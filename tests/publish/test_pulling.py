@@ -15,7 +15,7 @@ from fledge.publish.pushing import push
 from tests.command_line import Fledge, expect_error
 
 from .hub_stub import Fault, Files, HubStub, Repo
-from .results import content, tree, write_corpus, write_model
+from .results import content, tree, write_artifact, write_corpus, write_model
 
 
 def put(hub: HubStub, files: Files, place: str = "models/me/small") -> Repo:
@@ -51,6 +51,17 @@ def test_a_pull_that_was_ended_goes_on(hub: HubStub, tmp_path: Path, monkeypatch
     assert tree(tmp_path / "back") == files
     assert [one.split("-")[0] for one in hub.ranges] == ["1.safetensors 30000", "2.safetensors 0"]
     assert [path.name for path in tmp_path.iterdir()] == ["back"]
+
+
+def test_pages_are_taken_only_where_a_manifest_names_them(hub: HubStub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A data card is one; what others put beside it may run scripts in a browser."""
+    write_artifact(tmp_path / "corpus", "corpus", {"card.html": b"<p>card</p>", "stats.json": b"{}"})
+    strange = {"page.html": b"<script>", "a/picture.svg": b"<svg/>", "notes.md": b"x"}
+    named = {f"corpus/{name}": (tmp_path / "corpus" / name).read_bytes() for name in tree(tmp_path / "corpus")}
+    put(hub, {**named, **strange, "corpus/other.html": b"<script>"})
+    take(tmp_path / "back")
+    assert tree(tmp_path / "back").keys() == {*named, "notes.md"}
+    assert "a/picture.svg, corpus/other.html, page.html" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_an_earlier_attempt_left_of_another_commit_is_replaced(hub: HubStub, tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_no_secret_is_written_or_said(hub: HubStub, fledge: Fledge, tmp_path: Pa
 
 def test_a_private_repository_and_a_branch_are_made(hub: HubStub, tmp_path: Path) -> None:
     write_model(tmp_path / "model")
-    push(tmp_path / "model", "me/hidden", "dataset", True, "v2")
+    push(tmp_path / "model", "me/hidden", "dataset", False, "v2")
     repo = hub.repos["datasets/me/hidden"]
     assert repo.private and repo.branches["v2"] != repo.branches["main"]
     assert repo.files.keys() == {".gitattributes"} and "config.json" in (repo.at("v2") or {})
@@ -205,13 +205,16 @@ def test_a_private_repository_and_a_branch_are_made(hub: HubStub, tmp_path: Path
     assert tree(tmp_path / "back") == tree(tmp_path / "model")
 
 
-def test_a_public_repository_does_not_take_what_is_to_be_private(hub: HubStub, tmp_path: Path) -> None:
+def test_what_is_there_stays_as_visible_as_it_is_and_that_is_told(hub: HubStub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_model(tmp_path / "model")
-    send(tmp_path / "model")
-    received = hub.received_bytes
-    with pytest.raises(DataError, match="is there already, and public"):
-        push(tmp_path / "model", "me/small", None, True, "main")
-    assert hub.received_bytes == received
+    for is_made_public in (True, False):
+        hub.repos.clear()
+        push(tmp_path / "model", "me/small", None, is_made_public, "main")
+        assert hub.repos["models/me/small"].private != is_made_public and "is there already" not in capsys.readouterr().err
+        push(tmp_path / "model", "me/small", None, not is_made_public, "main")
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("everybody can read what is sent there" if is_made_public else "--public does not change that") in said
+        assert hub.repos["models/me/small"].private != is_made_public
 
 
 def test_offline_mode_of_the_hub_is_named(hub: HubStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,7 @@ def one(hub: HubStub, training: Training, monkeypatch: pytest.MonkeyPatch) -> Wa
     """A watch whose repository is there already."""
     monkeypatch.setattr(watching, "LOOK_SECONDS", 0.01)
     made = Watch(training.run, Repository("me/run", "model"), STAGES, TRAINING_STAGES, WORK, 2)
-    watching.create(made.repository, private=False)
+    watching.create(made.repository, public=False)
     return made
 
 
@@ -174,7 +174,7 @@ def test_inputs_from_outside_the_run_are_told(hub: HubStub, tmp_path: Path, caps
     files = {"model.safetensors": content(5)}
     write_artifact(run / "pretrain/checkpoints/step-000005", "checkpoint", files, {"tokens.0": outside}, settings, {"step": 5})
     made = Watch(run, Repository("me/run", "model"), STAGES, TRAINING_STAGES, WORK, 2)
-    watching.create(made.repository, private=False)
+    watching.create(made.repository, public=False)
     made.look()
     made.look()
     assert capsys.readouterr().err.count(f"push {outside.path} by itself") == 1
@@ -197,7 +197,7 @@ def test_it_waits_for_a_run_and_ends_when_nobody_works_on_it(hub: HubStub, one: 
 
     thread = threading.Thread(target=train)
     thread.start()
-    watch(one, private=False)
+    watch(one, public=False)
     ended.set()
     thread.join()
     pull("me/run", tmp_path / "back", None, "main")
@@ -210,7 +210,7 @@ def test_a_hub_that_is_down_is_waited_for_and_told_once(
 ) -> None:
     training.finish(training.save(10))
     hub.fail("^(GET|POST) /api", *[Fault(status=503)] * 40)
-    watch(one, private=False)
+    watch(one, public=False)
     assert steps(hub) == [10] and not hub.faults
     assert capsys.readouterr().err.count("not sent yet") == 1
 
@@ -219,12 +219,12 @@ def test_a_refusal_ends_it_and_so_does_damage_of_what_is_finished(hub: HubStub, 
     training.finish(training.save(10))
     hub.fail("POST .*commit", Fault(status=403))
     with pytest.raises(DataError, match="403"):
-        watch(one, private=False)
+        watch(one, public=False)
     made = write_corpus(training.run / "corpus" / "documents")
     path = made.path / "train-00000.parquet"
     path.write_bytes(content(99))
     with pytest.raises(ArtifactError, match="train-00000"):
-        watch(one, private=False)
+        watch(one, public=False)
 
 
 def test_a_file_that_is_replaced_meanwhile_is_looked_at_again(
@@ -242,11 +242,11 @@ def test_a_file_that_is_replaced_meanwhile_is_looked_at_again(
 
     monkeypatch.setattr(Watch, "look", replaced)
     monkeypatch.setattr(Watch, "is_over", lambda self: next(over))
-    watch(one, private=False)
+    watch(one, public=False)
     assert steps(hub) == [10] and "machine.json is gone; trying again" in capsys.readouterr().err
     looks, over = iter((True,)), iter((True,))
     with pytest.raises(ArtifactError, match=r"machine\.json is gone"):
-        watch(one, private=False)
+        watch(one, public=False)
 
 
 def test_a_signal_ends_it_after_a_last_look(hub: HubStub, one: Watch, training: Training) -> None:
@@ -259,7 +259,7 @@ def test_a_signal_ends_it_after_a_last_look(hub: HubStub, one: Watch, training: 
     thread = threading.Thread(target=signal_after_one)
     thread.start()
     with pytest.raises(Stopped) as caught:
-        watch(one, private=False)
+        watch(one, public=False)
     thread.join()
     assert caught.value.exit_code == 143 and steps(hub) == [10, 20]
 

@@ -87,21 +87,21 @@ def listings(repository: str, cache_folder: Path) -> list[Listing]:
     return [listing for listing in map(_read, paths) if listing is not None]
 
 
-def snapshot(repository: str, revision: str, patterns: Sequence[str]) -> Path:
-    """The folder of a dataset in the hub library's own cache, downloaded as far as the patterns go.
+def snapshot(repository: str, revision: str, patterns: Sequence[str], kind: Kind = "dataset") -> Path:
+    """The folder of a repository in the hub library's own cache, downloaded as far as the patterns go.
 
-    Raises DataError if there is no such dataset, MachineError if the hub is away and the cache lacks it.
+    Raises DataError if there is no such repository, MachineError if the hub is away and the cache lacks it.
     """
 
     def ask() -> str:
         import huggingface_hub
 
         found = huggingface_hub.snapshot_download(
-            repository, repo_type="dataset", revision=revision, allow_patterns=list(patterns), library_name="fledge"
+            repository, repo_type=kind, revision=revision, allow_patterns=list(patterns), library_name="fledge"
         )
         return str(found)
 
-    return Path(_asked(f"{repository}@{revision}", ask))
+    return Path(_asked(f"{repository}@{revision}", ask, kind))
 
 
 def _look_up(repository: str, glob: str, commit: str) -> Listing:
@@ -132,12 +132,21 @@ def _asked(what: str, call: Callable[[], AnyResult], kind: Kind = "dataset") -> 
 def hub_errors(what: str, kind: Kind) -> Iterator[None]:
     """Errors of the hub's library as DataError, MachineError or Failure; their own texts hold addresses and request ids."""
     import httpx2
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         yield
     except OfflineModeIsEnabled as error:
         raise MachineError(f"{kind} {what} was not looked up before, and HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE once") from error
+    except LocalEntryNotFoundError as error:
+        raise MachineError(f"{kind} {what} is not in the cache, and the hub does not answer", "try again with a network") from error
     except GatedRepoError as error:
         raise DataError(f"{kind} {what} asks to accept its terms", "accept them on its page, then log in: hf auth login") from error
     except RevisionNotFoundError as error:

@@ -39,6 +39,8 @@ FURTHER_FIELDS_OF: dict[Form, tuple[str, ...]] = {
 }
 """What it may hold besides."""
 
+REPOSITORY_NAME = "/".join([r"[A-Za-z0-9_][A-Za-z0-9_.-]*"] * 2)
+"""OWNER/NAME on the hub."""
 _SOURCE_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
@@ -245,7 +247,7 @@ class HubSource(FileSource, RecordFields):
             self.check_form(self.content)
         if (self.preset is None) == (self.repository is None):
             raise ValueError("give either a preset or a repository")
-        if self.repository is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repository):
+        if self.repository is not None and not re.fullmatch(REPOSITORY_NAME, self.repository):
             raise ValueError(f"repository must be OWNER/NAME, not {self.repository!r}")
         if self.repository is not None and self.files is None:
             raise ValueError("files must say which files of the repository to read, like data/*.parquet")
