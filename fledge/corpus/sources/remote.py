@@ -82,21 +82,27 @@ def download_all(label: str, wanted: Mapping[Path, InputFile], workers: int) -> 
             progress.advance(size_bytes)
 
     def job(file: InputFile, place: Path) -> None:
+        if stop.is_set():
+            raise Stopped
         PAUSE.set(functools.partial(pause_until, stop))
-        download(file, place, advance)
+        try:
+            download(file, place, advance)
+        except BaseException:
+            stop.set()  # before this thread takes the next file
+            raise
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="download")
     total = sum(file.size_bytes for file in wanted.values())
     with console.progress(label, total, "bytes") as progress:
         try:
             futures = [pool.submit(job, file, place) for place, file in wanted.items()]
-            done = wait(futures, return_when=FIRST_EXCEPTION).done
-            for future in futures:
-                if future in done:
-                    future.result()
+            wait(futures, return_when=FIRST_EXCEPTION)
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
+    failures = [error for future in futures if not future.cancelled() and (error := future.exception()) is not None]
+    for error in sorted(failures, key=lambda error: isinstance(error, Stopped)):
+        raise error
 
 
 def cache_path(file: InputFile, cache_folder: Path) -> Path:
