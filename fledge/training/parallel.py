@@ -38,8 +38,8 @@ from fledge.training.layout import Layout, choose_layout, device_bytes, shard, w
 from fledge.training.settings import DeviceName, TrainingSettings
 
 MACHINE = "machine.json"
-SHARED_BY_PROCESSES = frozenset({"processes", "parallel", "threads"})
-"""What another number of processes may change; each is told of, none is refused."""
+SHARED_BY_PROCESSES = frozenset({"processes", "parallel", "threads", "compiled"})
+"""What another number of processes may change (a sharded model is not compiled); each is told of, none is refused."""
 
 WORTHWHILE_CPU_SECONDS = 600
 """Of training, to compile for a CPU: that costs 30 to 80 s and saves at least an eighth."""
@@ -225,7 +225,7 @@ def settle_machine(
     if world.main:
         before = _read(folder) or {}
         known = _known(before if before or like is None else _read(like) or {}, world)
-        machine = _settle(known, settings, world.device, training_flops)
+        machine = _settle(known, settings, world, training_flops, is_taken_over=bool(list_checkpoints(folder)))
         circumstances = _circumstances(settings, world, machine)
         changes = _changes(folder, before.get("circumstances", circumstances), circumstances, settings.inexact_resume)
         if changes:
@@ -237,7 +237,7 @@ def settle_machine(
             disk.write_json(folder / MACHINE, record)
     world.barrier()
     if not world.main:
-        machine = _settle(Machine(**(_read(folder) or {})["chosen"]), settings, world.device, training_flops)
+        machine = _settle(Machine(**(_read(folder) or {})["chosen"]), settings, world, training_flops, is_taken_over=True)
     return machine
 
 
@@ -257,7 +257,7 @@ def _changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], ar
 
 def choose_machine(settings: TrainingSettings, device: torch.device, training_flops: float) -> Machine:
     """What `settle_machine` would choose at a first start, noted nowhere; made so in this process."""
-    return _settle(None, settings, device, training_flops)
+    return _settle(None, settings, World(0, 1, device), training_flops)
 
 
 def chosen_machine(folder: Path) -> Machine | None:
@@ -300,7 +300,9 @@ def _known(record: dict[str, Any], world: World) -> Machine | None:
     return chosen if same_processes else replace(chosen, threads=torch.get_num_threads())
 
 
-def _settle(known: Machine | None, settings: TrainingSettings, device: torch.device, training_flops: float) -> Machine:
+def _settle(known: Machine | None, settings: TrainingSettings, world: World, training_flops: float, is_taken_over: bool = False) -> Machine:
+    """`is_taken_over`: whether a model that is known not to compile stays so, though the settings ask for it."""
+    device = world.device
     # Where the number of processes must not show, how they share the cores must not either.
     unset = 1 if settings.determinism == "elastic" else torch.get_num_threads()
     threads = settings.threads or (known.threads if known else unset)
@@ -314,8 +316,10 @@ def _settle(known: Machine | None, settings: TrainingSettings, device: torch.dev
     use_flash_attention_3(device)
     # The reference's scores are computed without a compiler, and the first loss is ln 2 only if the policy is too.
     asked = "off" if settings.objective.kind == "preference" and settings.compile == "auto" else settings.compile
-    compiled = known.compiled if known and asked == "auto" else wants_compiling(asked, device, training_flops, threads)
-    return Machine(precision, fast_fp32, threads, compiled, known.micro_batch_rows if known else None)
+    is_kept = known is not None and (asked == "auto" or (is_taken_over and asked != "off"))
+    compiled = known.compiled if known and is_kept else wants_compiling(asked, device, training_flops, threads)
+    # A sharded model is never compiled, see `preparation`.
+    return Machine(precision, fast_fp32, threads, compiled and not world.sharded, known.micro_batch_rows if known else None)
 
 
 def wants_compiling(

@@ -76,7 +76,7 @@ def prepare(
         problem = f"compile is cuda_graphs, which needs one process with one CUDA GPU, not {world.size} x {world.device.type}"
         raise MachineError(problem, "choose another value: auto compiles where it pays")
     if world.sharded:
-        return keep_trial(folder, machine, replace(machine, compiled=False))
+        return machine
     if machine.compiled:
         compile_in_place(model, graphs)
     if not machine.compiled and world.device.type == "cpu":
