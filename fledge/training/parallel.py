@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,17 +33,13 @@ from fledge.model.float8 import has_float8
 from fledge.model.llama import Llama
 from fledge.model.precision import Precision, autocast, can_compute, choose_precision, set_fp32_products, use_fast_fp32
 from fledge.training.checkpoint_folders import list_checkpoints
+from fledge.training.compiling import wants_compiling
 from fledge.training.layout import Layout, choose_layout, device_bytes, shard, whole
 from fledge.training.settings import DeviceName, TrainingSettings
 
 MACHINE = "machine.json"
 SHARED_BY_PROCESSES = frozenset({"processes", "parallel", "threads", "compiled"})
 """What another number of processes may change (a sharded model is not compiled); each is told of, none is refused."""
-
-WORTHWHILE_CPU_SECONDS = 600
-"""Of training, to compile for a CPU: that costs 30 to 80 s and saves at least an eighth."""
-ASSUMED_CPU_FLOPS = 100e9
-"""Per thread and second, to tell minutes from hours; fp32 products reach 100 to 235 GFLOP/s on a core of 2024."""
 
 
 @dataclass(frozen=True)
@@ -228,8 +223,7 @@ def settle_machine(
         machine = _settle(known, settings, world, training_flops, is_taken_over=bool(list_checkpoints(folder)))
         circumstances = _circumstances(settings, world, machine)
         changes = _changes(folder, before.get("circumstances", circumstances), circumstances, settings.inexact_resume)
-        if changes:
-            console.warn(f"from here on no longer bitwise what an undisturbed run would give: {'; '.join(changes)}")
+        _warn(changes)
         # What was measured on another machine does not hold here.
         kept = before if before.get("circumstances") == circumstances else {}
         record = {**kept, "chosen": asdict(machine), "circumstances": circumstances, "changes": [*before.get("changes", []), *changes]}
@@ -271,15 +265,27 @@ def machine_changes(folder: Path) -> list[str]:
     return list((_read(folder) or {}).get("changes", []))
 
 
-def keep_trial(folder: Path, machine: Machine, tried: Machine) -> Machine:
-    """The machine as trying showed it to be; noted in machine.json for the next start. The main process calls this for all."""
+def keep_trial(folder: Path, machine: Machine, tried: Machine, change_is_allowed: bool) -> Machine:
+    """The machine as trying showed it to be, noted in machine.json for the next start. Every process calls this with the same.
+
+    Raises ArtifactError in all of them if steps have been taken with another one, still to the bit, and the settings want it so.
+    """
     record = _read(folder)
-    if tried != machine and record is not None and process.is_main():
-        # Nothing has been computed otherwise before, so this is how the stage computes and no change of it.
-        before = record["circumstances"]
-        circumstances = {**before, **asdict(tried), "micro_batch_rows": tried.micro_batch_rows or before["micro_batch_rows"]}
-        disk.write_json(folder / MACHINE, {**record, "chosen": asdict(tried), "circumstances": circumstances})
+    if tried == machine or record is None:
+        return tried
+    before, changes = record["circumstances"], record.get("changes", [])
+    circumstances = {**before, **asdict(tried), "micro_batch_rows": tried.micro_batch_rows or before["micro_batch_rows"]}
+    more = _changes(folder, before, circumstances, change_is_allowed or bool(changes))
+    if process.is_main():
+        _warn(more)
+        chosen = {"chosen": asdict(tried), "circumstances": circumstances, "changes": [*changes, *more]}
+        disk.write_json(folder / MACHINE, {**record, **chosen})
     return tried
+
+
+def _warn(changes: Sequence[str]) -> None:
+    if changes:
+        console.warn(f"from here on no longer bitwise what an undisturbed run would give: {'; '.join(changes)}")
 
 
 def kept_measurement(folder: Path, name: str, measure: Callable[[], float]) -> float:
@@ -320,22 +326,6 @@ def _settle(known: Machine | None, settings: TrainingSettings, world: World, tra
     compiled = known.compiled if known and is_kept else wants_compiling(asked, device, training_flops, threads)
     # A sharded model is never compiled, see `preparation`.
     return Machine(precision, fast_fp32, threads, compiled and not world.sharded, known.micro_batch_rows if known else None)
-
-
-def wants_compiling(
-    requested: Literal["auto", "on", "off", "cuda_graphs"], device: torch.device, training_flops: float, threads: int
-) -> bool:
-    """Whether to compile: as asked; for "auto" on a GPU, and on a CPU with a compiler where the run is long.
-
-    Compiling takes half a minute to a minute. A step of 110M parameters is then 1.6 times as fast on an H100, one of 23M on a CPU 1.1 to
-    1.3 times.
-    """
-    if requested != "auto":
-        return requested != "off"
-    if device.type == "cuda":
-        return True
-    seconds = training_flops / (ASSUMED_CPU_FLOPS * threads)
-    return device.type == "cpu" and seconds > WORTHWHILE_CPU_SECONDS and shutil.which("g++") is not None
 
 
 def _circumstances(settings: TrainingSettings, world: World, machine: Machine) -> dict[str, Any]:

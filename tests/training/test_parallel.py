@@ -214,7 +214,7 @@ def test_a_model_that_did_not_compile_stays_so(tmp_path: Path, documents: TokenS
     asked = training_settings(steps=2, compile="on")
     with assembled(tmp_path / "run", asked, [documents], watched=False) as trainer:
         assert trainer.machine.compiled
-        keep_trial(tmp_path / "run", trainer.machine, replace(trainer.machine, compiled=False))
+        keep_trial(tmp_path / "run", trainer.machine, replace(trainer.machine, compiled=False), False)
         trainer.run()
     assert not settle_machine(tmp_path / "run", asked, ALONE).compiled
     assert capsys.readouterr().err == ""
