@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from fledge.core import console, disk, process
+from fledge.core import __version__, console, disk, process
 from fledge.core.config import differences
 from fledge.core.errors import ArtifactError, DistributedError, MachineError
 from fledge.model.attention import fused_kernel, use_flash_attention_3
@@ -249,6 +249,20 @@ def _changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], ar
     return changes
 
 
+def require_same_machine(folder: Path, settings: TrainingSettings, processes: int) -> None:
+    """Raise what `settle_machine` would for so many processes, as far as it is known before a model is there; nothing is written."""
+    record = _read(folder)
+    if record is None or settings.inexact_resume:
+        return
+    before = record.get("circumstances", {})
+    was_sharded = before.get("parallel") == "fsdp"
+    is_sharded = processes > 1 and (was_sharded if settings.parallel == "auto" else settings.parallel == "fsdp")
+    device = _choose_device(settings.device)
+    world = World(process.rank(), processes, device, is_sharded, settings.determinism == "elastic")
+    machine = _settle(_known(record, world), settings, world, 0.0, is_taken_over=True)
+    _changes(folder, before, _circumstances(settings, world, machine), are_allowed=False)
+
+
 def choose_machine(settings: TrainingSettings, device: torch.device, training_flops: float) -> Machine:
     """What `settle_machine` would choose at a first start, noted nowhere; made so in this process."""
     return _settle(None, settings, World(0, 1, device), training_flops)
@@ -332,6 +346,7 @@ def _circumstances(settings: TrainingSettings, world: World, machine: Machine) -
     """What changes the last bits of a result without being part of what was asked for."""
     on_gpu = world.device.type == "cuda"
     return {
+        "fledge": __version__,
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(world.device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
         **({"determinism": "elastic"} if world.elastic else {"processes": world.size, "parallel": world.layout}),

@@ -80,7 +80,7 @@ def starter(processes: int | None, gpus: int | None, options: Sequence[str]) -> 
         if run.resume is not None:
             from fledge.stages.resumption import rewound
 
-            run = rewound(run, stage)
+            run = rewound(run, stage, count)
         device = [f"{stage}.device=cuda"] if gpus else []
         launch([stage, *shlex.split(run.command), *device, *options], count)
 
