@@ -191,14 +191,30 @@ def test_other_arithmetic_than_before_is_refused_until_it_is_allowed(
     torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize(("name", "value"), [("torch", "2.10.0"), ("device", "AVX10")])
-def test_another_torch_or_device_is_refused(begun: Path, name: str, value: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("fledge", "0.0.1"),
+        ("torch", "2.10.0"),
+        ("device", "AVX10"),
+        ("compiled", True),
+        ("fast_fp32", "other"),
+        ("attention", "FlashAttention 9"),
+    ],
+)
+def test_what_else_computes_otherwise_is_refused_until_it_is_allowed(
+    begun: Path, name: str, value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As if the stage had begun so; on a CPU attention has no kernel to name."""
     record = json.loads((begun / MACHINE).read_text())
-    now = record["circumstances"][name]
+    told = f"{name}: {value} -> {record['circumstances'].get(name)}"
     record["circumstances"][name] = value
     (begun / MACHINE).write_text(json.dumps(record))
-    with pytest.raises(ArtifactError, match=re.escape(f"{name}: {value} -> {now}")):
-        settle_machine(begun, training_settings(precision="bf16", micro_batch_rows=4), ALONE)
+    asked = training_settings(precision="bf16", micro_batch_rows=4)
+    with pytest.raises(ArtifactError, match=re.escape(told)):
+        settle_machine(begun, asked, ALONE)
+    settle_machine(begun, replace(asked, inexact_resume=True), ALONE)
+    assert told in capsys.readouterr().err
 
 
 def test_another_number_of_processes_continues(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
