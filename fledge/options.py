@@ -136,12 +136,11 @@ def prepare(recipe: str, overrides: list[str] | None, name: str | None, small: b
     if no_wandb:
         parsed = without_wandb(parsed)
     run_name = name or (smoke_name(path.stem) if small else path.stem)
+    options = [*(["--name", name] if name else []), *(["--smoke"] if small else [])]
+    arguments = (recipe, *(overrides or []), *options)
     # It is shown, and written into the report.
-    given = [without_secrets(one) for one in overrides or []]
-    command = " ".join(
-        [shlex.quote(recipe), *map(shlex.quote, given), *(["--name", name] if name else []), *(["--smoke"] if small else [])]
-    )
+    command = shlex.join([recipe, *map(without_secrets, overrides or []), *options])
     for stage in TRAINING_STAGES:
-        if has_stage(stage, this := Run(parsed, run_folder(run_name), command)):
+        if has_stage(stage, this := Run(parsed, run_folder(run_name), command, arguments=arguments)):
             require_sinks(this.recipe.section(stage).metrics, stage)
     return this

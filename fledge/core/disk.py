@@ -106,7 +106,7 @@ class Mark:
     It is told for the case of trouble only, so a disk that does not take it is none.
     """
 
-    _BYTES = 128
+    _BYTES = 160
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)

@@ -14,7 +14,7 @@ import faulthandler
 import json
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -36,6 +36,12 @@ class Place:
     """Steps done before."""
     unix_seconds: float
     """Since when."""
+    limit_seconds: float | None = None
+    """After which a process that does not get on is ended."""
+
+    def stood_still(self, unix_seconds: float) -> bool:
+        """Whether a process that ended then may have been ended for that; half the time tells it from one that was at work."""
+        return self.limit_seconds is not None and unix_seconds - self.unix_seconds > self.limit_seconds / 2
 
     @property
     def words(self) -> str:
@@ -58,7 +64,8 @@ class Watch:
         """The process now begins this: data, forward, backward, reduce, apply, look or save."""
         self._moves += 1
         if self._mark is not None:
-            self._mark.write(json.dumps({"rank": process.rank(), "phase": phase, "step": step, "unix_seconds": time.time()}))
+            place = Place(process.rank(), phase, step, round(time.time(), 3), self._seconds)
+            self._mark.write(json.dumps(asdict(place)))
 
     def __enter__(self) -> Watch:
         if self._seconds is not None:

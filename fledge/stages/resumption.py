@@ -38,14 +38,20 @@ def resuming(run: Run, stages: Sequence[Stage], reference: str) -> tuple[Stage, 
     return owners[0], replace(run, resume=found)
 
 
-def rewound(run: Run, stage: Stage) -> Run:
-    """The run after its chosen checkpoint has become the newest of the stage. Raises ArtifactError; then nothing is moved."""
-    rewind_task(open_task(run, stage))
+def rewound(run: Run, stage: Stage, processes: int) -> Run:
+    """The run after its chosen checkpoint has become the newest of the stage, for so many processes to continue.
+
+    Raises ArtifactError; then nothing is moved.
+    """
+    rewind_task(open_task(run, stage), processes)
     return replace(run, resume=None)
 
 
-def rewind_task(task: Task) -> None:
-    """Make the chosen checkpoint the newest, in the main process; every process may call this."""
+def rewind_task(task: Task, processes: int) -> None:
+    """Make the chosen checkpoint the newest, in the main process; every process may call this.
+
+    Raises ArtifactError, in all of them, if training would then be refused; then nothing is moved.
+    """
     run, stage = task.run, task.stage
     if run.resume is None:
         return
@@ -55,5 +61,8 @@ def rewind_task(task: Task) -> None:
         raise ConfigError(
             f"{stage} is finished, so one of many processes cannot take it back", f"move {task.folder / artifact.MANIFEST} away first"
         )
+    from fledge.training.parallel import require_same_machine  # with torch, which a finished stage does without
+
+    require_same_machine(task.folder, task.settings, processes)
     if process.is_main():
         rewind(task.folder, run.resume)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +32,13 @@ class Run:
     recipe: Recipe
     folder: Path
     command: str
-    """The recipe (and options) as the user gave them, for messages that name the next command."""
+    """The recipe (and options) as the user gave them but for secrets, for messages that name the next command."""
     resume: Path | None = None
     """The checkpoint that the training stage continues from, where it is not the newest."""
     compared: tuple[str, ...] = ()
     """Runs that the report is to stand beside."""
+    arguments: tuple[str, ...] = field(default=(), repr=False)
+    """The same with secrets, for processes that are launched: never shown or written."""
 
     def corpora(self, given: Sequence[str], content: str) -> dict[str, Artifact]:
         """The corpora of one content, by role: those given by path, or this run's own (none if it has none)."""

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from fledge.core import console, disk, process
+from fledge.core import __version__, console, disk, process
 from fledge.core.config import differences
 from fledge.core.errors import ArtifactError, DistributedError, MachineError
 from fledge.model.attention import fused_kernel, use_flash_attention_3
@@ -34,17 +33,13 @@ from fledge.model.float8 import has_float8
 from fledge.model.llama import Llama
 from fledge.model.precision import Precision, autocast, can_compute, choose_precision, set_fp32_products, use_fast_fp32
 from fledge.training.checkpoint_folders import list_checkpoints
+from fledge.training.compiling import wants_compiling
 from fledge.training.layout import Layout, choose_layout, device_bytes, shard, whole
 from fledge.training.settings import DeviceName, TrainingSettings
 
 MACHINE = "machine.json"
-SHARED_BY_PROCESSES = frozenset({"processes", "parallel", "threads"})
-"""What another number of processes may change; each is told of, none is refused."""
-
-WORTHWHILE_CPU_SECONDS = 600
-"""Of training, to compile for a CPU: that costs 30 to 80 s and saves at least an eighth."""
-ASSUMED_CPU_FLOPS = 100e9
-"""Per thread and second, to tell minutes from hours; fp32 products reach 100 to 235 GFLOP/s on a core of 2024."""
+SHARED_BY_PROCESSES = frozenset({"processes", "parallel", "threads", "compiled"})
+"""What another number of processes may change (a sharded model is not compiled); each is told of, none is refused."""
 
 
 @dataclass(frozen=True)
@@ -225,11 +220,10 @@ def settle_machine(
     if world.main:
         before = _read(folder) or {}
         known = _known(before if before or like is None else _read(like) or {}, world)
-        machine = _settle(known, settings, world.device, training_flops)
+        machine = _settle(known, settings, world, training_flops, is_taken_over=bool(list_checkpoints(folder)))
         circumstances = _circumstances(settings, world, machine)
         changes = _changes(folder, before.get("circumstances", circumstances), circumstances, settings.inexact_resume)
-        if changes:
-            console.warn(f"from here on no longer bitwise what an undisturbed run would give: {'; '.join(changes)}")
+        _warn(changes)
         # What was measured on another machine does not hold here.
         kept = before if before.get("circumstances") == circumstances else {}
         record = {**kept, "chosen": asdict(machine), "circumstances": circumstances, "changes": [*before.get("changes", []), *changes]}
@@ -237,7 +231,7 @@ def settle_machine(
             disk.write_json(folder / MACHINE, record)
     world.barrier()
     if not world.main:
-        machine = _settle(Machine(**(_read(folder) or {})["chosen"]), settings, world.device, training_flops)
+        machine = _settle(Machine(**(_read(folder) or {})["chosen"]), settings, world, training_flops, is_taken_over=True)
     return machine
 
 
@@ -255,9 +249,23 @@ def _changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], ar
     return changes
 
 
+def require_same_machine(folder: Path, settings: TrainingSettings, processes: int) -> None:
+    """Raise what `settle_machine` would for so many processes, as far as it is known before a model is there; nothing is written."""
+    record = _read(folder)
+    if record is None or settings.inexact_resume:
+        return
+    before = record.get("circumstances", {})
+    was_sharded = before.get("parallel") == "fsdp"
+    is_sharded = processes > 1 and (was_sharded if settings.parallel == "auto" else settings.parallel == "fsdp")
+    device = _choose_device(settings.device)
+    world = World(process.rank(), processes, device, is_sharded, settings.determinism == "elastic")
+    machine = _settle(_known(record, world), settings, world, 0.0, is_taken_over=True)
+    _changes(folder, before, _circumstances(settings, world, machine), are_allowed=False)
+
+
 def choose_machine(settings: TrainingSettings, device: torch.device, training_flops: float) -> Machine:
     """What `settle_machine` would choose at a first start, noted nowhere; made so in this process."""
-    return _settle(None, settings, device, training_flops)
+    return _settle(None, settings, World(0, 1, device), training_flops)
 
 
 def chosen_machine(folder: Path) -> Machine | None:
@@ -271,15 +279,27 @@ def machine_changes(folder: Path) -> list[str]:
     return list((_read(folder) or {}).get("changes", []))
 
 
-def keep_trial(folder: Path, machine: Machine, tried: Machine) -> Machine:
-    """The machine as trying showed it to be; noted in machine.json for the next start. The main process calls this for all."""
+def keep_trial(folder: Path, machine: Machine, tried: Machine, change_is_allowed: bool) -> Machine:
+    """The machine as trying showed it to be, noted in machine.json for the next start. Every process calls this with the same.
+
+    Raises ArtifactError in all of them if steps have been taken with another one, still to the bit, and the settings want it so.
+    """
     record = _read(folder)
-    if tried != machine and record is not None and process.is_main():
-        # Nothing has been computed otherwise before, so this is how the stage computes and no change of it.
-        before = record["circumstances"]
-        circumstances = {**before, **asdict(tried), "micro_batch_rows": tried.micro_batch_rows or before["micro_batch_rows"]}
-        disk.write_json(folder / MACHINE, {**record, "chosen": asdict(tried), "circumstances": circumstances})
+    if tried == machine or record is None:
+        return tried
+    before, changes = record["circumstances"], record.get("changes", [])
+    circumstances = {**before, **asdict(tried), "micro_batch_rows": tried.micro_batch_rows or before["micro_batch_rows"]}
+    more = _changes(folder, before, circumstances, change_is_allowed or bool(changes))
+    if process.is_main():
+        _warn(more)
+        chosen = {"chosen": asdict(tried), "circumstances": circumstances, "changes": [*changes, *more]}
+        disk.write_json(folder / MACHINE, {**record, **chosen})
     return tried
+
+
+def _warn(changes: Sequence[str]) -> None:
+    if changes:
+        console.warn(f"from here on no longer bitwise what an undisturbed run would give: {'; '.join(changes)}")
 
 
 def kept_measurement(folder: Path, name: str, measure: Callable[[], float]) -> float:
@@ -300,7 +320,9 @@ def _known(record: dict[str, Any], world: World) -> Machine | None:
     return chosen if same_processes else replace(chosen, threads=torch.get_num_threads())
 
 
-def _settle(known: Machine | None, settings: TrainingSettings, device: torch.device, training_flops: float) -> Machine:
+def _settle(known: Machine | None, settings: TrainingSettings, world: World, training_flops: float, is_taken_over: bool = False) -> Machine:
+    """`is_taken_over`: whether a model that is known not to compile stays so, though the settings ask for it."""
+    device = world.device
     # Where the number of processes must not show, how they share the cores must not either.
     unset = 1 if settings.determinism == "elastic" else torch.get_num_threads()
     threads = settings.threads or (known.threads if known else unset)
@@ -314,30 +336,17 @@ def _settle(known: Machine | None, settings: TrainingSettings, device: torch.dev
     use_flash_attention_3(device)
     # The reference's scores are computed without a compiler, and the first loss is ln 2 only if the policy is too.
     asked = "off" if settings.objective.kind == "preference" and settings.compile == "auto" else settings.compile
-    compiled = known.compiled if known and asked == "auto" else wants_compiling(asked, device, training_flops, threads)
-    return Machine(precision, fast_fp32, threads, compiled, known.micro_batch_rows if known else None)
-
-
-def wants_compiling(
-    requested: Literal["auto", "on", "off", "cuda_graphs"], device: torch.device, training_flops: float, threads: int
-) -> bool:
-    """Whether to compile: as asked; for "auto" on a GPU, and on a CPU with a compiler where the run is long.
-
-    Compiling takes half a minute to a minute. A step of 110M parameters is then 1.6 times as fast on an H100, one of 23M on a CPU 1.1 to
-    1.3 times.
-    """
-    if requested != "auto":
-        return requested != "off"
-    if device.type == "cuda":
-        return True
-    seconds = training_flops / (ASSUMED_CPU_FLOPS * threads)
-    return device.type == "cpu" and seconds > WORTHWHILE_CPU_SECONDS and shutil.which("g++") is not None
+    is_kept = known is not None and (asked == "auto" or (is_taken_over and asked != "off"))
+    compiled = known.compiled if known and is_kept else wants_compiling(asked, device, training_flops, threads)
+    # A sharded model is never compiled, see `preparation`.
+    return Machine(precision, fast_fp32, threads, compiled and not world.sharded, known.micro_batch_rows if known else None)
 
 
 def _circumstances(settings: TrainingSettings, world: World, machine: Machine) -> dict[str, Any]:
     """What changes the last bits of a result without being part of what was asked for."""
     on_gpu = world.device.type == "cuda"
     return {
+        "fledge": __version__,
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(world.device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
         **({"determinism": "elastic"} if world.elastic else {"processes": world.size, "parallel": world.layout}),

@@ -3,6 +3,7 @@
 A compiler that fails on this machine, or a micro-batch that does not fit its memory, must never end a run. So one micro-batch goes
 forward and backward before anything counts: if compiling fails, training goes on without it; if memory runs out, the micro-batch is
 halved, and the batch stays what it was. All processes agree on the smallest answer, and machine.json keeps it for the next start.
+A stage with checkpoints is tried as well, but to go on otherwise than it began is refused, as any change of the arithmetic is.
 
 Whether FP8 pays depends on the card and on the model's width, so where a long run may choose, both are timed on that micro-batch.
 """
@@ -69,14 +70,14 @@ def prepare(
 
     What can fail is tried: a CPU that does not compile needs no trial. A sharded model is neither compiled nor tried: its layers meet in
     every pass, and a process that runs out of memory alone would leave the others waiting. Raises MachineError if not even one row fits,
-    or if CUDA graphs are asked for where they cannot be.
+    or if CUDA graphs are asked for where they cannot be; ArtifactError if checkpoints were computed otherwise than works now.
     """
     graphs = settings.compile == "cuda_graphs"
     if graphs and (world.device.type != "cuda" or world.size > 1):
         problem = f"compile is cuda_graphs, which needs one process with one CUDA GPU, not {world.size} x {world.device.type}"
         raise MachineError(problem, "choose another value: auto compiles where it pays")
     if world.sharded:
-        return keep_trial(folder, machine, replace(machine, compiled=False))
+        return machine
     if machine.compiled:
         compile_in_place(model, graphs)
     if not machine.compiled and world.device.type == "cpu":
@@ -94,8 +95,8 @@ def prepare(
         batch = rows.batch(sample[:fitting], fitting)
         passes = plan.tokens(plan.steps) / (fitting * rows.row_tokens * world.size)
         seconds = partial(measure_pass, model, objective, tried, batch.to(world.device), TIMED_PASSES)
-        return keep_trial(folder, machine, faster_precision(folder, model, tried, world, plan, passes, seconds))
-    return keep_trial(folder, machine, tried)
+        tried = faster_precision(folder, model, tried, world, plan, passes, seconds)
+    return keep_trial(folder, machine, tried, settings.inexact_resume)
 
 
 def on_device(reader: RowReader, world: World, wanted: Literal["auto", "on", "off"]) -> Rows:

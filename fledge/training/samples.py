@@ -33,9 +33,12 @@ class SampleRecord:
         """Cuts off what was written after `keep_until_step`, and a torn last line."""
         self._path = folder / SAMPLES
         kept = "".join(f"{_line(one)}\n" for one in read_samples(folder) if one.step <= keep_until_step).encode("utf-8")
-        if self._path.is_file() and self._path.read_bytes() != kept:
-            disk.write_bytes(self._path, kept)
         self._is_open = True
+        try:
+            if self._path.is_file() and self._path.read_bytes() != kept:
+                disk.write_bytes(self._path, kept)
+        except MachineError as error:
+            self._end(error)
 
     def append(self, samples: Sequence[SampledText]) -> None:
         """Write them, or warn once and write no more."""
@@ -43,8 +46,11 @@ class SampleRecord:
             for one in samples if self._is_open else ():
                 disk.append_line(self._path, _line(one))
         except MachineError as error:
-            self._is_open = False
-            console.warn(f"no more samples go to {SAMPLES}: {error.problem} (the run goes on)")
+            self._end(error)
+
+    def _end(self, error: MachineError) -> None:
+        self._is_open = False
+        console.warn(f"no more samples go to {SAMPLES}: {error.problem} (the run goes on)")
 
 
 def read_samples(folder: Path) -> list[SampledText]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import signal
 import time
 import traceback
@@ -33,7 +32,7 @@ SAVING_SECONDS = 600
 """How long processes that were asked to stop may take for their step and a checkpoint before they are killed."""
 
 _STOOD_STILL = 1
-"""The exit code of a process that `core.watch` ended; one that failed by itself with this code leaves a report."""
+"""The exit code of a process that `core.watch` ended; others end with it too."""
 _CONTINUE = "run the same command again: training continues from its last checkpoint"
 
 
@@ -80,9 +79,9 @@ def starter(processes: int | None, gpus: int | None, options: Sequence[str]) -> 
         if run.resume is not None:
             from fledge.stages.resumption import rewound
 
-            run = rewound(run, stage)
+            run = rewound(run, stage, count)
         device = [f"{stage}.device=cuda"] if gpus else []
-        launch([stage, *shlex.split(run.command), *device, *options], count)
+        launch([stage, *run.arguments, *device, *options], count)
 
     return start
 
@@ -111,7 +110,7 @@ def launch(arguments: Sequence[str], processes: int, module: str = "fledge") -> 
             # Who left no report had no time to: the others, even if they were seen to end before, may only have missed it.
             silent = {rank: one for rank, one in error.failures.items() if all(rank != found.rank for found in reports)}
             rank, failure = min((silent or error.failures).items(), key=lambda item: item[1].timestamp)
-            raise first_cause(reports, rank, failure.exitcode, found=watch.places(Path(folder))) from None
+            raise first_cause(reports, rank, failure.exitcode, failure.timestamp, watch.places(Path(folder))) from None
         except SignalException as error:
             name = signal.Signals(error.sigval).name
             stopped = Stopped(error.sigval, f"stopped by {name}", _CONTINUE)
@@ -141,8 +140,9 @@ def first_cause(
     reports: Sequence[Report],
     failed_rank: int | None = None,
     exit_code: int = 0,
-    otherwise: FledgeError | None = None,
+    ended_unix_seconds: float = 0.0,
     found: Sequence[Place] = (),
+    otherwise: FledgeError | None = None,
 ) -> FledgeError:
     """Of all that was reported, and of how the process that failed first ended, what the others only followed from.
 
@@ -153,15 +153,16 @@ def first_cause(
     own = [one for one in in_time if one.exit_code < 128 and one.exit_code != DistributedError.exit_code]
     if own:
         return _as_error(own[0])
-    place = next((f" {one.words}" for one in found if one.rank == failed_rank), "")
+    place = next((one for one in found if one.rank == failed_rank), None)
+    where = f" {place.words}" if place is not None else ""
     if exit_code < 0:
-        problem = f"process {failed_rank} was ended by {signal.Signals(-exit_code).name}{place}"
+        problem = f"process {failed_rank} was ended by {signal.Signals(-exit_code).name}{where}"
         return DistributedError(problem, f"see whether memory ran out (a smaller micro_batch_rows needs less); then {_CONTINUE}")
     is_silent = all(one.rank != failed_rank for one in in_time)
-    if is_silent and exit_code == _STOOD_STILL and found:
+    if is_silent and exit_code == _STOOD_STILL and place is not None and place.stood_still(ended_unix_seconds):
         return _stands_still(watch.held_up(list(found)), found)
-    ended = DistributedError(f"process {failed_rank} ended with exit code {exit_code}{place}", f"see what it said; then {_CONTINUE}")
-    if is_silent and 0 < exit_code < 128 and exit_code != DistributedError.exit_code:
+    ended = DistributedError(f"process {failed_rank} ended with exit code {exit_code}{where}", f"see what it said; then {_CONTINUE}")
+    if is_silent and exit_code > 0 and exit_code != DistributedError.exit_code:
         return ended
     stops = [one for one in in_time if one.exit_code >= 128]
     if stops or in_time:

@@ -28,6 +28,7 @@ from fledge.stages.run import Run
 from fledge.tokens.importing import PRESETS
 from fledge.tokens.shards import open_token_set
 from fledge.training.batches import Batch
+from fledge.training.compiling import ASSUMED_CPU_FLOPS
 from fledge.training.devices import DEVICES, USABLE_SHARE, Device
 from fledge.training.forecast import (
     COMPILED_SPEEDUP,
@@ -41,7 +42,7 @@ from fledge.training.forecast import (
 )
 from fledge.training.objectives import make_objective
 from fledge.training.optimizer import make_optimizer
-from fledge.training.parallel import ASSUMED_CPU_FLOPS, Machine, World, choose_machine, open_world
+from fledge.training.parallel import Machine, World, choose_machine, open_world
 from fledge.training.probe import StepSeconds, measure, measure_pass, random_batch
 from fledge.training.resident import SHARE_OF_MEMORY
 from fledge.training.settings import TrainingSettings

@@ -17,6 +17,7 @@ from fledge.stages import Stage, run_stage
 from fledge.stages.resumption import resuming, rewound
 from fledge.stages.run import Run
 from fledge.training.checkpoint_folders import list_checkpoints
+from fledge.training.parallel import MACHINE
 
 MakeRun = Callable[..., Run]
 Walk = Callable[..., None]
@@ -78,7 +79,14 @@ def test_what_cannot_be_continued_is_told_and_nothing_is_moved(make_run: MakeRun
         resuming(run, ("sft",), str(stage / "checkpoints" / "step-000002"))
     changed = make_run("pretrain.learning_rate=5e-4")
     with pytest.raises(ArtifactError, match=r"learning_rate: 0\.001 -> 0\.0005"):
-        rewound(replace(changed, resume=stage / "checkpoints" / "step-000002"), "pretrain")
+        rewound(replace(changed, resume=stage / "checkpoints" / "step-000002"), "pretrain", 1)
+    machine = stage / MACHINE
+    recorded = machine.read_text()
+    machine.write_text(recorded.replace(torch.__version__, "1.0"))
+    for processes in (1, 2):
+        with pytest.raises(ArtifactError, match=r"torch: 1\.0 -> .*"):
+            rewound(replace(run, resume=stage / "checkpoints" / "step-000002"), "pretrain", processes)
+    machine.write_text(recorded)
     weights = stage / "checkpoints" / "step-000002" / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -285,6 +285,13 @@ def test_rows_longer_than_the_context_are_refused_at_once(make_run: MakeRun, key
         make_run(f"{key}=256")
 
 
+@pytest.mark.parametrize(("override", "key"), [("question=QUESTION", "question"), ("sft.sample_prompts=[QUESTION]", "sft.sample_prompts")])
+def test_a_question_that_fills_the_context_is_named(make_run: MakeRun, walk: Walk, override: str, key: str) -> None:
+    run = make_run(override.replace("QUESTION", "ab " * 200))
+    with pytest.raises(ConfigError, match=rf"^{key}: 'ab ab .* fills the model's context"):
+        walk(run, "sft")
+
+
 def test_rows_longer_than_the_context_of_a_given_checkpoint_are_refused(make_run: MakeRun, walk: Walk) -> None:
     first = make_run(name="first")
     walk(first, "pretrain")

@@ -151,3 +151,17 @@ def test_a_full_disk_ends_the_record_and_not_the_run(
     record.append([SampledText(1, "", "a")])
     record.append([SampledText(2, "", "b")])
     assert capsys.readouterr().err.count("no more samples") == 1
+
+
+def test_a_full_disk_while_the_record_is_cut_off_ends_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    SampleRecord(tmp_path, 0).append([SampledText(1, "", "a"), SampledText(2, "", "b")])
+
+    def full(path: Path, content: bytes) -> None:
+        raise MachineError("no space", "make some")
+
+    monkeypatch.setattr(disk, "write_bytes", full)
+    SampleRecord(tmp_path, 1).append([SampledText(2, "", "c")])
+    assert capsys.readouterr().err.count("no more samples") == 1
+    assert [one.text for one in read_samples(tmp_path)] == ["a", "b"]

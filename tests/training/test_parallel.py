@@ -20,7 +20,7 @@ from fledge.core.errors import ArtifactError, MachineError
 from fledge.model.tensors import read_tensors
 from fledge.tokens.shards import TokenSet
 from fledge.training.checkpoint_folders import CHECKPOINTS, list_checkpoints
-from fledge.training.parallel import MACHINE, World, open_world, settle_machine
+from fledge.training.parallel import MACHINE, World, keep_trial, open_world, settle_machine
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -191,14 +191,30 @@ def test_other_arithmetic_than_before_is_refused_until_it_is_allowed(
     torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize(("name", "value"), [("torch", "2.10.0"), ("device", "AVX10")])
-def test_another_torch_or_device_is_refused(begun: Path, name: str, value: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("fledge", "0.0.1"),
+        ("torch", "2.10.0"),
+        ("device", "AVX10"),
+        ("compiled", True),
+        ("fast_fp32", "other"),
+        ("attention", "FlashAttention 9"),
+    ],
+)
+def test_what_else_computes_otherwise_is_refused_until_it_is_allowed(
+    begun: Path, name: str, value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As if the stage had begun so; on a CPU attention has no kernel to name."""
     record = json.loads((begun / MACHINE).read_text())
-    now = record["circumstances"][name]
+    told = f"{name}: {value} -> {record['circumstances'].get(name)}"
     record["circumstances"][name] = value
     (begun / MACHINE).write_text(json.dumps(record))
-    with pytest.raises(ArtifactError, match=re.escape(f"{name}: {value} -> {now}")):
-        settle_machine(begun, training_settings(precision="bf16", micro_batch_rows=4), ALONE)
+    asked = training_settings(precision="bf16", micro_batch_rows=4)
+    with pytest.raises(ArtifactError, match=re.escape(told)):
+        settle_machine(begun, asked, ALONE)
+    settle_machine(begun, replace(asked, inexact_resume=True), ALONE)
+    assert told in capsys.readouterr().err
 
 
 def test_another_number_of_processes_continues(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,6 +223,30 @@ def test_another_number_of_processes_continues(begun: Path, capsys: pytest.Captu
     (begun / MACHINE).write_text(json.dumps(record))
     settle_machine(begun, training_settings(precision="bf16", micro_batch_rows=4), ALONE)
     assert "no longer bitwise" in (warning := capsys.readouterr().err) and "processes: 4 -> 1" in warning
+
+
+def test_a_model_that_did_not_compile_stays_so(tmp_path: Path, documents: TokenSet, capsys: pytest.CaptureFixture[str]) -> None:
+    """Asked for outright, failed at the first start, and started again after a checkpoint."""
+    asked = training_settings(steps=2, compile="on")
+    with assembled(tmp_path / "run", asked, [documents], watched=False) as trainer:
+        assert trainer.machine.compiled
+        keep_trial(tmp_path / "run", trainer.machine, replace(trainer.machine, compiled=False), False)
+        trainer.run()
+    assert not settle_machine(tmp_path / "run", asked, ALONE).compiled
+    assert capsys.readouterr().err == ""
+    assert settle_machine(tmp_path / "none", asked, ALONE).compiled, "where nothing is known it is tried"
+
+
+def test_compiling_no_more_is_another_arithmetic(tmp_path: Path, documents: TokenSet) -> None:
+    with assembled(tmp_path / "run", training_settings(steps=2, compile="on"), [documents], watched=False) as trainer:
+        trainer.run()
+    assert settle_machine(tmp_path / "run", training_settings(compile="on"), ALONE).compiled
+    with pytest.raises(ArtifactError, match="compiled: True -> False"):
+        settle_machine(tmp_path / "run", training_settings(compile="off"), ALONE)
+
+
+def test_a_sharded_model_is_not_compiled(tmp_path: Path) -> None:
+    assert not settle_machine(tmp_path, training_settings(compile="on"), replace(ALONE, sharded=True)).compiled
 
 
 @pytest.mark.parametrize(("processes", "threads"), [(1, 2), (4, 1)])

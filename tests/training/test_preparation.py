@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_assembly import MODEL, training_settings, write_token_set
+from training_assembly import MODEL, assembled, training_settings, write_token_set
 
-from fledge.core.errors import MachineError
+from fledge.core.errors import ArtifactError, MachineError
 from fledge.model.float8 import has_float8
 from fledge.model.llama import Llama
 from fledge.training import parallel, preparation
 from fledge.training.batches import Batch, open_rows
+from fledge.training.compiling import wants_compiling
 from fledge.training.objectives import NextToken
 from fledge.training.optimizer import make_optimizer
-from fledge.training.parallel import MACHINE, Machine, World, keep_trial, settle_machine, wants_compiling
+from fledge.training.parallel import MACHINE, Machine, World, keep_trial, machine_changes, settle_machine
 from fledge.training.phases import make_plan
 from fledge.training.preparation import compile_in_place, faster_precision, may_choose_float8, on_device, prepare, try_out
 from fledge.training.resident import ResidentRows
@@ -115,12 +116,51 @@ def test_preferences_are_computed_as_their_reference_was(tmp_path: Path, monkeyp
 def test_what_was_tried_is_kept_for_the_next_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = training_settings(compile="auto")
     machine = settle_machine(tmp_path, settings, WORLD)
-    tried = keep_trial(tmp_path, machine, replace(machine, compiled=True, micro_batch_rows=3))
+    tried = keep_trial(tmp_path, machine, replace(machine, compiled=True, micro_batch_rows=3), False)
     assert (tried.compiled, tried.micro_batch_rows) == (True, 3)
     capsys.readouterr()
     assert settle_machine(tmp_path, settings, WORLD) == tried
     assert "no longer bitwise" not in capsys.readouterr().err
     assert settle_machine(tmp_path, replace(settings, compile="off"), WORLD).compiled is False
+
+
+@pytest.mark.parametrize("failing", ["compiler", "memory"])
+def test_what_fails_only_after_a_checkpoint_is_refused_until_it_is_allowed(
+    tmp_path: Path, failing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first start compiles with all rows at once; the next one cannot."""
+    tokens = write_token_set(tmp_path / "tokens", "documents", {"books": 9})
+    settings, folder = training_settings(steps=2, compile="on"), tmp_path / "run"
+    with assembled(folder, settings, [tokens], watched=False) as trainer:
+        trainer.run()
+    fails, told = {
+        "compiler": (RuntimeError("g++ cannot be found"), "compiled: True -> False"),
+        "memory": (torch.OutOfMemoryError("too much"), "micro_batch_rows: None -> 4"),
+    }[failing]
+
+    def one_pass(model: Llama, objective: NextToken, machine: Machine, world: World, batch: Batch) -> None:
+        if model._compiled_call_impl is not None and (failing == "compiler" or len(batch.tokens) > 4):
+            raise fails
+
+    monkeypatch.setattr(preparation, "_one_pass", one_pass)
+
+    def continues(allowed: bool = False) -> Machine:
+        again = replace(settings, inexact_resume=allowed)
+        reader = open_rows([tokens], "train", 16)
+        machine = settle_machine(folder, again, WORLD)
+        return prepare(folder, Llama(MODEL, 0), NextToken(), machine, WORLD, again, reader, make_plan(reader.sources, again, 1))
+
+    before = (folder / MACHINE).read_bytes()
+    for _ in range(2):
+        with pytest.raises(ArtifactError, match=rf"{told}[^\n]*\n[^\n]*run\.inexact_resume=true"):
+            continues()
+        assert (folder / MACHINE).read_bytes() == before
+    capsys.readouterr()
+    found = continues(allowed=True)
+    assert "no longer bitwise" in (warning := capsys.readouterr().err) and told in warning
+    assert machine_changes(folder) == [told]
+    assert continues() == found, "it is asked for once"
+    assert machine_changes(folder) == [told]
 
 
 def test_a_compiler_that_fails_for_another_process_counts_for_all(monkeypatch: pytest.MonkeyPatch) -> None:

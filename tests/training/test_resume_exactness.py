@@ -64,8 +64,10 @@ CASES = {
         training_settings(**COMMON, sequence_length=None, lora=LoraSettings(rank=4, dropout=0.2, weight_decomposed=True)),
         attention_dropout=0.2,
     ),
-    "preferences": Case(
-        "preferences", training_settings(**COMMON, sequence_length=None, objective=PreferenceSettings()), attention_dropout=0.2
+    # Without dropout: the reference's scores know none.
+    "preferences": Case("preferences", training_settings(**COMMON, sequence_length=None, objective=PreferenceSettings())),
+    "preferences by adapters": Case(
+        "preferences", training_settings(**COMMON, sequence_length=None, objective=PreferenceSettings(), lora=LoraSettings(rank=4))
     ),
 }
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,10 @@ import torch
 
 from fledge.core import process
 from fledge.core.errors import ConfigError, DistributedError, FledgeError, MachineError, Stopped
+from fledge.core.watch import Place
+from fledge.options import prepare
 from fledge.stages import run_stage
+from fledge.verbs import launching
 from fledge.verbs.launching import Report, first_cause, report, starter
 
 WRONG = Report(1, 2.0, "the recipe is wrong", "mend it", 2)
@@ -34,7 +38,8 @@ STOPPED = Report(0, 3.0, "stopped by SIGTERM", "run it again", 143)
         ([WRONG, Report(0, 1.5, "the disk is full", "free some", 5)], 2, "the disk is full", 5),
         ([LOST], -9, "process 1 was ended by SIGKILL", 7),
         ([LOST, STOPPED], -11, "process 1 was ended by SIGSEGV", 7),
-        ([LOST, STOPPED], 143, "stopped by SIGTERM", 143),
+        ([LOST, replace(STOPPED, rank=1)], 143, "stopped by SIGTERM", 143),
+        ([LOST, STOPPED], 137, "process 1 ended with exit code 137", 7),
         ([LOST], 7, "process 0 lost another process", 7),
         ([LOST], 3, "process 1 ended with exit code 3", 7),
         ([], 3, "process 1 ended with exit code 3", 7),
@@ -44,6 +49,32 @@ def test_the_first_cause_is_told(reports: list[Report], exit_code: int, problem:
     found = first_cause(reports, 1, exit_code)
     assert found.problem == problem
     assert found.exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("place", "problem"),
+    [
+        (Place(1, "data", 7, 940.0, limit_seconds=60), "process 1 stood still in data of step 8"),
+        (Place(1, "data", 7, 990.0, limit_seconds=60), "process 1 ended with exit code 1 in data of step 8"),
+        (Place(1, "data", 7, 940.0), "process 1 ended with exit code 1 in data of step 8"),
+        (None, "process 1 ended with exit code 1"),
+    ],
+)
+def test_only_who_did_not_get_on_stood_still(place: Place | None, problem: str) -> None:
+    """A silent end with the code that the clock gives, of a process that was at work a moment before, is only an end."""
+    others = [Place(0, "backward", 7, 940.0, limit_seconds=60)]
+    found = first_cause([LOST], 1, 1, 1_000.0, [*others, *([place] if place else [])]).problem
+    assert found.split(" (")[0] == problem
+
+
+def test_launched_processes_get_what_was_given_with_its_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = "pretrain.sample_prompts=['see http://host/page?token=4f1c']"
+    run = prepare("quickstart", [given], str(tmp_path / "run"), small=True, no_wandb=False)
+    launched: list[list[str]] = []
+    monkeypatch.setattr(launching, "launch", lambda arguments, processes: launched.append(arguments))
+    starter(2, None, ["--no-wandb"])("pretrain", run)
+    assert launched == [["pretrain", "quickstart", given, "--name", str(tmp_path / "run"), "--smoke", "--no-wandb"]]
+    assert "4f1c" not in run.command and "4f1c" not in repr(run.command)
 
 
 def test_a_stop_before_anything_was_reported() -> None:

@@ -37,6 +37,6 @@ def make_scores(
 
         scores, fitting = within_memory(score, machine.micro_batch_rows or rows)
         if fitting < rows:
-            keep_trial(folder, machine, replace(machine, micro_batch_rows=fitting))  # training will take it over
+            keep_trial(folder, machine, replace(machine, micro_batch_rows=fitting), settings.inexact_resume)  # training will take it over
     write_scores(folder, scores)
     return sum(len(values) for of_split in scores.values() for values in of_split.values())

@@ -293,7 +293,8 @@ def _sampler(task: Task, model: Llama) -> Callable[[Llama], list[tuple[str, str]
     context_tokens = model.config.settings.max_position_embeddings
     too_long = next((prompt for prompt, ids in zip(prompts, encoded, strict=True) if len(ids) >= context_tokens), None)
     if too_long is not None:
-        problem = f"{task.stage}.sample_prompts: {too_long[:40]!r} ... fills the model's context of {context_tokens} tokens"
+        key = f"{task.stage}.sample_prompts" if task.settings.sample_prompts else "question"
+        problem = f"{key}: {too_long[:40]!r} ... fills the model's context of {context_tokens} tokens"
         raise ConfigError(problem, "shorten it")
     # An answer's question is the recipe's, known without being repeated in every line.
     named = prompts if task.settings.sample_prompts else ("",)
