@@ -95,6 +95,9 @@ def places(folder: Path) -> list[Place]:
 
 
 def held_up(found: list[Place]) -> Place:
-    """Of processes of which none gets on, the one that the others wait for: it waits for nobody, or has stood still the longest."""
+    """Of processes of which none gets on, the one that the others wait for: it waits for nobody, or has stood still the longest.
+
+    In a save the first process works and the others only pass through on their way to meet it, so one of them that is still there is it.
+    """
     busy = [place for place in found if place.phase not in MEETINGS]
-    return min(busy or found, key=lambda place: (place.step, place.unix_seconds))
+    return min(busy or found, key=lambda place: (place.step, place.phase == "save" and place.rank == 0, place.unix_seconds))

@@ -230,6 +230,8 @@ class Trainer:
         Raises what reading the last step does, and MachineError if the disk did not take what had to be saved.
         """
         self.watch.at("save", self.progress.step - 1)
+        if not self.world.main:
+            self.watch.at("reduce", self.progress.step - 1)
         self._read_unread()
         if self.progress.health.bad_since is not None and occasion == "cadence":
             return

@@ -117,6 +117,8 @@ def test_the_last_place_outlives_the_process(tmp_path: Path, monkeypatch: pytest
         ([Place(0, "backward", 4, 1.0), Place(1, "forward", 4, 2.0)], 1),
         ([Place(0, "reduce", 4, 2.0), Place(1, "reduce", 4, 3.0)], 0),
         ([Place(0, "data", 5, 1.0), Place(1, "look", 4, 2.0)], 1),
+        ([Place(0, "save", 4, 2.0), Place(1, "reduce", 4, 1.0)], 0),
+        ([Place(0, "save", 4, 1.0), Place(1, "save", 4, 2.0)], 1),
     ],
 )
 def test_who_holds_the_others_up(found: list[Place], rank: int) -> None:
