@@ -150,7 +150,7 @@ ROWS: dict[int, tuple[str, tuple[str, ...]]] = {
             "tests/tokens/test_chat.py::test_no_message_can_forge_a_turn",
         ),
     ),
-    58: ("a megabyte of one letter", ("tests/tokens/test_engines.py::test_a_megabyte_of_one_thing_takes_two_seconds_at_most",)),
+    58: ("a megabyte of one letter", ("tests/tokens/test_engines.py::test_a_megabyte_of_one_thing_takes_linear_time",)),
     59: ("a shard a byte short or long", (SHARDS, "tests/tokens/test_shards.py::test_a_damaged_shard_is_refused_naming_what_was_expected")),
     60: ("an odd length for uint16", (SHARDS, "tests/tokens/test_plain_bin.py::test_what_does_not_fit_is_refused")),
     61: (
