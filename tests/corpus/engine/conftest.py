@@ -29,6 +29,16 @@ def small_work_in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def work(tmp_path: Path) -> WorkFolder:
+    return WorkFolder(tmp_path / "work")
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log"
+
+
+@pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts the assembly as a program, on `tmp_path/work` and `tmp_path/log`; returns once it has begun."""
     started: list[subprocess.Popen[str]] = []

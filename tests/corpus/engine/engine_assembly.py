@@ -22,6 +22,9 @@ from fledge.corpus.engine.pool import LocalExecutor
 from fledge.corpus.engine.telling import HowFar, tell
 from fledge.corpus.engine.units import Done, Executor, WorkFolder
 
+OPERATIONS = 13
+"""How often a unit passes the fail point, as `test_units.py` counts."""
+
 
 @dataclass(frozen=True)
 class TextUnit:

@@ -23,16 +23,6 @@ Start = Callable[..., subprocess.Popen[str]]
 Undisturbed = Callable[[int], tuple[list[str | None], dict[str, bytes]]]
 
 
-@pytest.fixture
-def work(tmp_path: Path) -> WorkFolder:
-    return WorkFolder(tmp_path / "work")
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    return tmp_path / "log"
-
-
 def run_ranks(
     ranks: Sequence[int], world: int, units: Sequence[TextUnit], work: WorkFolder, patience_seconds: float, enough: Enough | None = None
 ) -> list[list[Done | None]]:

@@ -34,16 +34,6 @@ def cluster() -> Iterator[str]:
         ray.shutdown()
 
 
-@pytest.fixture
-def work(tmp_path: Path) -> WorkFolder:
-    return WorkFolder(tmp_path / "work")
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    return tmp_path / "log"
-
-
 def two_documents_in(so_far: Sequence[Done | None]) -> bool:
     return sum(done.counts["read"]["documents"] for done in so_far if done is not None) >= 20
 

@@ -25,11 +25,6 @@ UNIT_0 = TextUnit(0)
 NAME = name_of(UNIT_0.key)
 
 
-@pytest.fixture
-def work(tmp_path: Path) -> WorkFolder:
-    return WorkFolder(tmp_path / "work")
-
-
 def again(work: WorkFolder) -> WorkFolder:
     """The same folder as another process finds it, which remembers nothing."""
     return WorkFolder(work.folder)

@@ -14,6 +14,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from fledge.corpus.sources.piece import InputFile
+from fledge.corpus.sources.transport import describe
+
+CONTENT = bytes(range(256)) * 12_000  # 3 MB: several appends, and several reads of what a socket holds
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+PATH = "/data/file.bin"
+
 RECURSIVE = " (recursive)"
 """Behind the path of a request for everything below a folder."""
 
@@ -216,3 +223,12 @@ def _above(path: str) -> Iterator[str]:
     while path:
         path = path.rpartition("/")[0]
         yield path
+
+
+def serve_content(site: Site, content: bytes = CONTENT, etag: str | None = None, takes_ranges: bool = True) -> InputFile:
+    """Put the content on the site and look it up."""
+    address = site.put(PATH, content, etag, takes_ranges)
+    found = describe(address)
+    site.requests.clear()
+    site.sent_bytes.clear()
+    return InputFile(address, "file.bin", found.size_bytes, found.fingerprint)
