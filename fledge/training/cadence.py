@@ -6,14 +6,10 @@ epochs then keep the distance even in what was learned from. It happens after th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from fledge.training.plan import Plan, Row
 from fledge.training.settings import TrainingSettings
-
-_TOLERANCE = 1e-9
-"""Of a mark that is reached exactly: 3 x 0.1 epochs are less than 0.3 by rounding."""
 
 
 def is_due(step: int, every_steps: int | None, steps: int) -> bool:
@@ -21,20 +17,12 @@ def is_due(step: int, every_steps: int | None, steps: int) -> bool:
     return step == steps or (every_steps is not None and step % every_steps == 0)
 
 
-def passes_mark(before: float, after: float, every: float) -> bool:
-    """Whether a multiple of `every` lies in (before, after]."""
-    return math.floor(after / every + _TOLERANCE) > math.floor(before / every + _TOLERANCE)
-
-
 def validation_is_due(step: int, settings: TrainingSettings, plan: Plan) -> bool:
     """Whether to validate after so many steps."""
-    if settings.validate_every_tokens is not None:
-        due = passes_mark(plan.tokens(step - 1), plan.tokens(step), settings.validate_every_tokens)
-    elif settings.validate_every_epochs is not None:
-        due = passes_mark(plan.epochs(step - 1), plan.epochs(step), settings.validate_every_epochs)
-    else:
-        return is_due(step, settings.validate_every_steps, plan.steps)
-    return due or step == plan.steps
+    every_tokens = settings.validate_every_tokens
+    if every_tokens is not None and plan.tokens(step) // every_tokens > plan.tokens(step - 1) // every_tokens:
+        return True
+    return plan.ends_epochs(step, settings.validate_every_epochs) or is_due(step, settings.validate_every_steps, plan.steps)
 
 
 def validated_rows(rows: int, settings: TrainingSettings) -> int:

@@ -171,9 +171,12 @@ class Plan:
         """How many times the data has been read after `step` steps; with a mixture, counted over all sources together."""
         return float(self._epochs(step))
 
-    def ends_epochs(self, step: int, every: int | None) -> bool:
-        """Whether the `step`-th step is the one with which so many more epochs are complete; never for None."""
-        return every is not None and self._epochs(step) // every > self._epochs(step - 1) // every
+    def ends_epochs(self, step: int, every: float | None) -> bool:
+        """Whether the `step`-th step is the one with which so many more epochs, or parts of one, are complete; never for None."""
+        if every is None:
+            return False
+        exact = Fraction(str(every))  # 0.1 as it is written: three of it are 0.3
+        return self._epochs(step) // exact > self._epochs(step - 1) // exact
 
     def use(self, step: int) -> dict[str, SourceUse]:
         """What every source, by name, has given after `step` steps; exact, of this plan alone."""

@@ -12,26 +12,11 @@ from fledge.core import disk
 from fledge.core.errors import MachineError
 from fledge.core.metrics import read_metrics
 from fledge.tokens.shards import TokenSet
-from fledge.training.cadence import passes_mark, spread, validated_rows, validation_is_due
+from fledge.training.cadence import spread, validated_rows, validation_is_due
 from fledge.training.forecast import planned_length, validations
 from fledge.training.plan import Row
 from fledge.training.samples import SAMPLES, SampledText, SampleRecord, read_samples
 from fledge.training.settings import PhaseSettings
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "every", "passes"),
-    [
-        (0, 99, 100, False),
-        (0, 100, 100, True),
-        (99, 101, 100, True),
-        (100, 199, 100, False),
-        (0, 350, 100, True),
-        (0.2, 0.1 + 0.2, 0.1, True),
-    ],
-)
-def test_a_mark_is_passed_once(before: float, after: float, every: float, passes: bool) -> None:
-    assert passes_mark(before, after, every) is passes
 
 
 @pytest.mark.parametrize(
