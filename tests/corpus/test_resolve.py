@@ -16,12 +16,12 @@ from fledge.corpus import resolve
 from fledge.corpus.rejects import Reject, Rejects
 from fledge.corpus.resolve import here_files, lies_elsewhere, require_few_rejects, resolve_sources, waves
 from fledge.corpus.settings import CorpusSettings
-from fledge.corpus.sources import attempts, python_docs, transport
+from fledge.corpus.sources import python_docs, transport
 from fledge.corpus.sources.piece import InputFile, Piece
 from fledge.corpus.sources.settings import Expect, HubSource, JsonLinesSource, ParquetSource, PythonDocsSource, Source, TextSource
 
 from .corpus_assembly import lines_source, settings, texts, write_lines
-from .sources.servers import Site, serve
+from .sources.servers import Site, impatient_site
 
 
 @pytest.fixture
@@ -36,12 +36,8 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr(attempts, "PATIENCE", attempts.Patience(attempts=2, first_wait_seconds=0.001, silence_seconds=5))
-    transport._client.cache_clear()
-    with serve() as site:
+    with impatient_site(monkeypatch) as site:
         yield site
-        transport.client().close()
-    transport._client.cache_clear()
 
 
 def put(address: str, *given: str) -> None:

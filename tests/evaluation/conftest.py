@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -135,3 +137,19 @@ def _batch(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     tokens = torch.tensor([[*row[:-1], *[0] * (longest - len(row) + 1)] for row in rows])
     targets = torch.tensor([[*row[1:], *[-100] * (longest - len(row) + 1)] for row in rows])
     return tokens, targets
+
+
+def open_texts_as_llama_does(folder: Path) -> int:
+    """Let a tokenizer.json put <|endoftext|> in front of every text, as published ones do with their <s>; returns its id."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    name, text = "<|endoftext|>", {"Sequence": {"id": "A", "type_id": 0}}
+    [token] = [one["id"] for one in content["added_tokens"] if one["content"] == name]
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": name, "type_id": 0}}, text],
+        "pair": [text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {name: {"id": name, "ids": [token], "tokens": [name]}},
+    }
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return int(token)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from fledge.tokens.foreign import open_text_tokenizer
 from fledge.tokens.tokenizer import Tokenizer, copy_tokenizer, open_tokenizer
 
 from .benchmark_rows import LONG, PAGE, ROWS, write_rows
-from .conftest import ROW_TOKENS, Corpus
+from .conftest import ROW_TOKENS, Corpus, open_texts_as_llama_does
 
 pytest.importorskip("lm_eval")
 
@@ -118,17 +117,7 @@ def test_a_tokenizer_of_others_opens_texts_as_it_does_in_transformers(folder: Pa
     """Llama's puts a token in front of every text, which lm-eval keeps: before contexts, and as part of texts whose price is measured."""
     shutil.copytree(folder, tmp_path / "foreign")
     (tmp_path / "foreign" / "tokenizer_meta.json").unlink()
-    path = tmp_path / "foreign" / "tokenizer.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    name, text = "<|endoftext|>", {"Sequence": {"id": "A", "type_id": 0}}
-    [token] = [one["id"] for one in content["added_tokens"] if one["content"] == name]
-    content["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": name, "type_id": 0}}, text],
-        "pair": [text, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {name: {"id": name, "ids": [token], "tokens": [name]}},
-    }
-    path.write_text(json.dumps(content), encoding="utf-8")
+    token = open_texts_as_llama_does(tmp_path / "foreign")
     model, tokenizer = load_model(tmp_path / "foreign").eval(), open_text_tokenizer(tmp_path / "foreign")
     assert tokenizer.opening == (token,)
     chosen = {name: files[name] for name in ("lambada_openai", "hellaswag", "wikitext")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from fledge.model.llama import Llama
 from fledge.tokens.foreign import open_text_tokenizer
 from fledge.tokens.tokenizer import copy_tokenizer
 
-from .conftest import ROW_TOKENS, Corpus
+from .conftest import ROW_TOKENS, Corpus, open_texts_as_llama_does
 
 WIKITEXT = Path(__file__).parents[3] / "shared" / "data" / "wikitext2_valid.txt"
 PAGES = 3
@@ -92,17 +91,7 @@ def test_a_model_of_others_pays_for_the_text_alone(corpus: Corpus, random_model:
         initializer_range=0.1,
     )
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    path = folder / "tokenizer.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    name, text = "<|endoftext|>", {"Sequence": {"id": "A", "type_id": 0}}
-    [token] = [one["id"] for one in content["added_tokens"] if one["content"] == name]
-    content["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": name, "type_id": 0}}, text],
-        "pair": [text, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {name: {"id": name, "ids": [token], "tokens": [name]}},
-    }
-    path.write_text(json.dumps(content), encoding="utf-8")
+    token = open_texts_as_llama_does(folder)
     reader = Reader(load_model(folder).eval(), open_text_tokenizer(folder))
     assert reader.tokenizer.opening == (token,)
     alone, whole = reader.prices(pages, scores_opening=False), reader.prices(pages)

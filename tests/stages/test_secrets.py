@@ -10,22 +10,17 @@ from pathlib import Path
 import pytest
 
 from fledge.core import artifact
-from fledge.corpus.sources import attempts, transport
 from fledge.options import prepare
 from fledge.stages import run_stage
 
 from ..corpus.corpus_assembly import texts
-from ..corpus.sources.servers import Site, serve
+from ..corpus.sources.servers import Site, impatient_site
 
 
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr(attempts, "PATIENCE", attempts.Patience(attempts=2, first_wait_seconds=0.001, silence_seconds=5))
-    transport._client.cache_clear()
-    with serve() as site:
+    with impatient_site(monkeypatch) as site:
         yield site
-        transport.client().close()
-    transport._client.cache_clear()
 
 
 def test_secrets_of_an_address_are_written_nowhere(

@@ -6,20 +6,15 @@ from typing import Any
 import fsspec
 import pytest
 
-from fledge.corpus.sources import attempts, transport
+from fledge.corpus.sources import transport
 
-from .servers import Hub, Site, serve
+from .servers import Hub, Site, impatient_site
 
 
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    """A web server on this machine, and little patience with it."""
-    monkeypatch.setattr(attempts, "PATIENCE", attempts.Patience(attempts=4, first_wait_seconds=0.001, silence_seconds=5))
-    transport._client.cache_clear()
-    with serve() as site:
+    with impatient_site(monkeypatch, tries=4) as site:
         yield site
-        transport.client().close()
-    transport._client.cache_clear()
 
 
 @pytest.fixture

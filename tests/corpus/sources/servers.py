@@ -14,6 +14,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
+from fledge.corpus.sources import attempts, transport
 from fledge.corpus.sources.piece import InputFile
 from fledge.corpus.sources.transport import describe
 
@@ -232,3 +235,14 @@ def serve_content(site: Site, content: bytes = CONTENT, etag: str | None = None,
     site.requests.clear()
     site.sent_bytes.clear()
     return InputFile(address, "file.bin", found.size_bytes, found.fingerprint)
+
+
+@contextlib.contextmanager
+def impatient_site(monkeypatch: pytest.MonkeyPatch, tries: int = 2) -> Iterator[Site]:
+    """A web server on this machine, and little patience with it."""
+    monkeypatch.setattr(attempts, "PATIENCE", attempts.Patience(attempts=tries, first_wait_seconds=0.001, silence_seconds=5))
+    transport._client.cache_clear()
+    with serve() as site:
+        yield site
+        transport.client().close()
+    transport._client.cache_clear()
