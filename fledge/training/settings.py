@@ -275,7 +275,7 @@ class TrainingSettings:
     determinism: Literal["usual", "elastic"] = operation("usual")
     """usual: the same bits for the same number of processes; elastic: for every number that divides 8, at a price that is printed."""
     inexact_resume: bool = operation(False)
-    """Continue a stage although Fledge, torch, device, precision, threads, compiling or micro-batch are others now: the last bits differ."""
+    """Continue although Fledge, torch, device, precision, threads, compiling or micro-batch are others now: the last bits differ."""
     activation_checkpointing: Literal["none", "selective", "full"] = operation("none")
     """Save memory by computing again in the backward pass: selective all but matrix products and attention, full whole layers."""
     tokens_on_device: Literal["auto", "on", "off"] = operation("auto")
