@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -43,6 +44,9 @@ evaluate: {questions: 4, choice_questions: 8, last_word_passages: 8, yes_no_ques
 generation: {maximum_new_tokens: 8}
 question: "What is a bird?"
 """
+
+LONG_AGO = 1_700_000_000
+"""Seconds: a file written just now may be written again in the same instant, so its fingerprint is not remembered."""
 
 WORDS = ["bird", "river", "stone", "cloud", "letter", "window", "garden", "song", "winter", "road"]
 
@@ -96,6 +100,8 @@ def inputs(tmp_path: Path) -> Path:
     with (tmp_path / "inputs" / "c.jsonl").open("a") as file:
         file.writelines(json.dumps({"text": f"{near_copy(text)} Or so."}) + "\n" for text in texts(5, words=60))
         file.write("bad\n")
+    for path in (tmp_path / "inputs").iterdir():
+        os.utime(path, (LONG_AGO, LONG_AGO))
     return tmp_path / "inputs"
 
 
