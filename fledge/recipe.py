@@ -101,6 +101,7 @@ def _check(recipe: Recipe) -> None:
         training = getattr(recipe, stage)
         if training is not None and training.objective.kind != kind:
             raise ConfigError(f"{stage}.objective.kind is {training.objective.kind!r}", f"{stage} learns by {kind}: set it")
+        _check_benchmarks(stage, training, recipe.evaluate)
     for stage in ("sft", "dpo"):
         _check_packed_phases(stage, getattr(recipe, stage))
     if recipe.pretrain is None:
@@ -129,6 +130,16 @@ def _check_packed_phases(stage: str, training: TrainingSettings | None) -> None:
             raise ConfigError(
                 f"{stage}.phases.{number}.sequence_length is {phase.sequence_length}, but {stage} reads rows as they were packed",
                 "leave it out: these phases differ in batch_tokens and mixture, and pack.sequence_length decides the length of rows",
+            )
+
+
+def _check_benchmarks(stage: str, training: TrainingSettings | None, evaluate: EvaluateSettings | None) -> None:
+    """The rows lie where `evaluate` says, so that the corpus leaves out what quotes them."""
+    for name in training.benchmarks if training else ():
+        if evaluate is None or name not in evaluate.benchmarks:
+            raise ConfigError(
+                f"{stage}.benchmarks names {name}, but evaluate.benchmarks does not say where its rows lie",
+                f"fetch them once, fledge benchmarks {name} --to FOLDER, and set evaluate.benchmarks.{name}=FOLDER",
             )
 
 
@@ -234,6 +245,10 @@ def _small_training(training: TrainingSettings | None) -> TrainingSettings | Non
         validate_every_epochs=None,
         validation_rows=SMOKE_ROWS,
         validation_share=None,
+        benchmarks=(),
+        benchmark_every_steps=None,
+        benchmark_every_tokens=None,
+        benchmark_every_epochs=None,
         sample_every_steps=training.sample_every_steps and steps,
         save_every_steps=training.save_every_steps and steps // 2,
         keep_every_steps=None,

@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "inference": {"core", "corpus", "tokens", "model"},
     "evaluation": {"core", "corpus", "tokens", "model", "inference"},
     "publish": {"core", "corpus", "tokens", "model", "training", "inference", "evaluation"},
+    "serving": {"core", "corpus", "tokens", "model", "inference", "evaluation"},
 }
 NO_TORCH = {"core", "corpus", "tokens"}
 # Where an import of a heavy or delicate module may stand; a package name allows the whole package.
@@ -66,6 +67,8 @@ ONLY_IN = {
     },
     "lm_eval": {"evaluation/harness.py"},
     "datasets": set(),
+    "openai": set(),
+    "playwright": set(),
     "pickle": set(),
     "shelve": set(),
     "marshal": set(),

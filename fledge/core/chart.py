@@ -29,6 +29,13 @@ class Series:
     name: str
     xs: Sequence[float]
     ys: Sequence[float | None]
+    intervals: Sequence[tuple[float | None, float | None]] = ()
+    """Of each y, drawn as a band around the line; empty: none."""
+
+    def band(self) -> list[tuple[float, float, float]]:
+        """x, low and high, where an interval is known."""
+        known = zip(self.xs, self.intervals, strict=False)
+        return [(x, low, high) for x, (low, high) in known if low is not None and high is not None]
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,8 @@ def line_chart(
         return _figure(title, element("p", "Nothing was recorded.", class_="muted"))
     x_axis = _axis_inside([x for _, points in lines for x, _ in points])
     levels = [level for level, _ in marks if not log_y or level > 0]
-    y_axis = _axis_around([y for _, points in lines for _, y in points] + levels, log_y)
+    ends = [] if log_y else [end for one, _ in lines for _, low, high in one.band() for end in (low, high)]
+    y_axis = _axis_around([y for _, points in lines for _, y in points] + levels + ends, log_y)
     canvas = element(
         "svg",
         element("title", title),
@@ -248,6 +256,11 @@ def _lines(lines: Sequence[Line], x_axis: _Axis, y_axis: _Axis) -> Markup:
             f"{'M' if starts else 'L'}{1000 * x_axis.share(x):.1f} {1000 * (1 - y_axis.share(y)):.1f}"
             for x, y, starts in _with_starts(one, _thinned(points), y_axis.logarithmic)
         ]
+        band = [] if y_axis.logarithmic else one.band()
+        if len(band) > 1:
+            around = [(x, low) for x, low, _ in band] + [(x, high) for x, _, high in reversed(band)]
+            corners = " ".join(f"{1000 * x_axis.share(x):.1f},{1000 * (1 - y_axis.share(y)):.1f}" for x, y in around)
+            paths.append(element("polygon", points=corners, class_=f"band {_style(index)}"))
         paths.append(element("path", d="".join(steps), class_=f"line {_style(index)}"))
     return element("svg", *paths, viewBox="0 0 1000 1000", preserveAspectRatio="none", width="100%", height="100%", class_="stretched")
 
@@ -258,7 +271,7 @@ def _dots(lines: Sequence[Line], x_axis: _Axis, y_axis: _Axis) -> Markup:
     for index, (one, points) in enumerate(lines):
         for x, y in points if len(points) <= _MAXIMUM_DOTS else points[-1:]:
             place = {"cx": _percent(x_axis.share(x)), "cy": _percent(1 - y_axis.share(y))}
-            spoken = element("title", f"{one.name}: {_short(y)} at {x:,.10g}")
+            spoken = element("title", f"{one.name}: {_short(y)}{_interval(one, x)} at {x:,.10g}")
             dots.append(element("circle", spoken, **place, r="3", class_=f"dot {_style(index)}"))
     return element("g", *dots)
 
@@ -271,12 +284,17 @@ def _numbers(lines: Sequence[Line], x_label: str) -> Markup:
     head = element("tr", *(element("th", name, scope="col") for name in (x_label, *(one.name for one, _ in lines))))
     body = []
     for place in places:
-        values = [next((y for x, y in reversed(points) if x <= place), None) for _, points in lines]
-        cells = (element("td", "" if value is None else _short(value)) for value in values)
+        said = [next((f"{_short(y)}{_interval(one, x)}" for x, y in reversed(points) if x <= place), "") for one, points in lines]
+        cells = (element("td", figures) for figures in said)
         body.append(element("tr", element("th", f"{place:,.10g}", scope="row"), *cells))
     numbers = element("table", element("thead", head), element("tbody", *body), class_="numbers")
     region = element("div", numbers, class_="scroll", tabindex="0", role="region", aria_label="The numbers of this chart")
     return element("details", element("summary", "Numbers"), region)
+
+
+def _interval(series: Series, x: float) -> str:
+    """The interval at a place, in words; empty if there is none."""
+    return next((f" ({_short(low)} to {_short(high)})" for at, low, high in series.band() if at == x), "")
 
 
 def _describe(lines: Sequence[Line], x_label: str, y_label: str, marks: Sequence[tuple[float, str]]) -> str:

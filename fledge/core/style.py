@@ -71,6 +71,7 @@ figcaption { font-weight: 620; margin: 0 0 0.7rem; }
 .series-4 { --hue: var(--series-4); stroke-dasharray: 16 5; }
 .series-5 { --hue: var(--series-5); stroke-dasharray: 4 4; }
 .line { stroke: var(--hue); }
+.band { fill: var(--hue); fill-opacity: 0.16; stroke: none; }
 .dot { fill: var(--hue, var(--series-0)); stroke: var(--card); stroke-width: 1; stroke-dasharray: none; }
 
 .rows { list-style: none; margin: 0; padding: 0; }

@@ -71,8 +71,7 @@ def continuation_likelihoods(
     Without `judge_greedy`, `is_greedy` is False throughout, which saves a look at all logits. Raises DataError for a continuation
     that is longer than the model's context.
     """
-    longest = context_tokens_of(model)
-    cut = [_cut(one, longest) for one in continuations]
+    cut = cut_to_context(continuations, context_tokens_of(model))
     rows = _rows(cut)
     log_probabilities, is_greedy = np.zeros(len(cut)), np.full(len(cut), judge_greedy)
     for branched in (False, True):
@@ -80,6 +79,11 @@ def continuation_likelihoods(
         for batch in batches_by_length([len(row.ids) for row in chosen_rows], batch_tokens):
             _score([chosen_rows[index] for index in batch], cut, model, precision, log_probabilities, is_greedy, judge_greedy)
     return [Likelihood(float(value), bool(greedy)) for value, greedy in zip(log_probabilities, is_greedy, strict=True)]
+
+
+def cut_to_context(continuations: Sequence[Continuation], longest: int) -> list[Continuation]:
+    """At most `longest` tokens of each are read, the last token not among them. Raises DataError for a longer continuation."""
+    return [_cut(one, longest) for one in continuations]
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,6 @@ def _continuation(tokenizer: TextTokenizer, ids: dict[str, list[int]], context: 
 
 
 def _cut(one: Continuation, longest: int) -> Continuation:
-    """At most `longest` tokens are read, the last token not among them."""
     if len(one.continued) > longest:
         raise DataError(
             f"a text of {len(one.continued):,} tokens is to be scored at once, but the context of the model has {longest:,}",

@@ -56,6 +56,11 @@ TRAINING = (
     "During training it may be measured on part of the held-out text only.",
 )
 
+MEASURED = (
+    "Benchmarks asked while it learned, the same questions every time. The band is the 95 % interval: it is wide, because few questions "
+    "are asked, and where it holds the line of guessing nothing has been shown yet.",
+)
+
 WRITTEN = (
     "The same prompts again and again while it learned: first noise, then words, then sentences. Drawn at random with a seed of their "
     "own, as the recipe says; whitespace is made even.",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fledge.evaluation.continuations import context_tokens_of, continuation_likelihoods, encode_pairs, encode_texts
+from fledge.evaluation.continuations import context_tokens_of, continuation_likelihoods, cut_to_context, encode_pairs, encode_texts
 from fledge.evaluation.rolling import TextPrice, Windows, text_prices, windows_of
 from fledge.evaluation.scoring import BATCH_TOKENS, Likelihood
 from fledge.inference.engine import Engine
@@ -41,6 +41,10 @@ class Reader:
     def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """One per (context, continuation), in their order. Raises DataError, see `continuations`."""
         return continuation_likelihoods(self.model, encode_pairs(self.tokenizer, pairs), self.batch_tokens, self.precision)
+
+    def require_room(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Raise the DataError that `likelihoods` would for a continuation that is longer than the model's context."""
+        cut_to_context(encode_pairs(self.tokenizer, pairs), context_tokens_of(self.model))
 
     def prices(self, texts: Sequence[str], scores_opening: bool = True) -> list[TextPrice]:
         """One per text, in their order; see `text_prices`."""

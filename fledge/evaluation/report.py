@@ -18,7 +18,7 @@ from fledge.evaluation.checkpoint import TITLES, CheckpointEvaluation, replies_t
 from fledge.evaluation.compression import CompressorFigure
 from fledge.evaluation.generations import Answer, Sample
 from fledge.evaluation.report_data import CorpusCard, LineageLine, ReportData, StageUse
-from fledge.evaluation.report_training import others_section, training_section, written_section
+from fledge.evaluation.report_training import measured_section, others_section, training_section, written_section
 from fledge.evaluation.statistics import Score, percent
 
 SHOWN_ANSWERS = 6
@@ -38,6 +38,7 @@ def report(data: ReportData) -> str:
         _compression(data),
         _abilities(data.evaluations),
         training_section(data),
+        measured_section(data),
         written_section(data),
         others_section(data),
         _use(data.stages),

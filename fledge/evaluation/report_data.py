@@ -74,6 +74,10 @@ class TrainingHistory:
         records = [record for record in self.records if metric in record]
         return [int(record["step"] or 0) for record in records], [record[metric] for record in records]
 
+    def by_step(self, metric: str) -> dict[int, float | int | None]:
+        """Its values by step."""
+        return dict(zip(*self.series(metric), strict=True))
+
     def last(self, metric: str) -> float | int | None:
         """Its last value; None if it was never recorded."""
         return next((record[metric] for record in reversed(self.records) if record.get(metric) is not None), None)

@@ -15,6 +15,7 @@ from fledge.evaluation.report_data import OtherRun, ReportData, TrainingHistory
 
 SHOWN_SAMPLES = 6
 """Of a prompt: the first, the last, and others between them at even distances."""
+SHARES = ("/acc", "/acc_norm", "/exact_match")
 
 
 def training_section(data: ReportData) -> Section | None:
@@ -27,6 +28,12 @@ def training_section(data: ReportData) -> Section | None:
         content += _phases(history)
         content += _mixture(history)
     return page.section("How it learned", *explanations.TRAINING, *content) if content else None
+
+
+def measured_section(data: ReportData) -> Section | None:
+    """The benchmarks that were asked while it learned, each with its interval and what guessing would reach."""
+    charts = [chart for history in data.training for chart in _benchmarks(history)]
+    return page.section("Evaluation over time", *explanations.MEASURED, page.grid(*charts)) if charts else None
 
 
 def written_section(data: ReportData) -> Section | None:
@@ -73,6 +80,20 @@ def _metrics_chart(history: TrainingHistory, chart: MetricsChart, levels: Sequen
         return None
     borders = [] if chart.small else _phase_borders(history)
     return page.line_chart(f"{history.name}: {chart.title}", lines, "optimizer step", chart.y_label, marks=levels, x_marks=borders)
+
+
+def _benchmarks(history: TrainingHistory) -> Iterator[Markup]:
+    """A chart per metric; records are named as `training.observers.BenchmarkFigure` names them."""
+    recorded = dict.fromkeys(name for record in history.records for name in record)
+    for name in recorded:
+        if not name.startswith("benchmark/") or f"{name}/n" not in recorded:
+            continue
+        (steps, values), lows, highs = history.series(name), history.by_step(f"{name}/low"), history.by_step(f"{name}/high")
+        guessing, title = history.last(f"{name}/guessing"), score_title(name.removeprefix("benchmark/"))
+        line = page.Series("model", steps, values, [(lows.get(step), highs.get(step)) for step in steps])
+        marks = [] if guessing is None else [(guessing, "guessing")]
+        unit = "share of right answers" if name.endswith(SHARES) else title
+        yield page.line_chart(f"{history.name}: {title}, n = {history.last(f'{name}/n')}", [line], "optimizer step", unit, marks=marks)
 
 
 def _in_unit(value: float | int | None, chart: MetricsChart) -> float | None:

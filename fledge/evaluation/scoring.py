@@ -29,8 +29,11 @@ from fledge.tokens.unpacking import TokenStream, token_stream
 
 BATCH_TOKENS = 2_048
 """Tokens in one forward pass. Scoring 300 conversations took 1.26 s on one core; with 16,384 tokens 1.94 s, half of it for padding."""
-HEAD_CHUNK_TOKENS = 1_024
-"""Scored tokens whose logits exist at one time: (1,024, 32,768) fp32 is 128 MiB."""
+HEAD_CHUNK_TOKENS = 2_048
+"""Scored tokens whose logits are made at one time."""
+HEAD_BLOCK_ENTRIES = 1_024
+"""Entries of the vocabulary whose logits exist at one time on a CPU, so that they stay in its cache: 2,048 tokens of a width of 256 took
+0.59 s with 32,768 entries, of which bare products are 0.53 s; with all logits in memory 0.73 s. A GPU makes all at once: 256 MiB."""
 
 
 @dataclass(frozen=True)
@@ -163,15 +166,34 @@ def score_tokens(model: Llama, hidden: Tensor, targets: Tensor, judge_greedy: bo
     found, most_likely = [], []
     for first in range(0, len(targets), HEAD_CHUNK_TOKENS):
         wanted = targets[first : first + HEAD_CHUNK_TOKENS]
-        logits = model.lm_head(hidden[first : first + HEAD_CHUNK_TOKENS])
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if judge_greedy:
-            most_likely.append(logits.argmax(dim=-1) == wanted)
-        # In place: fresh memory for every step took as long as the product.
-        chosen, largest = logits.gather(-1, wanted[:, None])[:, 0], logits.amax(dim=-1)
-        log_z = logits.sub_(largest[:, None]).exp_().sum(dim=-1).log_() + largest
-        found.append(chosen - log_z)
+        log_probability, place = _score_chunk(model.lm_head.weight, hidden[first : first + HEAD_CHUNK_TOKENS], wanted, judge_greedy)
+        found.append(log_probability)
+        most_likely += [place == wanted] if place is not None else []
     return torch.cat(found), torch.cat(most_likely) if judge_greedy else None
+
+
+def _score_chunk(weight: Tensor, hidden: Tensor, targets: Tensor, judge_greedy: bool) -> tuple[Tensor, Tensor | None]:
+    """The log-probability of each target, and the first of the most likely tokens. The head's product is made in blocks of the vocabulary,
+    and what each gives is used up before the next: of exp(logit), relative to the largest logit so far, only the sum is kept.
+    """
+    width = HEAD_BLOCK_ENTRIES if hidden.device.type == "cpu" else len(weight)
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    chosen = largest = torch.full(targets.shape, -math.inf, dtype=dtype, device=hidden.device)
+    total, most_likely = torch.zeros_like(largest), torch.zeros_like(targets)
+    for start in range(0, len(weight), width):
+        logits = (hidden @ weight[start : start + width].T).to(dtype)  # (N, W)
+        place = targets - start
+        inside = (place >= 0) & (place < logits.shape[1])
+        chosen = torch.where(inside, logits.gather(-1, place.clamp(0, logits.shape[1] - 1)[:, None])[:, 0], chosen)
+        if judge_greedy:
+            of_block, at = logits.max(dim=-1)
+            most_likely = torch.where(of_block > largest, at + start, most_likely)
+        else:
+            of_block = logits.amax(dim=-1)
+        before, largest = largest, torch.maximum(largest, of_block)
+        # In place: fresh memory for every step took as long as the product.
+        total = total * (before - largest).exp() + logits.sub_(largest[:, None]).exp_().sum(dim=-1)
+    return chosen - (total.log() + largest), most_likely if judge_greedy else None
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

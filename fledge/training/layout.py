@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -74,6 +76,20 @@ def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
     if take_apart is not None:
         take_apart()
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@contextmanager
+def root_together(model: nn.Module) -> Iterator[None]:
+    """Embedding, last norm and head whole while the block lasts, so that the parts of a cut model can be called by themselves.
+
+    Every process enters it, and computes the same number of passes within; a model that is not cut stays as it is.
+    """
+    put_together, take_apart = getattr(model, "unshard", None), getattr(model, "reshard", None)
+    if put_together is not None:
+        put_together()
+    yield
+    if take_apart is not None:
+        take_apart()
 
 
 def is_sharded(tensor: Tensor) -> bool:

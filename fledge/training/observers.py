@@ -1,12 +1,14 @@
-"""Those who look on while a run trains: the log, the validation, the samples. None of them can change a weight.
+"""Those who look on while a run trains: the log, the validation, the benchmarks, the samples. None of them can change a weight.
 
-Every process asks every observer at the same steps: validation is shared out over the processes, the others act on the main one.
+Every process asks every observer at the same steps: validation and benchmarks are shared out over the processes, the others act on the
+main one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,9 +21,9 @@ from fledge.model.head import IGNORE
 from fledge.model.llama import Llama
 from fledge.model.precision import sum_dtype
 from fledge.training.batches import Batch, RowReader
-from fledge.training.cadence import is_due, spread, validated_rows, validation_is_due
+from fledge.training.cadence import benchmarks_are_due, is_due, spread, validated_rows, validation_is_due
 from fledge.training.figures import Figures, Gauge
-from fledge.training.layout import parameters_by_name, whole
+from fledge.training.layout import parameters_by_name, root_together, whole
 from fledge.training.objectives import NextToken, Objective
 from fledge.training.parallel import Machine, World
 from fledge.training.plan import Plan, rows_per_rank, slice_for_rank
@@ -172,6 +174,54 @@ class Validate:
         text_bytes = (self._byte_lengths[batch.targets.clamp(min=0)] * (batch.targets != IGNORE)).sum()
         values = (self._objective.weight(batch), text_bytes, *(result.measures[name] for name in self._objective.measures))
         return torch.stack([value.to(sum_dtype(self._world.device)) for value in values])
+
+
+@dataclass(frozen=True)
+class BenchmarkFigure:
+    """What a model scored on the questions of a benchmark."""
+
+    name: str
+    """BENCHMARK/METRIC."""
+    value: float
+    low: float | None
+    """Of its 95 % interval; None where there is none."""
+    high: float | None
+    guessing: float | None
+    """What guessing would reach."""
+    n: int
+
+    def record(self) -> dict[str, float | int]:
+        """Under names of metrics.jsonl."""
+        bounds = {"low": self.low, "high": self.high, "guessing": self.guessing, "n": self.n}
+        name = f"benchmark/{self.name}"
+        return {name: self.value, **{f"{name}/{bound}": value for bound, value in bounds.items() if value is not None}}
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:.4g}" + ("" if self.low is None else f" ({self.low:.4g} to {self.high:.4g})")
+
+
+class AskBenchmarks:
+    """Figures of benchmarks; `ask` brings the questions and the tokenizer along, and has every process take part."""
+
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        plan: Plan,
+        metrics: Metrics,
+        model: Llama,
+        ask: Callable[[Llama], Sequence[BenchmarkFigure]],
+    ) -> None:
+        self._settings, self._plan, self._metrics, self._model, self._ask = settings, plan, metrics, model, ask
+
+    def due(self, step: int) -> bool:
+        return benchmarks_are_due(step, self._settings, self._plan)
+
+    def observe(self, report: StepReport) -> dict[str, float]:
+        with root_together(self._model):
+            figures = self._ask(self._model)
+        self._metrics.record(report.step, {name: value for figure in figures for name, value in figure.record().items()})
+        console.info(f"step {report.step:,}/{self._plan.steps:,}  benchmarks: {', '.join(map(str, figures))}")
+        return {}
 
 
 class Sample:

@@ -298,6 +298,16 @@ class TrainingSettings:
     """Validation rows measured each time, spread evenly; unset: all."""
     validation_share: float | None = operation(None)
     """The same as a share of them, in place of validation_rows."""
+    benchmarks: tuple[str, ...] = operation(())
+    """Names of evaluate.benchmarks, such as boolq, whose questions the model is asked while it learns; nothing it learns from them."""
+    benchmark_samples: int = operation(50)
+    """Rows of each that are drawn, the same every time; perplexities read all their texts."""
+    benchmark_every_steps: int | None = operation(None)
+    """Optimizer steps between these measurements; unset: at the end only."""
+    benchmark_every_tokens: int | None = operation(None)
+    """The same in tokens trained on, padding included; in place of benchmark_every_steps."""
+    benchmark_every_epochs: float | None = operation(None)
+    """The same in epochs of the data; in place of benchmark_every_steps."""
     sample_every_steps: int | None = operation(None)
     """Optimizer steps between samples of text; unset: at the end only."""
     sample_prompts: tuple[str, ...] = operation(())
@@ -321,14 +331,15 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         self._require_one_length()
-        for name in ("batch_rows", "hang_timeout_seconds", "log_every_steps", "keep_checkpoints"):
+        for name in ("batch_rows", "hang_timeout_seconds", "log_every_steps", "keep_checkpoints", "benchmark_samples"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         every = ("validate_every_steps", "sample_every_steps", "save_every_steps", "keep_every_steps", "keep_every_epochs")
-        optional = ("threads", "micro_batch_rows", "validation_rows", "validate_every_tokens", *every)
+        looked = ("validate_every_tokens", "benchmark_every_steps", "benchmark_every_tokens")
+        optional = ("threads", "micro_batch_rows", "validation_rows", *looked, *every)
         for name in optional:
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name} must be at least 1 or unset, not {value}")
-        self._require_one_way_to_validate()
+        self._require_one_way_to_look()
         _require_sequence_length(self.sequence_length)
         _require(self.learning_rate > 0, f"learning_rate must be above 0, not {self.learning_rate}")
         _require(self.weight_decay >= 0, f"weight_decay must not be negative, not {self.weight_decay}")
@@ -367,12 +378,17 @@ class TrainingSettings:
             warmup_steps = self.schedule.warmup_steps
             _require(warmup_steps <= self.steps, f"schedule.warmup_steps ({warmup_steps}) is more than steps ({self.steps})")
 
-    def _require_one_way_to_validate(self) -> None:
-        for names in (("validate_every_steps", "validate_every_tokens", "validate_every_epochs"), ("validation_rows", "validation_share")):
+    def _require_one_way_to_look(self) -> None:
+        cadences = [tuple(f"{look}_every_{unit}" for unit in ("steps", "tokens", "epochs")) for look in ("validate", "benchmark")]
+        for names in (*cadences, ("validation_rows", "validation_share")):
             given = [name for name in names if getattr(self, name) is not None]
             _require(len(given) <= 1, f"{' and '.join(given)} say the same in two ways: leave out one")
-        every_epochs, share = self.validate_every_epochs, self.validation_share
-        _require(every_epochs is None or every_epochs > 0, f"validate_every_epochs must be above 0 or unset, not {every_epochs}")
+            idle = bool(given) and given[0].startswith("benchmark") and not self.benchmarks
+            _require(not idle, f"{''.join(given)} needs benchmarks, the names of those to measure")
+        for name in ("validate_every_epochs", "benchmark_every_epochs"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"{name} must be above 0 or unset, not {value}")
+        share = self.validation_share
         _require(share is None or 0 < share <= 1, f"validation_share must lie in (0, 1] or be unset, not {share}")
 
     def _require_saved_validations(self) -> None:

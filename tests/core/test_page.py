@@ -31,6 +31,7 @@ def full_page(text: str = "plain") -> str:
                 text, [Series(text, steps, falling), Series(text, [0, 990], [4.0, 2.0])], text, text, False, [(3.2, text)], [(500, text)]
             ),
             page.line_chart(text, [Series(text, [1], [1.0])], text, text, log_y=True),
+            page.line_chart(text, [Series(text, [1, 2, 3], [1.0, 2.0, 1.5], [(0.5, 1.5), (None, None), (1.0, 2.5)])], text, text),
             page.line_chart(text, [], text, text),
         ),
         page.section(
@@ -309,3 +310,13 @@ def test_bars_and_intervals_are_where_their_values_are() -> None:
 def test_a_row_of_another_length_is_our_mistake() -> None:
     with pytest.raises(ValueError, match="zip"):
         page.table(["a", "b"], [["1"]])
+
+
+def test_a_band_is_drawn_around_a_line_and_read_with_its_figures() -> None:
+    line = Series("model", [0, 10], [0.5, 0.6], [(0.4, 0.6), (0.5, 1.0)])
+    drawn = parse(page.line_chart("acc", [line], "step", "share"))
+    [band] = [node for node in drawn.iter() if node.tag.endswith("polygon")]
+    # The axis holds the intervals: from 0.4 at the bottom to 1.0 at the top.
+    assert band.get("points") == "0.0,1000.0 1000.0,833.3 1000.0,0.0 0.0,666.7"
+    assert "0.6 (0.5 to 1)" in list(texts(drawn))
+    assert not [node for node in parse(page.line_chart("acc", [line], "step", "share", log_y=True)).iter() if node.tag.endswith("polygon")]

@@ -78,6 +78,20 @@ def test_every_figure_is_there(data: ReportData) -> None:
         assert f"Thing {index}." in text
 
 
+def test_benchmarks_asked_while_it_learned_are_drawn_with_interval_and_guessing(data: ReportData) -> None:
+    assert "Evaluation over time" not in text_of(report(data))
+    asked = {"benchmark/boolq/acc": 0.5, "benchmark/boolq/acc/low": 0.37, "benchmark/boolq/acc/high": 0.63}
+    known = {"benchmark/boolq/acc/guessing": 0.62, "benchmark/boolq/acc/n": 50, "benchmark/text/byte_perplexity": 7.5}
+    records = [{"step": step, "time": 1.0, **asked, **known, "benchmark/text/byte_perplexity/n": 1} for step in (10, 20)]
+    history = TrainingHistory("pretrain", [*data.training[0].records, *records])
+    html = report(replace(data, training=[history]))
+    text = text_of(html)
+    assert "Evaluation over time" in text
+    for figures in ("pretrain: BoolQ: acc, n = 50", "guessing", "0.5 (0.37 to 0.63)", "pretrain: Text: byte perplexity, n = 1", "7.5"):
+        assert figures in text, figures
+    assert html.count("<polygon") == 1, "a figure without an interval has no band"
+
+
 def test_what_was_expected_stands_beside_what_was_used(data: ReportData) -> None:
     use = StageUse("pretrain", 100.0, planned_seconds=90.0, peak_bytes=2_000_000_000, planned_peak_bytes=2_100_000_000)
     text = text_of(report(replace(data, stages=[use])))

@@ -49,11 +49,41 @@ def test_likelihoods_are_the_formula_in_any_batch(random_model: Llama, batch_tok
         assert likelihood.is_greedy == is_greedy
 
 
-def test_small_head_chunks_change_nothing(random_model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("chunk", "block"), [(7, 1_024), (2_048, 100), (100, 447)])
+def test_small_chunks_and_blocks_of_the_head_change_nothing(
+    random_model: Llama, monkeypatch: pytest.MonkeyPatch, chunk: int, block: int
+) -> None:
     sequences = random_sequences(30, 300)
-    expected = [likelihood.log_probability for likelihood in loglikelihoods(random_model, sequences)]
-    monkeypatch.setattr(scoring, "HEAD_CHUNK_TOKENS", 7)
-    assert [likelihood.log_probability for likelihood in loglikelihoods(random_model, sequences)] == pytest.approx(expected, rel=1e-6)
+    expected = loglikelihoods(random_model, sequences)
+    monkeypatch.setattr(scoring, "HEAD_CHUNK_TOKENS", chunk)
+    monkeypatch.setattr(scoring, "HEAD_BLOCK_ENTRIES", block)
+    found = loglikelihoods(random_model, sequences)
+    assert [one.log_probability for one in found] == pytest.approx([one.log_probability for one in expected], rel=1e-6)
+    assert [one.is_greedy for one in found] == [one.is_greedy for one in expected]
+
+
+@pytest.mark.parametrize("judge_greedy", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_blocks_of_the_head_give_log_softmax_however_large_its_logits(
+    random_model: Llama, monkeypatch: pytest.MonkeyPatch, judge_greedy: bool, scale: float
+) -> None:
+    """exp of a logit above 88 is no number; the largest one may lie in any block."""
+    monkeypatch.setattr(scoring, "HEAD_BLOCK_ENTRIES", 64)
+    hidden = scale * torch.randn(40, 64, generator=torch.Generator().manual_seed(0))
+    logits = (hidden @ random_model.lm_head.weight.T).double()
+    most_likely = logits.argmax(dim=-1)
+    targets = torch.where(torch.arange(40) % 2 == 0, most_likely, torch.arange(40) * 9)
+    found, is_greedy = scoring.score_tokens(random_model, hidden, targets, judge_greedy)
+    expected = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+    assert len({int(place) // 64 for place in most_likely}) > 3
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6 * max(1.0, float(logits.abs().max())))
+    assert is_greedy is None if not judge_greedy else torch.equal(is_greedy, most_likely == targets)
+
+
+def test_of_equally_likely_tokens_the_first_one_is_greedy(uniform_model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "HEAD_BLOCK_ENTRIES", 64)
+    sequences = [continuation([1, 2], [token]) for token in (0, 1, 64, 65)]
+    assert [one.is_greedy for one in loglikelihoods(uniform_model, sequences)] == [True, False, False, False]
 
 
 def test_a_greedy_continuation_is_greedy_and_one_other_token_ends_that(random_model: Llama) -> None:

@@ -12,7 +12,7 @@ from fledge.core import disk
 from fledge.core.errors import MachineError
 from fledge.core.metrics import read_metrics
 from fledge.tokens.shards import TokenSet
-from fledge.training.cadence import spread, validated_rows, validation_is_due
+from fledge.training.cadence import benchmarks_are_due, spread, validated_rows, validation_is_due
 from fledge.training.forecast import planned_length, validations
 from fledge.training.plan import Row
 from fledge.training.samples import SAMPLES, SampledText, SampleRecord, read_samples
@@ -36,6 +36,9 @@ def test_due_by_steps_and_by_tokens(tmp_path: Path, documents: TokenSet, changes
     with assembled(tmp_path / "run", settings, [documents]) as trainer:
         plan = trainer.plan
     assert [step for step in range(1, 9) if validation_is_due(step, settings, plan)] == steps
+    renamed = {name.replace("validate", "benchmark"): value for name, value in changes.items()}
+    asking = training_settings(benchmarks=("boolq",), **renamed)
+    assert [step for step in range(1, 9) if benchmarks_are_due(step, asking, plan)] == steps
     assert len(steps) <= validations(settings, planned_length(plan), plan.epochs(plan.steps)) <= len(steps) + 1
 
 
@@ -88,6 +91,11 @@ def test_rows_are_spread(count: int, indices: list[int]) -> None:
         ({"validate_every_tokens": 0}, "validate_every_tokens must be at least 1"),
         ({"validate_every_epochs": 0.0}, "validate_every_epochs must be above 0"),
         ({"validation_share": 0.0}, r"validation_share must lie in \(0, 1\]"),
+        ({"benchmark_every_steps": 2}, "benchmark_every_steps needs benchmarks"),
+        ({"benchmarks": ("boolq",), "benchmark_every_steps": 2, "benchmark_every_tokens": 9}, "benchmark_every_steps and benchmark_every"),
+        ({"benchmarks": ("boolq",), "benchmark_every_epochs": 0.0}, "benchmark_every_epochs must be above 0"),
+        ({"benchmarks": ("boolq",), "benchmark_every_steps": 0}, "benchmark_every_steps must be at least 1"),
+        ({"benchmark_samples": 0}, "benchmark_samples must be at least 1"),
         ({"validation_share": 1.1}, r"validation_share must lie in \(0, 1\]"),
     ],
 )

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from training_assembly import start_all, train_as_asked
+from training_assembly import start_all, train_as_asked, write_benchmarks
 
+from fledge.core.metrics import read_metrics
 from fledge.model.folder import read_weights
 from fledge.model.tensors import read_tensors
 from fledge.tokens.shards import TokenSet
@@ -61,12 +62,13 @@ def test_what_is_not_cut_is_whole() -> None:
 
 
 @pytest.fixture(scope="module")
-def asked(documents: TokenSet, preferences: TokenSet, scores: Path) -> dict[str, dict[str, Any]]:
+def asked(documents: TokenSet, preferences: TokenSet, scores: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Seven rows in micro-batches of two, so gradients accumulate and the last process has a row less; a checkpoint half-way."""
+    benchmarks = str(write_benchmarks(tmp_path_factory.mktemp("rows") / "benchmarks"))
     common = {"steps": STEPS, "batch_rows": 7, "micro_batch_rows": 2, "validate_every_steps": HALF, "save_every_steps": HALF}
     of_pairs = {"tokens": str(preferences.folder), "scores": str(scores), "preference": True, "sequence_length": None}
     return {
-        "documents": {**common, "tokens": str(documents.folder)},
+        "documents": {**common, "tokens": str(documents.folder), "benchmarks": benchmarks, "benchmark_every_steps": HALF},
         "muon": {**common, "tokens": str(documents.folder), "muon": True},
         "preferences": {**common, **of_pairs, "learning_rate": 1e-3},
         "adapter": {**common, "tokens": str(documents.folder), "lora": {"rank": 3, "weight_decomposed": True}},
@@ -124,6 +126,19 @@ def test_processes_that_share_a_model_are_one(alone: Path, sharing: Path, name: 
         gradients, whole_gradients = (torch.tensor(one["gradients"], dtype=torch.float64) for one in (found, expected))
         assert float((gradients - whole_gradients).norm() / whole_gradients.norm()) < 1e-6
     assert json.loads((sharing / name / MACHINE).read_text())["circumstances"]["parallel"] == "fsdp"
+
+
+@pytest.mark.parametrize("name", ["documents", "ddp"])
+def test_benchmarks_have_the_same_figures_however_the_model_is_shared(alone: Path, sharing: Path, name: str) -> None:
+    found, expected = (
+        {(record["step"], key): value for record in read_metrics(folder) for key, value in record.items() if key.startswith("benchmark/")}
+        for folder in (sharing / name, alone / "documents")
+    )
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, rel=1e-5), key
+    for step in (HALF, STEPS):
+        assert (expected[step, "benchmark/lambada_openai/acc/n"], expected[step, "benchmark/text/bits_per_byte/n"]) == (5, 2)
 
 
 @pytest.mark.parametrize("name", ["documents", "muon", "adapter"])

@@ -17,7 +17,7 @@ from fledge.model.head import IGNORE
 from fledge.model.llama import Llama
 from fledge.tokens.shards import TokenSet
 from fledge.training.batches import open_rows
-from fledge.training.observers import Validate, rise
+from fledge.training.observers import BenchmarkFigure, Validate, rise
 from fledge.training.samples import SampledText, read_samples
 from fledge.training.settings import PreferenceSettings
 from fledge.training.trainer import Trainer
@@ -159,3 +159,47 @@ def test_a_rising_validation_loss_is_a_warning(tmp_path: Path, documents: TokenS
             shown = capsys.readouterr().err
             assert ("the validation loss rises" in shown) is told, loss
     assert "1.6000 after 1.5000 at step 304, on text that was read before: 20.00 epochs (manual " in shown
+
+
+ASKED = BenchmarkFigure("boolq/acc", 0.62, 0.48, 0.74, 0.5, 50)
+
+
+def test_benchmarks_are_asked_when_due_and_recorded_with_their_intervals(
+    tmp_path: Path, documents: TokenSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = training_settings(benchmarks=("boolq",), benchmark_every_steps=3)
+    price = BenchmarkFigure("text/byte_perplexity", 7.5, None, None, None, 1)
+    with assembled(tmp_path / "run", settings, [documents], ask=lambda model: [ASKED, price]) as trainer:
+        trainer.run()
+    records = [record for record in read_metrics(tmp_path / "run") if "benchmark/boolq/acc" in record]
+    assert [record.pop("step") for record in records] == [3, 6, 8]
+    assert {name: value for name, value in records[0].items() if name != "time"} == {
+        "benchmark/boolq/acc": 0.62,
+        "benchmark/boolq/acc/low": 0.48,
+        "benchmark/boolq/acc/high": 0.74,
+        "benchmark/boolq/acc/guessing": 0.5,
+        "benchmark/boolq/acc/n": 50,
+        "benchmark/text/byte_perplexity": 7.5,
+        "benchmark/text/byte_perplexity/n": 1,
+    }
+    assert "step 6/8  benchmarks: boolq/acc 0.62 (0.48 to 0.74), text/byte_perplexity 7.5\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes_weights", [False, True])
+def test_whoever_asks_benchmarks_changes_no_weight(tmp_path: Path, documents: TokenSet, changes_weights: bool) -> None:
+    """Not by drawing random numbers either; that the comparison sees a changed weight is the other side."""
+
+    def ask(model: Llama) -> list[BenchmarkFigure]:
+        torch.rand(7)
+        assert not model.training and not torch.is_grad_enabled()
+        if changes_weights:
+            model.lm_head.weight[0, 0] += 1e-3
+        return [ASKED]
+
+    settings = training_settings(benchmarks=("boolq",), benchmark_every_steps=2)
+    ends = []
+    for name, asking in (("asked", ask), ("unasked", None)):
+        with assembled(tmp_path / name, settings, [documents], ask=asking) as trainer:
+            trainer.run()
+        ends.append(dict(trainer.model.named_parameters()))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[1]) is not changes_weights

@@ -30,10 +30,14 @@ from fledge.core.metrics import open_metrics
 from fledge.core.process import StopSignals
 from fledge.core.settings import MetricsSettings
 from fledge.corpus.document import Content, Split
+from fledge.evaluation.benchmarks.places import find_benchmark
+from fledge.evaluation.benchmarks.run import read_questions
+from fledge.evaluation.settings import EvaluateSettings
 from fledge.model.adapters import add_adapter
 from fledge.model.cost import parameter_count
 from fledge.model.llama import Llama
 from fledge.model.settings import Adapter, LoraSettings, ModelConfig, ModelSettings
+from fledge.stages.making.benchmarks import asking
 from fledge.tokens.shard_format import TokenSetMeta, record_shards, token_array
 from fledge.tokens.shard_writer import Segment, ShardWriter
 from fledge.tokens.shards import TokenSet, open_token_set
@@ -43,7 +47,7 @@ from fledge.training.figures import Gauge
 from fledge.training.guard import LeftOut
 from fledge.training.layout import whole
 from fledge.training.objectives import make_objective
-from fledge.training.observers import Log, Sample, Validate
+from fledge.training.observers import AskBenchmarks, BenchmarkFigure, Log, Sample, Validate
 from fledge.training.optimizer import make_optimizer
 from fledge.training.parallel import open_world, settle_machine
 from fledge.training.phases import make_plan
@@ -66,6 +70,33 @@ MODEL = ModelConfig(
 )
 REQUEST = Request("training", {"name": "toy"})
 SPLITS: tuple[Split, ...] = ("train", "validation")
+
+
+BENCHMARK_ROWS: dict[str, list[dict[str, Any]]] = {
+    "lambada_openai": [{"text": f"{'word ' * count}end"} for count in range(1, 6)],
+    "boolq": [{"passage": "row " * count, "question": f"is it {count}", "label": count % 2} for count in (2, 3, 1)],
+    "text": [{"text": "one text " * 9}, {"text": "and another"}],
+}
+
+
+class ToyTokenizer:
+    """A token per byte."""
+
+    sha256, vocabulary_size, opening, document_start = "ab" * 32, VOCABULARY, (), (END_OF_TEXT,)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[byte % END_OF_TEXT for byte in text.encode()] for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(map(str, ids))
+
+
+def write_benchmarks(folder: Path) -> Path:
+    """Rows of the kinds that processes share out: last words, choices and texts."""
+    folder.mkdir()
+    for name, rows in BENCHMARK_ROWS.items():
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return folder
 
 
 def write_token_set(folder: Path, content: Content, sizes: Mapping[str, int], seed: int = 0) -> TokenSet:
@@ -130,17 +161,24 @@ def assembled(
     request: Request = REQUEST,
     model: Llama | None = None,
     sample: Callable[[Llama], Sequence[tuple[str, str]]] | None = None,
+    ask: Callable[[Llama], Sequence[BenchmarkFigure]] | Path | None = None,
     watched: bool = True,
     parent: Artifact | None = None,
     left_out: LeftOut = (),
 ) -> Iterator[Trainer]:
-    """The parts of a run, put together; `watched` adds the observers that every stage has, `parent` is what `keep` takes from."""
+    """The parts of a run, put together; `watched` adds the observers that every stage has, `parent` is what `keep` takes from.
+
+    `ask` of a folder: the questions of its benchmarks, see `write_benchmarks`.
+    """
     with open_world(settings.device) as world, StopSignals() as stop:
         if world.main:
             artifact.begin(folder, request)
         model = model or Llama(MODEL, settings.seed)
         world = world.lay_out(settings.parallel, parameter_count(MODEL), elastic=settings.determinism == "elastic")
         machine = settle_machine(folder, settings, world, like=scores_folder)
+        if isinstance(ask, Path):
+            questions = [read_questions(find_benchmark(name, ask)) for name in BENCHMARK_ROWS]
+            ask = asking(questions, ToyTokenizer(), EvaluateSettings(), machine, world, model)
         train, validation = (
             open_rows(
                 token_sets,
@@ -180,6 +218,7 @@ def assembled(
                     progress.validation_losses,
                 ),
             ]
+            asked = [AskBenchmarks(settings, plan, metrics, model, ask)] if ask is not None else []
             samples = [Sample(settings, plan, model, world, sample, SampleRecord(folder, progress.step))] if sample else []
             yield Trainer(
                 settings=settings,
@@ -189,7 +228,7 @@ def assembled(
                 batches=batches,
                 world=world,
                 machine=machine,
-                observers=[*(observers if watched else []), *samples],
+                observers=[*(observers if watched else []), *asked, *samples],
                 writer=CheckpointWriter(
                     folder,
                     request,
@@ -313,6 +352,7 @@ def train_as_asked(
     fault: Mapping[str, Any] | None = None,
     stop_after: int | None = None,
     poison: Mapping[str, int] | None = None,
+    benchmarks: str | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """One run; returns, and writes beside its folder, what it measured."""
@@ -320,12 +360,15 @@ def train_as_asked(
     if lora is not None:
         changes["lora"], model = LoraSettings(**lora), Llama(MODEL, 0)
         add_adapter(model, Adapter(changes["lora"], folder.parent / "base"), seed=0)
+    if benchmarks is not None:
+        changes["benchmarks"] = tuple(BENCHMARK_ROWS)
     settings = training_settings(
         optimizer=MuonSettings() if muon else AdamWSettings(),
         objective=PreferenceSettings() if preference else NextTokenSettings(),
         **changes,
     )
-    with assembled(folder, settings, [open_token_set(Path(tokens))], Path(scores) if scores else None, model=model) as trainer:
+    ask = None if benchmarks is None else Path(benchmarks)
+    with assembled(folder, settings, [open_token_set(Path(tokens))], Path(scores) if scores else None, model=model, ask=ask) as trainer:
         if fault is not None:
             fail_at(trainer, **fault)
         if poison is not None and trainer.world.rank == poison["rank"]:

@@ -17,13 +17,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
 
 from fledge.evaluation.benchmarks.items import (
     ChoiceItem,
     ExactItem,
     TextItem,
-    Values,
     WordItem,
     choice_item,
     exact_item,
@@ -43,6 +43,7 @@ from fledge.model.precision import Precision
 from fledge.tokens.foreign import TextTokenizer
 
 Item = TypeVar("Item")
+AnyItem = ChoiceItem | WordItem | TextItem | ExactItem
 Samples = int | Literal["quick", "standard", "comprehensive", "all"]
 
 SAMPLES = {"quick": 50, "standard": 100, "comprehensive": 200}
@@ -73,6 +74,18 @@ class BenchmarkResult:
     """Of the file with the rows."""
 
 
+@dataclass(frozen=True)
+class Questions:
+    """The rows of a benchmark that are asked, read and made into questions: nothing of its file is needed any more."""
+
+    placed: PlacedBenchmark
+    rows: Sequence[Row]
+    items: Sequence[AnyItem]
+    """One per row."""
+    drawn: str
+    """How they were drawn, in words; empty if they are all."""
+
+
 def run_benchmark(
     model: Llama,
     tokenizer: TextTokenizer,
@@ -85,17 +98,34 @@ def run_benchmark(
     context_tokens: int | None = None,
     stride_tokens: int | None = None,
 ) -> BenchmarkResult:
-    """The scores of a model, on as many rows as asked for: the same for every model, drawn with the seed.
+    """The scores of a model; see `read_questions` for the rows it is asked and for what is raised."""
+    reader = Reader(model, tokenizer, batch_tokens, precision, context_tokens, stride_tokens)
+    return answer(reader, read_questions(placed, samples, seed))
+
+
+def read_questions(placed: PlacedBenchmark, samples: Samples = "all", seed: int = 0) -> Questions:
+    """As many rows as asked for: the same for every model, drawn with the seed.
 
     Texts whose perplexity is measured are not drawn but all read: they are few, and a figure of some of them has no name. Raises
     DataError naming file, row and field that cannot be asked.
     """
     rows = read_rows(placed)
     chosen = rows if isinstance(placed.benchmark.task, Perplexity) else draw(rows, samples, seed)
-    reader = Reader(model, tokenizer, batch_tokens, precision, context_tokens, stride_tokens)
     drawn = "" if len(chosen) == len(rows) else f"{len(chosen)} of {len(rows):,} rows, drawn with seed {seed}"
-    scores, outcomes = _answer(reader, placed, chosen, drawn)
-    return BenchmarkResult(placed.name, tuple(scores), tuple(outcomes), placed.file.sha256)
+    return Questions(placed, chosen, [_item(placed, row) for row in chosen], drawn)
+
+
+def require_room(reader: Reader, questions: Questions) -> None:
+    """Raise the DataError that asking would, for a choice or a last word that is longer than the model's context."""
+    pairs = [pair for item in questions.items if isinstance(item, ChoiceItem) for pair in item.pairs]
+    reader.require_room(pairs + [(item.context, item.word) for item in questions.items if isinstance(item, WordItem)])
+
+
+def answer(reader: Reader, questions: Questions) -> BenchmarkResult:
+    """What a model scores on the questions."""
+    answer_kind = _ANSWERS[type(questions.placed.benchmark.task)]
+    scores, outcomes = answer_kind(reader, questions.placed, questions.rows, questions.items, questions.drawn)
+    return BenchmarkResult(questions.placed.name, tuple(scores), tuple(outcomes), questions.placed.file.sha256)
 
 
 def sample_count(samples: Samples) -> int | None:
@@ -116,25 +146,17 @@ def draw(rows: Sequence[Item], samples: Samples, seed: int) -> list[Item]:
 Answered = tuple[list[Score], list[Outcome]]
 
 
-def _answer(reader: Reader, placed: PlacedBenchmark, rows: Sequence[Row], drawn: str) -> Answered:
-    task = placed.benchmark.task
-    if isinstance(task, MultipleChoice):
-        return _choose(reader, placed, rows, _items(placed, rows, lambda row: choice_item(task, row)), drawn)
-    if isinstance(task, LastWord):
-        return _complete(reader, placed, rows, _items(placed, rows, lambda row: word_item(task, row)), drawn)
-    if isinstance(task, Perplexity):
-        return _price(reader, placed, rows, _items(placed, rows, lambda row: text_item(task, row)))
-    return _write(reader, placed, rows, _items(placed, rows, lambda row: exact_item(task, row)), drawn)
-
-
-def _items(placed: PlacedBenchmark, rows: Sequence[Row], make: Callable[[Values], Item]) -> list[Item]:
-    items, prepare = [], placed.benchmark.prepare
-    for row in rows:
-        try:
-            items.append(make(row.values if prepare is None else prepare(row.values)))
-        except BadRow as error:
-            raise bad_row(placed, row, error) from error
-    return items
+def _item(placed: PlacedBenchmark, row: Row) -> AnyItem:
+    task, prepare = placed.benchmark.task, placed.benchmark.prepare
+    try:
+        values = row.values if prepare is None else prepare(row.values)
+        if isinstance(task, MultipleChoice):
+            return choice_item(task, values)
+        if isinstance(task, LastWord):
+            return word_item(task, values)
+        return text_item(task, values) if isinstance(task, Perplexity) else exact_item(task, values)
+    except BadRow as error:
+        raise bad_row(placed, row, error) from error
 
 
 def _choose(reader: Reader, placed: PlacedBenchmark, rows: Sequence[Row], items: Sequence[ChoiceItem], drawn: str) -> Answered:
@@ -173,7 +195,7 @@ def _complete(reader: Reader, placed: PlacedBenchmark, rows: Sequence[Row], item
     return [_share(placed, outcomes, "acc", chance, majority, note), price], outcomes
 
 
-def _price(reader: Reader, placed: PlacedBenchmark, rows: Sequence[Row], items: Sequence[TextItem]) -> Answered:
+def _price(reader: Reader, placed: PlacedBenchmark, rows: Sequence[Row], items: Sequence[TextItem], _: str) -> Answered:
     prices = reader.prices([item.text for item in items])
     outcomes = []
     for row, item, price in zip(rows, items, prices, strict=True):
@@ -197,6 +219,11 @@ def _write(reader: Reader, placed: PlacedBenchmark, rows: Sequence[Row], items: 
     ]
     majority = majority_share([item.answer for item in items])
     return [_share(placed, outcomes, "exact_match", None, majority, drawn)], outcomes
+
+
+_ANSWERS: Mapping[type[Task], Callable[[Reader, PlacedBenchmark, Sequence[Row], Sequence[Any], str], Answered]] = MappingProxyType(
+    {MultipleChoice: _choose, LastWord: _complete, Perplexity: _price, GenerateExact: _write}
+)
 
 
 def _largest(values: Sequence[float]) -> int:

@@ -25,6 +25,7 @@ from fledge.model.llama import Llama
 from fledge.model.settings import ModelConfig, padded_vocabulary_size
 from fledge.model.vocabulary import begin_as_mean
 from fledge.stages.making.adapters import open_with_adapter
+from fledge.stages.making.benchmarks import open_benchmarks
 from fledge.stages.making.prediction import forget_seconds, predict, predicted
 from fledge.stages.parent_tokenizer import new_tokens
 from fledge.stages.run import Run
@@ -39,7 +40,7 @@ from fledge.training.elastic import require_elastic
 from fledge.training.figures import Gauge, training_flops
 from fledge.training.guard import LeftOut
 from fledge.training.objectives import make_objective
-from fledge.training.observers import Log, Sample, Validate
+from fledge.training.observers import AskBenchmarks, Log, Sample, Validate
 from fledge.training.optimizer import Optimizer, make_optimizer
 from fledge.training.parallel import Machine, World, chosen_machine, machine_changes, open_world, settle_machine
 from fledge.training.peaks import peak_flops_per_second, peak_memory_bytes
@@ -122,6 +123,7 @@ def _assemble(task: Task, world: World, stop: StopSignals, writer: CheckpointWri
     machine = settle_machine(folder, settings, world, task.scores.path if task.scores else None, flops)
     if task.scores is not None:
         _require_same_arithmetic(task, task.scores.path, machine)
+    ask = open_benchmarks(task, model, machine, world) if settings.benchmarks else None
     objective = make_objective(settings.objective)
     choose_computation(model, settings, machine, plan)
     world.place(model)
@@ -138,14 +140,13 @@ def _assemble(task: Task, world: World, stop: StopSignals, writer: CheckpointWri
         forget_seconds(folder, world)
     else:
         predict(folder, model, objective, machine, world, settings, batches, len(validation.all_rows()), process_bytes)
-    run_name = f"{task.run.folder.name}-{task.stage}"
-    with open_metrics(folder, settings.metrics, run_name, progress.step) as metrics:
+    with open_metrics(folder, settings.metrics, f"{task.run.folder.name}-{task.stage}", progress.step) as metrics:
         at_once, measuring = batches.micro_batch_rows, world.alone_if_elastic
-        byte_lengths = task.tokenizer.document_byte_lengths
-        losses = progress.validation_losses
+        byte_lengths, losses = task.tokenizer.document_byte_lengths, progress.validation_losses
         validate = Validate(settings, plan, metrics, model, objective, validation, at_once, measuring, machine, byte_lengths, losses)
         peak = peak_flops_per_second(folder, machine, world.device) * world.size if world.main else None
         log = Log(settings, plan, metrics, Gauge(model.config, plan, progress.step, world.device, peak, lora=settings.lora), model)
+        asking = [AskBenchmarks(settings, plan, metrics, model, ask)] if ask is not None else []
         samples = [] if world.sharded else [_samples(task, plan, model, world, progress.step)]
         profiles = [Profile(settings.profile, folder, progress.step, plan.steps, world.main)] if settings.profile else []
         yield Trainer(
@@ -156,7 +157,7 @@ def _assemble(task: Task, world: World, stop: StopSignals, writer: CheckpointWri
             batches=batches,
             world=world,
             machine=machine,
-            observers=[log, _first_loss(task, plan, model, world), validate, *samples, *profiles],
+            observers=[log, _first_loss(task, plan, model, world), validate, *asking, *samples, *profiles],
             writer=writer,
             stop=stop,
             progress=progress,
