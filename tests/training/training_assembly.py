@@ -282,7 +282,7 @@ def free_port() -> int:
         return port
 
 
-def start_all(folder: Path, asked: Sequence[Mapping[str, Any]], world_size: int, seconds: float = 300) -> None:
+def start_all(folder: Path, asked: Sequence[Mapping[str, Any]], world_size: int, seconds: float = 1200) -> None:
     """Let so many processes train what is asked for, and see that each ends well."""
     with_ports = [{"port": free_port(), **values} for values in asked]
     started = [start(folder, with_ports, rank, world_size) for rank in range(world_size)]
