@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fledge.core import console
 from fledge.core.metrics import Metrics
+from fledge.core.samples import SampledText, SampleRecord
 from fledge.model.head import IGNORE
 from fledge.model.llama import Llama
 from fledge.model.precision import sum_dtype
@@ -25,7 +26,6 @@ from fledge.training.layout import parameters_by_name, whole
 from fledge.training.objectives import NextToken, Objective
 from fledge.training.parallel import Machine, World
 from fledge.training.plan import Plan, rows_per_rank, slice_for_rank
-from fledge.training.samples import SampledText, SampleRecord
 from fledge.training.settings import TrainingSettings
 from fledge.training.trainer import StepReport
 

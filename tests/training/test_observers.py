@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from training_assembly import MODEL, VOCABULARY, assembled, training_settings, write_token_set
 
 from fledge.core.metrics import read_metrics
+from fledge.core.samples import SampledText, read_samples
 from fledge.model.head import IGNORE
 from fledge.model.llama import Llama
 from fledge.tokens.shards import TokenSet
 from fledge.training.batches import open_rows
 from fledge.training.observers import Validate, rise
-from fledge.training.samples import SampledText, read_samples
 from fledge.training.settings import PreferenceSettings
 from fledge.training.trainer import Trainer
 

@@ -15,6 +15,7 @@ from fledge.core.artifact import Artifact
 from fledge.core.errors import ConfigError
 from fledge.core.metrics import open_metrics
 from fledge.core.process import StopSignals, keep_freed_memory, resident_bytes
+from fledge.core.samples import SampleRecord
 from fledge.corpus.document import Message, Split
 from fledge.inference.engine import Engine
 from fledge.inference.settings import GenerationSettings
@@ -49,7 +50,6 @@ from fledge.training.preparation import choose_computation, on_device, open_batc
 from fledge.training.profiling import Profile
 from fledge.training.resident import ResidentRows
 from fledge.training.rollback import run_with_rollbacks
-from fledge.training.samples import SampleRecord
 from fledge.training.saving import CheckpointWriter
 from fledge.training.score import read_scores
 from fledge.training.sentinels import FirstLoss, expected_loss, require_stop_token, require_targets
