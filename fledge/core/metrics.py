@@ -29,6 +29,8 @@ from fledge.core.settings import MetricsSettings
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 WANDB_RUN = "wandb_run.json"
+SOURCE_TOKENS = "train/source_tokens/"
+"""What the figures begin with that say how many tokens a source, named behind it, has given so far."""
 
 Record = dict[str, Any]
 """A line of metrics.jsonl: `step`, `time` and figures by name."""

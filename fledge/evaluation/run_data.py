@@ -15,6 +15,9 @@ from fledge.corpus import card_figures
 from fledge.corpus.build import CARD_PAGE, STATS
 from fledge.evaluation.report_data import CorpusCard, PhaseUse
 
+PLAN = "plan.json"
+"""Beside a training stage from its first step on: the identity of its plan."""
+
 
 def phase_use(plain: Mapping[str, Any]) -> PhaseUse:
     """A phase as the identity of a plan has it, its weights as shares."""
