@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from fledge.core import console
-from fledge.core.errors import DataError
+from fledge.core.errors import DataError, MachineError
 from fledge.inference.requests import Drawn, Request
 from fledge.serving.choice import Choice, Piece
 from fledge.serving.errors import ApiError, bad_request, internal, unavailable
@@ -70,6 +70,8 @@ class Answer:
                 ticket = self._model.engine.submit(job.request, self._listener(number))
             except DataError as error:
                 raise bad_request(error.problem, "prompt") from error
+            except MachineError as error:
+                raise unavailable("The model has stopped working.", "engine_failed", seconds=30) from error
             self._unsubmitted -= 1
             self._jobs[number] = (ticket, job.choice)
             metrics.choices.labels(name).inc()
