@@ -1,4 +1,4 @@
-"""Verbs about a result: `generate`, `chat`, `serve`, `merge`, `export`, `import`, `push`, `pull`; `benchmarks` fetches what to measure with."""
+"""Verbs about a result, from `generate` to `pull`; `benchmarks` fetches what to measure with."""
 
 from __future__ import annotations
 
@@ -81,9 +81,7 @@ def serve(
     slots: Annotated[int, typer.Option("--slots", help="Answers computed at once.", min=1)] = ENGINE.slots,
     context: Annotated[int | None, typer.Option("--context", help="Longest prompt and answer together, in tokens.", min=2)] = None,
     weights: Annotated[Weights, typer.Option("--weights", help="In what weights are kept.")] = ENGINE.weights,
-    drain_seconds: Annotated[
-        float, typer.Option("--drain-seconds", help="After a signal, time for answers under way.")
-    ] = SERVER.drain_seconds,
+    drain_seconds: Annotated[float, typer.Option("--drain-seconds", help="After a signal, time for answers.")] = SERVER.drain_seconds,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts and answers into the log.")] = False,
     allow_control_ids: Annotated[bool, typer.Option("--allow-control-ids", help="Take control tokens in prompts of token ids.")] = False,
     small: SmokeRun = False,

@@ -62,13 +62,21 @@ def tiny_model() -> Llama:
 
 
 class SlowEngine(Engine):
-    """Takes at least so long for each step, so that a test can act between two."""
+    """Takes at least so long for each step, and waits for leave, so that a test can act between two."""
 
     step_seconds = 0.0
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.steps = 0
+        self.may_step = threading.Event()
+        self.may_step.set()
 
     def step(self) -> Any:
         """One pass, not too soon."""
         time.sleep(self.step_seconds)
+        self.may_step.wait()
+        self.steps += 1
         return super().step()
 
 
@@ -82,6 +90,8 @@ class Running:
     thread: EngineThread
     service: Service
     client: httpx2.Client
+    ended: list[BaseException]
+    """What the server has ended with, if not well."""
 
     def post(self, path: str, /, **fields: Any) -> httpx2.Response:
         """A request in JSON; the model is the tiny one unless it is given."""
@@ -136,15 +146,15 @@ def running(
     settings = replace(settings or ServerSettings(), port=0)
     application = create_application(settings, [model], keys=ApiKeys(keys))
     try:
-        with listening(application, settings) as (url, service), httpx2.Client(base_url=url, timeout=WAIT_SECONDS) as client:
-            yield Running(url, state_of(application), engine, thread, service, client)
+        with listening(application, settings) as (service, ended), httpx2.Client(base_url=service.address, timeout=WAIT_SECONDS) as client:
+            yield Running(service.address, state_of(application), engine, thread, service, client, ended)
     finally:
         thread.stop(WAIT_SECONDS)
 
 
 @contextlib.contextmanager
-def listening(application: Any, settings: ServerSettings) -> Iterator[tuple[str, Service]]:
-    """An application by its own `Service`."""
+def listening(application: Any, settings: ServerSettings) -> Iterator[tuple[Service, list[BaseException]]]:
+    """An application by its own `Service`; the list gets what that has ended with, if not well."""
     service = Service(application, settings)
     ready = threading.Event()
     ended: list[BaseException] = []
@@ -159,7 +169,7 @@ def listening(application: Any, settings: ServerSettings) -> Iterator[tuple[str,
     thread.start()
     assert ready.wait(WAIT_SECONDS), "the server did not start"
     try:
-        yield service.address, service
+        yield service, ended
     finally:
         service.stop()
         thread.join(WAIT_SECONDS)

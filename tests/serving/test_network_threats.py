@@ -232,9 +232,7 @@ def test_21_no_line_of_the_log_can_be_forged(server: Running, capsys: pytest.Cap
     assert not any(line.lstrip().startswith("error") for line in text.splitlines())
 
 
-@pytest.mark.parametrize(
-    "name", ["../../etc/passwd", "..%2f..%2fetc%2fpasswd", "%00", "tiny%00", "tiny/../../tiny", "%2e%2e/tiny", "C:\\x"]
-)
+@pytest.mark.parametrize("name", ["../../etc/passwd", "..%2f..%2fetc%2fpasswd", "%00", "tiny%00", "tiny/../../tiny", "%2e%2e/tiny"])
 def test_29_a_name_is_never_a_path(server: Running, name: str) -> None:
     assert error_of(server.client.get(f"/v1/models/{name}"))[0] == 404
     assert error_of(server.post("/v1/completions", model=name, prompt="x")) == (404, "model", "model_not_found")
