@@ -1,0 +1,45 @@
+"""A checkpoint that speaks: its model in an engine, its tokenizer, and how it wants to be sampled from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fledge.core.config import Tree, parse
+from fledge.inference.engine import Engine
+from fledge.inference.settings import GenerationSettings
+from fledge.model.folder import load_model
+from fledge.publish.generation import read_generation
+from fledge.stages.checkpoint_names import find_checkpoint
+from fledge.tokens.tokenizer import Tokenizer, open_tokenizer
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A checkpoint ready to speak."""
+
+    name: str
+    """As the person called it."""
+    folder: Path
+    engine: Engine
+    tokenizer: Tokenizer
+    generation: GenerationSettings
+    """What the checkpoint itself says, which is what its recipe said."""
+
+
+def open_speaker(reference: str) -> Speaker:
+    """The checkpoint that a reference names, with its tokenizer. Raises CheckpointError or DataError."""
+    folder = find_checkpoint(reference)
+    tokenizer = open_tokenizer(folder)
+    model = load_model(folder).eval()
+    # A model of others may end a turn by a token that is none of our formats'.
+    ends = {*tokenizer.end_ids(answers=True), *model.config.end_token_ids}
+    return Speaker(reference, folder, Engine(model, tokenizer.vocabulary_size, ends), tokenizer, read_generation(folder))
+
+
+def adjusted(settings: GenerationSettings, given: Mapping[str, Any]) -> GenerationSettings:
+    """Settings with some values replaced; None replaces nothing. A value out of range, or an unknown name, is a ConfigError."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return parse(GenerationSettings, Tree({**asdict(settings), **chosen}, {}))
