@@ -18,6 +18,7 @@ from fledge.tokens.chat import render
 from fledge.tokens.tokenizer import Tokenizer
 
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+_ROLES: dict[object, Role] = {role: role for role in get_args(Role)}
 _FORM = 'write {"prompt": TEXT}, or {"messages": [{"role": ROLE, "content": TEXT}, ...]} that ends with the user'
 
 
@@ -102,9 +103,9 @@ def _messages(place: str, given: object) -> tuple[Message, ...]:
     messages = []
     for number, one in enumerate(given if isinstance(given, list) else [], 1):
         role, content = (one.get("role"), one.get("content")) if isinstance(one, dict) else (None, None)
-        if role not in get_args(Role) or not isinstance(content, str):
-            raise DataError(f"{place}: message {number} has no role of {', '.join(get_args(Role))}, or no text as its content", _FORM)
-        messages.append(Message(role, content))
+        if role not in _ROLES or not isinstance(content, str):
+            raise DataError(f"{place}: message {number} has no role of {', '.join(_ROLES)}, or no text as its content", _FORM)
+        messages.append(Message(_ROLES[role], content))
     if not messages or messages[-1].role != "user":
         raise DataError(f"{place}: the messages do not end with one of the user", _FORM)
     return tuple(messages)
