@@ -131,10 +131,11 @@ def refuse_ranks(verb: str) -> None:
 
 def prepare(recipe: str, overrides: list[str] | None, name: str | None, small: bool, no_wandb: bool) -> Run:
     """The run that these options mean, its recipe read and checked. Raises ConfigError, MachineError if a sink is not installed."""
-    from fledge.recipe import find_recipe, load_recipe, smoke, without_wandb
+    from fledge.recipe import config_rows, find_recipe, load_recipe, smoke, without_wandb
 
     path = find_recipe(recipe)
-    parsed, _ = load_recipe(path, overrides or [])
+    parsed, tree = load_recipe(path, overrides or [])
+    config = tuple(config_rows(parsed, tree, small))
     if small:
         parsed = smoke(parsed)
     if small and not process.is_launched():
@@ -147,6 +148,6 @@ def prepare(recipe: str, overrides: list[str] | None, name: str | None, small: b
     # It is shown, and written into the report.
     command = shlex.join([recipe, *map(without_secrets, overrides or []), *options])
     for stage in TRAINING_STAGES:
-        if has_stage(stage, this := Run(parsed, run_folder(run_name), command, arguments=arguments)):
+        if has_stage(stage, this := Run(parsed, run_folder(run_name), command, arguments=arguments, config=config)):
             require_sinks(this.recipe.section(stage).metrics, stage)
     return this

@@ -13,6 +13,7 @@ from typing import Any
 from fledge.core import config
 from fledge.core.config import settings
 from fledge.core.errors import ConfigError
+from fledge.core.run_record import ConfigRow
 from fledge.corpus.filters.settings import DecontaminateSettings, QualitySettings
 from fledge.corpus.settings import CorpusSettings
 from fledge.corpus.sources.settings import PythonDocsSource
@@ -93,6 +94,13 @@ def load_recipe(path: Path, overrides: list[str]) -> tuple[Recipe, config.Tree]:
     recipe = config.parse(Recipe, tree)
     _check(recipe)
     return recipe, tree
+
+
+def config_rows(recipe: Recipe, tree: config.Tree, small: bool) -> list[ConfigRow]:
+    """Every value that a run takes, and where it was set; `small`: of a recipe that `smoke` shrinks."""
+    written = {dotted: value for dotted, value, _ in config.leaves(Recipe, recipe, tree)}
+    rows = config.leaves(Recipe, smoke(recipe) if small else recipe, tree)
+    return [(dotted, value, origin if written.get(dotted) == value else "--smoke") for dotted, value, origin in rows]
 
 
 def _check(recipe: Recipe) -> None:

@@ -17,12 +17,12 @@ import torch
 
 from fledge.core import artifact
 from fledge.core.errors import ArtifactError, ConfigError, DataError, FledgeError
+from fledge.core.samples import read_samples
 from fledge.corpus.document import read_documents
 from fledge.model.folder import load_model
 from fledge.stages import STAGES, run_stage
 from fledge.stages.checkpoint_names import find_checkpoint
 from fledge.stages.run import Run, set_aside
-from fledge.training.samples import read_samples
 from fledge.verbs import inspection
 
 MakeRun = Callable[..., Run]

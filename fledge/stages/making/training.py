@@ -10,12 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fledge.core import artifact, console
+from fledge.core import artifact, console, disk
 from fledge.core.artifact import Artifact
 from fledge.core.errors import ConfigError
 from fledge.core.metrics import open_metrics
 from fledge.core.process import StopSignals, keep_freed_memory, resident_bytes
+from fledge.core.samples import SampleRecord
 from fledge.corpus.document import Message, Split
+from fledge.evaluation.run_data import PLAN
 from fledge.inference.engine import Engine
 from fledge.inference.settings import GenerationSettings
 from fledge.model.attention import attention_kernel
@@ -50,7 +52,6 @@ from fledge.training.preparation import choose_computation, on_device, open_batc
 from fledge.training.profiling import Profile
 from fledge.training.resident import ResidentRows
 from fledge.training.rollback import run_with_rollbacks
-from fledge.training.samples import SampleRecord
 from fledge.training.saving import CheckpointWriter
 from fledge.training.score import read_scores
 from fledge.training.sentinels import FirstLoss, expected_loss, require_stop_token, require_targets
@@ -131,6 +132,8 @@ def _assemble(task: Task, world: World, stop: StopSignals, writer: CheckpointWri
     optimizer = _optimizer(model, settings, machine, world)
     batches = open_batches(plan, rows, machine.micro_batch_rows or settings.micro_batch_rows, world)
     progress = resume(folder, model, optimizer, plan, world)
+    if world.main:
+        disk.write_json(folder / PLAN, plan.identity())
     progress = replace(progress, left_out=left_out or progress.left_out)
     if task.parent is not None and progress.step == plan.start.step and "optimizer" in settings.keep:
         load_kept_optimizer(task.parent, optimizer)
