@@ -63,7 +63,15 @@ def generate(
 
     prompts = generating.prompts_of(prompt or [], source, chat_format)
     generating.require_free(target)
-    given = _sampling(temperature, top_k, top_p, min_p, repetition_penalty, max_tokens, seed)
+    given = _sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        maximum_new_tokens=max_tokens,
+        seed=seed,
+    )
     speaker = speakers.open_speaker(smoke_name(checkpoint) if small else checkpoint)
     settings = speakers.adjusted(speaker.generation, given)
     generating.generate(speaker, prompts, settings, samples, stop or [], generating.Output(target, as_json))
@@ -100,29 +108,21 @@ def chat(
     named = [smoke_name(one) if small else one for one in checkpoints or ()]
     if not compare:
         named = [picking.pick_checkpoint(named[0] if named else None, terminal.line_reader())]
-    given = _sampling(temperature, top_k, top_p, min_p, repetition_penalty, max_tokens, seed)
+    given = _sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        maximum_new_tokens=max_tokens,
+        seed=seed,
+    )
     session.chat([speakers.open_speaker(one) for one in named], system, given, stop or [])
 
 
-def _sampling(
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
-    max_tokens: int | None,
-    seed: int | None,
-) -> dict[str, float | int | None]:
-    """What the command line gives, by the names of the settings; None where it gives nothing."""
-    return {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "maximum_new_tokens": max_tokens,
-        "seed": seed,
-    }
+def _sampling(**values: float | int | None) -> dict[str, float | int]:
+    """What the command line gives, by the names of the settings."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def merge(

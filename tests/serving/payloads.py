@@ -62,7 +62,7 @@ _OTHERS = (
     "data:text/html,<script>window.executed=1</script>",
     "&lt;script&gt;window.executed=1&lt;/script&gt;",
     "\\u003cscript\\u003ewindow.executed=1\\u003c/script\\u003e",
-    "\"><script>window.executed=1</script>",
+    '"><script>window.executed=1</script>',
     "'><img src=x onerror=window.executed=1>",
     "`-alert(1)-`",
     "\u202e<script>window.executed=1</script>\u202c",

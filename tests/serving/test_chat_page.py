@@ -131,7 +131,9 @@ def test_markup_in_any_text_is_shown_and_does_nothing(tokenizer: Any, browser: B
         page.reload()
         page.locator("#list .open").click()
         assert page.locator(".answer .text").first.text_content() == everything, "what was kept is text too"
-        made = "script:not([src^='/static/']), img, iframe, object, embed, svg, math, video, audio, base, style, .turn a, .turn form, #list a"
+        made = (
+            "script:not([src^='/static/']), img, iframe, object, embed, svg, math, video, audio, base, style, .turn a, .turn form, #list a"
+        )
         assert page.locator(made).count() == 0
 
 

@@ -51,6 +51,8 @@ def generate(
 ) -> None:
     """Continue or answer every prompt `samples` times. Raises DataError, before anything is drawn, for a prompt that is too long."""
     encoded = encode_prompts(speaker.tokenizer, prompts, speaker.engine.context_tokens)
+    longest_tokens = max(map(len, encoded)) + settings.maximum_new_tokens
+    speaker = speaker.for_batch(len(encoded) * samples, min(longest_tokens, speaker.engine.context_tokens))
     asked = [(prompt, sample) for prompt in prompts for sample in range(samples)]
     questions = [
         Question(speaker, encoded[place // samples], _own_seed(settings, place), tuple(stop), prompt.in_chat)

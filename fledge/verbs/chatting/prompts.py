@@ -104,7 +104,7 @@ def _messages(place: str, given: object) -> tuple[Message, ...]:
     for number, one in enumerate(given if isinstance(given, list) else [], 1):
         role, content = (one.get("role"), one.get("content")) if isinstance(one, dict) else (None, None)
         if role not in _ROLES or not isinstance(content, str):
-            raise DataError(f"{place}: message {number} has no role of {', '.join(_ROLES)}, or no text as its content", _FORM)
+            raise DataError(f"{place}: message {number} has no role of {', '.join(get_args(Role))}, or no text as its content", _FORM)
         messages.append(Message(_ROLES[role], content))
     if not messages or messages[-1].role != "user":
         raise DataError(f"{place}: the messages do not end with one of the user", _FORM)

@@ -64,7 +64,7 @@ class Session:
         answered = False
         try:
             questions = [self._question(participant) for participant in self.participants]
-            with open_display([participant.name for participant in self.participants]) as display, Interruption() as interruption:
+            with Interruption() as interruption, open_display([one.name for one in self.participants]) as display:
                 answers = answer(questions, display.show, interruption)
             self._answers += 1
             answered = True

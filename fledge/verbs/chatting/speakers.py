@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fledge.core.config import Tree, parse
-from fledge.inference.engine import Engine
-from fledge.inference.settings import GenerationSettings
+from fledge.inference.engine import BATCH_PREFILL_TOKENS, MAXIMUM_BATCH_ROWS, Engine
+from fledge.inference.settings import EngineSettings, GenerationSettings
 from fledge.model.folder import load_model
 from fledge.publish.generation import read_generation
 from fledge.stages.checkpoint_names import find_checkpoint
@@ -28,6 +28,12 @@ class Speaker:
     generation: GenerationSettings
     """What the checkpoint itself says, which is what its recipe said."""
 
+    def for_batch(self, texts: int, context_tokens: int) -> Speaker:
+        """The same with room for many texts at once, none longer than so many tokens, rather than for one of the model's whole context."""
+        settings = EngineSettings(slots=min(texts, MAXIMUM_BATCH_ROWS), context_tokens=context_tokens, prefill_tokens=BATCH_PREFILL_TOKENS)
+        engine = Engine(self.engine.model, self.engine.vocabulary_size, self.engine.stop_ids, self.engine.precision, settings)
+        return replace(self, engine=engine)
+
 
 def open_speaker(reference: str) -> Speaker:
     """The checkpoint that a reference names, with its tokenizer. Raises CheckpointError or DataError."""
@@ -36,10 +42,10 @@ def open_speaker(reference: str) -> Speaker:
     model = load_model(folder).eval()
     # A model of others may end a turn by a token that is none of our formats'.
     ends = {*tokenizer.end_ids(answers=True), *model.config.end_token_ids}
-    return Speaker(reference, folder, Engine(model, tokenizer.vocabulary_size, ends), tokenizer, read_generation(folder))
+    engine = Engine(model, tokenizer.vocabulary_size, ends, settings=EngineSettings(slots=1))
+    return Speaker(reference, folder, engine, tokenizer, read_generation(folder))
 
 
 def adjusted(settings: GenerationSettings, given: Mapping[str, Any]) -> GenerationSettings:
-    """Settings with some values replaced; None replaces nothing. A value out of range, or an unknown name, is a ConfigError."""
-    chosen = {name: value for name, value in given.items() if value is not None}
-    return parse(GenerationSettings, Tree({**asdict(settings), **chosen}, {}))
+    """Settings with some values replaced. A value out of range, or an unknown name, is a ConfigError."""
+    return parse(GenerationSettings, Tree({**asdict(settings), **given}, {}))
