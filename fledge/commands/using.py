@@ -103,7 +103,7 @@ def chat(
         raise ConfigError(
             f"--compare wants several checkpoints, and several want it; given: {len(checkpoints or ())}", "fledge chat --compare A B"
         )
-    from fledge.verbs.chatting import picking, session, speakers, terminal
+    from fledge.verbs.chatting import loop, picking, speakers, terminal
 
     named = [smoke_name(one) if small else one for one in checkpoints or ()]
     if not compare:
@@ -117,7 +117,7 @@ def chat(
         maximum_new_tokens=max_tokens,
         seed=seed,
     )
-    session.chat([speakers.open_speaker(one) for one in named], system, given, stop or [])
+    loop.chat([speakers.open_speaker(one) for one in named], system, given, stop or [])
 
 
 def _sampling(**values: float | int | None) -> dict[str, float | int]:

@@ -179,7 +179,7 @@ def test_conversations_stay_in_the_browser_until_they_are_deleted(site: Site, br
 
 
 def test_what_goes_wrong_is_said_and_a_full_context_forgets_the_oldest_turns(tokenizer: Any, browser: Browser) -> None:
-    engine = RiggedEngine(tokenizer, context_tokens=400)
+    engine = RiggedEngine(tokenizer, context_tokens=320)
     with listening(application({"small": engine})) as address, browser.page(address, allowed_errors=("400",)) as page:
         page.get_by_label("Most tokens").fill("60")
         for number in (1, 2, 3, 4):

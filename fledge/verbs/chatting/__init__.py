@@ -1,5 +1,5 @@
 """Talking with models from a terminal: who speaks, what was said, how it is asked for and shown.
 
-`session` is the loop; it asks `terminal` for a person's words, `commands` for what a `/word` means, `answering` for answers, and
+`loop` asks `terminal` for a person's words, `commands` for what a `/word` means, `answering` for answers, and
 `display` to show them. `generating` does the same for prompts of a file, with nobody watching.
 """

@@ -8,17 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fledge.core import console, disk
 from fledge.core.config import override_value
 from fledge.core.errors import ConfigError, DataError
 from fledge.verbs.chatting.benchmark import FETCHED_TO, measure
 from fledge.verbs.chatting.conversation import as_line
+from fledge.verbs.chatting.session import Session
 from fledge.verbs.chatting.speakers import adjusted
-
-if TYPE_CHECKING:
-    from fledge.verbs.chatting.session import Session
 
 _SHORT_NAMES = {"max_tokens": "maximum_new_tokens"}
 """What the options of the command line call settings otherwise."""

@@ -57,9 +57,8 @@ def test_a_person_at_a_terminal(make_checkpoint: MakeCheckpoint, tmp_path: Path)
         terminal.wait_for(YOU)
         terminal.type("\x04")
         assert terminal.wait_for_end() == 0
-        assert (
-            "\x1b[1;36myou> \x1b[0m" in terminal.raw.replace("\x01", "").replace("\x02", "") and "\x1b[1;32mmodel> \x1b[0m" in terminal.raw
-        )
+        coloured = terminal.raw.replace("\x01", "").replace("\x02", "")
+        assert "\x1b[1;36myou> \x1b[0m" in coloured and "\x1b[1;32mmodel> \x1b[0m" in coloured
     asked = [one["content"] for one in json.loads((tmp_path / "talk.jsonl").read_text())["messages"] if one["role"] == "user"]
     assert asked[:4] == ["Hello", "one \ntwo", "Hello!", "first line\nsecond line"]
 
