@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from fledge.core import console
-from fledge.core.errors import DataError
+from fledge.core.errors import DataError, MachineError
 from fledge.inference.requests import Drawn, Request
 from fledge.serving.choice import Choice, Piece
 from fledge.serving.errors import ApiError, bad_request, internal, unavailable
@@ -23,6 +23,9 @@ _EVENT_BYTES = 256
 """About what one token becomes on its way to a client."""
 _PATIENCE_SECONDS = 1.0
 """A client counts as slow when it has taken nothing for so long; the event loop itself may be late by less."""
+
+_MEMORY_ERRORS = ("out of memory", "memoryerror", "can't allocate memory")
+"""Of torch on a GPU, of Python, of torch on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Answer:
         self._events: asyncio.Queue[tuple[int, Drawn] | ApiError] = asyncio.Queue()
         self._jobs: dict[int, tuple[int, Choice]] = {}
         """Those under way by number: the engine's ticket, and what has come of it."""
+        self._begun: set[int] = set()
+        """Those that have a slot."""
         self._is_closed = False
         self.prompt_tokens = 0
         self.answer_tokens = 0
@@ -70,6 +75,8 @@ class Answer:
                 ticket = self._model.engine.submit(job.request, self._listener(number))
             except DataError as error:
                 raise bad_request(error.problem, "prompt") from error
+            except MachineError as error:
+                raise unavailable("The model has stopped working.", "engine_failed", seconds=30) from error
             self._unsubmitted -= 1
             self._jobs[number] = (ticket, job.choice)
             metrics.choices.labels(name).inc()
@@ -106,7 +113,8 @@ class Answer:
         if drawn.finish in ("failed", "cancelled"):
             self._end(number, "failed")
             raise self._failure(drawn)
-        if not choice.begun:
+        if number not in self._begun:
+            self._begun.add(number)
             self._admission.begin(self._client)
             self._state.metrics.first_token_seconds.labels(self._model.name).observe(time.monotonic() - self._began)
         piece = choice.take(drawn)
@@ -119,7 +127,7 @@ class Answer:
         ticket, choice = self._jobs.pop(number)
         if cancel:
             self._model.engine.cancel(ticket)
-        self._admission.leave(self._client, choice.begun)
+        self._admission.leave(self._client, number in self._begun)
         self.answer_tokens += choice.drawn_tokens
         self._state.metrics.tokens.labels(self._model.name, "answer").inc(choice.drawn_tokens)
         self._state.metrics.finished.labels(self._model.name, finish).inc()
@@ -129,7 +137,7 @@ class Answer:
             return unavailable("The model has stopped working.", "engine_failed", seconds=30)
         self._state.metrics.errors.inc()
         console.warn(f"request {self.request_id} failed in the engine: {drawn.error}")
-        if "out of memory" in (drawn.error or "").lower():
+        if any(words in (drawn.error or "").lower() for words in _MEMORY_ERRORS):
             return unavailable("There was not enough memory for this request.", "out_of_memory")
         return internal(self.request_id)
 

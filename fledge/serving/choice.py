@@ -52,12 +52,10 @@ class Choice:
         self._sent_characters = 0
         self._held: list[ToldToken] = []
         self.drawn_tokens = 0
-        self.begun = False
         self.ended = False
 
     def take(self, drawn: Drawn) -> Piece | None:
         """What may be sent now; None: nothing yet."""
-        self.begun = True
         if self._is_prompt_only:
             self.ended = True
             return Piece("", end="length", prompt_logprobs=drawn.prompt_logprobs)

@@ -84,7 +84,7 @@ async def respond(request: Request, state: ServerState, asked: Asked) -> Respons
             console.info(f"{answer.request_id} prompts: {[asked.model.tokenizer.decode(prompt.ids) for prompt in prompts]}")
         answer.submit(jobs, sum(len(prompt.ids) for prompt in prompts))
         if asked.parameters.stream:
-            return EventStream(answer, _events(answer, form, len(jobs), asked.parameters.include_usage))
+            return EventStream(state, answer, _events(answer, form, len(jobs), asked.parameters.include_usage))
         whole = await while_read(request.receive, answer, _collect(answer, len(jobs)))
     except BaseException:
         answer.close()

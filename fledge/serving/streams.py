@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from fledge.serving.answer import Answer
 from fledge.serving.bodies import ClientLeft
 from fledge.serving.errors import ApiError
+from fledge.serving.state import ServerState
 
 T = TypeVar("T")
 
@@ -30,9 +31,10 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, answer: Answer, events: AsyncIterator[dict[str, Any]]) -> None:
+    def __init__(self, state: ServerState, answer: Answer, events: AsyncIterator[dict[str, Any]]) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
+        self._state = state
         self._answer = answer
         self._events = events
 
@@ -48,11 +50,16 @@ class EventStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        ended: ApiError | None = None
         try:
             async for event in self._events:
                 await send({"type": "http.response.body", "body": _line(event), "more_body": True})
         except ApiError as error:
-            await send({"type": "http.response.body", "body": _line(error.body), "more_body": True})
+            ended = error
+        except Exception:  # our own bug; a stream that broke off would look like a network's
+            ended = self._state.failed(self._answer.request_id)
+        if ended is not None:
+            await send({"type": "http.response.body", "body": _line(ended.body), "more_body": True})
         await send({"type": "http.response.body", "body": _DONE})
 
 

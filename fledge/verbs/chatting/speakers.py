@@ -35,14 +35,17 @@ class Speaker:
         return replace(self, engine=engine)
 
 
-def open_speaker(reference: str) -> Speaker:
-    """The checkpoint that a reference names, with its tokenizer. Raises CheckpointError or DataError."""
+def open_speaker(reference: str, settings: EngineSettings | None = None) -> Speaker:
+    """The checkpoint that a reference names, with its tokenizer, in an engine of these settings; None: for one text at a time.
+
+    Raises CheckpointError or DataError.
+    """
     folder = find_checkpoint(reference)
     tokenizer = open_tokenizer(folder)
     model = load_model(folder).eval()
     # A model of others may end a turn by a token that is none of our formats'.
     ends = {*tokenizer.end_ids(answers=True), *model.config.end_token_ids}
-    engine = Engine(model, tokenizer.vocabulary_size, ends, settings=EngineSettings(slots=1))
+    engine = Engine(model, tokenizer.vocabulary_size, ends, settings=settings or EngineSettings(slots=1))
     return Speaker(reference, folder, engine, tokenizer, read_generation(folder))
 
 
