@@ -18,14 +18,15 @@ from fledge.serving.served import ServedModel
 from fledge.tokens.settings import TokenizerSettings
 from fledge.tokens.tokenizer import Tokenizer, open_tokenizer
 from fledge.tokens.trainers import train_tokenizer
+from tests.serving.payloads import PAYLOADS
 
-WORDS = [f"the {index} of {index * 7} answers <script>" for index in range(200)]
+TEXTS = [*(f"the {index} of {index * 7} answers" for index in range(200)), *PAYLOADS * 4]
 
 
 def small_tokenizer() -> Tokenizer:
-    """ChatML, a vocabulary of 400."""
+    """ChatML, a vocabulary of 1,000."""
     with tempfile.TemporaryDirectory() as folder:
-        train_tokenizer(TokenizerSettings(vocabulary_size=400), WORDS, Path(folder))
+        train_tokenizer(TokenizerSettings(vocabulary_size=1000), TEXTS, Path(folder))
         return open_tokenizer(Path(folder))
 
 
@@ -35,7 +36,7 @@ class RiggedEngine:
 
     tokenizer: Tokenizer
     texts: Iterator[str] = field(default_factory=lambda: (f"Answer {number}." for number in itertools.count(1)))
-    pause_seconds: float = 0.0
+    pause_seconds: float = 0.001
     """Between two tokens."""
     context_tokens: int = 32_768
     load: Any = field(default_factory=lambda: SimpleNamespace(slots=8, running=0, waiting=0))

@@ -45,6 +45,7 @@ def site(tokenizer: Any) -> Iterator[Site]:
 
 
 def say(page: Any, text: str) -> None:
+    page.locator("#model").wait_for()
     page.get_by_label("Message").fill(text)
     page.keyboard.press("Enter")
 
@@ -216,7 +217,8 @@ NAMELESS = """[...document.querySelectorAll("button, input, select, textarea, su
 
 def test_everything_can_be_done_with_keys_and_has_a_name(site: Site, browser: Browser) -> None:
     with browser.page(site.address, NARROW) as page:
-        page.locator("#message:focus").wait_for()
+        page.locator("#model").wait_for()
+        assert page.locator("#message:focus").count() == 1
         page.keyboard.type("one")
         page.keyboard.press("Shift+Enter")
         page.keyboard.type("two")

@@ -174,7 +174,7 @@ function askWhetherToDeleteAll() {
 async function submit(event) {
   event.preventDefault();
   const question = at("message").value.trim();
-  if (!question || stopping) return;
+  if (!question || stopping || at("send").disabled) return;
   at("message").value = "";
   fitHeight();
   if (!(await ask(question))) at("message").value = question;
@@ -209,14 +209,14 @@ async function begin() {
   at("new").addEventListener("click", () => openConversation(newConversation()));
   at("clear").addEventListener("click", askWhetherToDeleteAll);
   addEventListener("keydown", (event) => event.key === "Escape" && stop());
+  at("message").focus();
   try {
     await showBar("chat");
     const listed = await load("/v1/models");
     showModels(listed.data.map((model) => model.id));
-    at("message").focus();
+    at("send").disabled = false;
   } catch (error) {
     showError(at("problem"), error);
-    at("send").disabled = true;
   }
 }
 
