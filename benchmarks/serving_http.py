@@ -9,6 +9,7 @@ so it can have a core of its own. Every token is an event, so times are those at
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import math
 import subprocess
@@ -42,7 +43,7 @@ def measure(model: ServedModel, prompts: Sequence[Sequence[int]], new_tokens: in
     if tokens != len(prompts) * new_tokens:
         raise RuntimeError(f"{tokens} tokens arrived, {len(prompts) * new_tokens} were asked for: {found['errors'][:3]}")
     first = [times[0] for times in found["times"]]
-    between = [later - earlier for times in found["times"] for earlier, later in zip(times[:-1], times[1:], strict=True)]
+    between = [later - earlier for times in found["times"] for earlier, later in itertools.pairwise(times)]
     return {
         "seconds": found["seconds"],
         "tokens_per_second": tokens / found["seconds"],

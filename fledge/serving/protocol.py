@@ -48,7 +48,8 @@ class GuardedProtocol(H11Protocol):
         super().handle_events()
         if self.scope is not None:
             # The task of a new request runs later than this.
-            self.scope.setdefault("extensions", {})[ABORT] = self.transport.abort  # type: ignore[index, typeddict-item]
+            extensions: dict[str, Any] = {**self.scope.get("extensions", {}), ABORT: self.transport.abort}
+            self.scope["extensions"] = extensions
 
     def on_response_complete(self) -> None:
         self._unset_deadline()

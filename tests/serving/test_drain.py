@@ -107,7 +107,8 @@ def served(checkpoint: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]
             assert process.stdout is not None
             said = process.stdout.readline()
             while "Ctrl-C" not in said:
-                assert (line := process.stdout.readline()), process.communicate()[1]
+                line = process.stdout.readline()
+                assert line, process.communicate()[1]
                 said += line
             found = re.search(r"http://127\.0\.0\.1:\d+", said)
             assert found is not None
@@ -139,13 +140,16 @@ def test_25_a_process_ends_well_after_sigterm(checkpoint: Path, fledge: Fledge) 
 def test_25_a_second_signal_ends_a_process_at_once(checkpoint: Path) -> None:
     with served(checkpoint) as (process, url, _):
         body = {"model": "tiny", "prompt": "x", "stream": True, **LONG}
-        with contextlib.suppress(httpx2.TransportError):
-            with new_client(url) as client, client.stream("POST", "/v1/completions", json=body) as answer:
-                next(answer.iter_lines())
-                process.send_signal(signal.SIGINT)
-                time.sleep(0.02)
-                process.send_signal(signal.SIGHUP)
-                assert process.wait(WAIT_SECONDS) in (0, 128 + signal.SIGHUP)  # 0: the answer had ended before
+        with (
+            contextlib.suppress(httpx2.TransportError),
+            new_client(url) as client,
+            client.stream("POST", "/v1/completions", json=body) as answer,
+        ):
+            next(answer.iter_lines())
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.02)
+            process.send_signal(signal.SIGHUP)
+            assert process.wait(WAIT_SECONDS) in (0, 128 + signal.SIGHUP)  # 0: the answer had ended before
 
 
 def test_what_cannot_be_served_is_told_in_two_lines(checkpoint: Path, fledge: Fledge) -> None:
