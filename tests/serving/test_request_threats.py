@@ -116,7 +116,7 @@ def test_13_what_cannot_fit_is_refused_before_it_is_read(server: Running) -> Non
 
 
 def test_13_a_long_text_does_not_hold_up_the_others(server: Running) -> None:
-    """A text that might fit is read in a thread of its own: 256 tokens of 400 could hold this much."""
+    """A text that might fit is read in a thread of its own: 256 tokens could hold this much."""
     longest = int(tiny_tokenizer().byte_lengths.max()) * CONTEXT_TOKENS
     assert error_of(server.complete(prompt="a" * longest))[2] == "context_length_exceeded"
     assert server.client.get("/health/ready").status_code == 200
