@@ -10,7 +10,7 @@ import pytest
 
 from fledge.core.errors import DataError, NumericsError
 from fledge.corpus.document import Message
-from fledge.inference.settings import GenerationSettings
+from fledge.inference.settings import EngineSettings, GenerationSettings
 from fledge.tokens.chat import render
 from fledge.tokens.tokenizer import Tokenizer
 from fledge.verbs.chatting.answering import Interruption, Question, answer
@@ -23,7 +23,7 @@ GREEDY = GenerationSettings(temperature=0, maximum_new_tokens=10)
 
 @pytest.fixture
 def speaker(make_checkpoint: MakeCheckpoint) -> Speaker:
-    return open_speaker(str(make_checkpoint()))
+    return open_speaker(str(make_checkpoint()), EngineSettings(slots=2))
 
 
 def question(speaker: Speaker, text: str, settings: GenerationSettings = GREEDY) -> Question:
@@ -98,5 +98,5 @@ def test_a_question_without_an_answer_is_not_kept() -> None:
 
 
 def test_a_checkpoint_carries_its_generation(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
-    opened = open_speaker(str(make_checkpoint()))
+    opened = open_speaker(str(make_checkpoint()), EngineSettings(slots=2))
     assert (opened.generation.temperature, opened.generation.maximum_new_tokens) == (0.9, 12)
