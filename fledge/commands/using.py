@@ -9,7 +9,7 @@ import typer
 
 from fledge.core import console
 from fledge.core.errors import ConfigError
-from fledge.inference.settings import EngineSettings, Weights
+from fledge.inference.settings import EngineSettings
 from fledge.options import (
     LogLevel,
     MaxTokens,
@@ -24,6 +24,7 @@ from fledge.options import (
     Temperature,
     TopK,
     TopP,
+    WeightsKept,
 )
 from fledge.publish.settings import WeightType
 from fledge.serving.settings import ServerSettings
@@ -60,6 +61,7 @@ def generate(
     max_tokens: MaxTokens = None,
     stop: Stop = None,
     seed: Seed = None,
+    weights: WeightsKept = ENGINE.weights,
     small: SmokeRun = False,
     log_level: LogLevel = "info",
 ) -> None:
@@ -77,7 +79,7 @@ def generate(
         maximum_new_tokens=max_tokens,
         seed=seed,
     )
-    speaker = speakers.open_speaker(smoke_name(checkpoint) if small else checkpoint)
+    speaker = speakers.open_speaker(smoke_name(checkpoint) if small else checkpoint, EngineSettings(slots=1, weights=weights))
     settings = speakers.adjusted(speaker.generation, given)
     generating.generate(speaker, prompts, settings, samples, stop or [], generating.Output(target, as_json))
 
@@ -100,6 +102,7 @@ def chat(
     max_tokens: MaxTokens = None,
     stop: Stop = None,
     seed: Seed = None,
+    weights: WeightsKept = ENGINE.weights,
     small: SmokeRun = False,
     log_level: LogLevel = "info",
 ) -> None:
@@ -122,7 +125,8 @@ def chat(
         maximum_new_tokens=max_tokens,
         seed=seed,
     )
-    loop.chat([speakers.open_speaker(one) for one in named], system, given, stop or [])
+    engine = EngineSettings(slots=1, weights=weights)
+    loop.chat([speakers.open_speaker(one, engine) for one in named], system, given, stop or [])
 
 
 def _sampling(**values: float | int | None) -> dict[str, float | int]:
@@ -148,7 +152,7 @@ def serve(
     ] = None,
     slots: Annotated[int, typer.Option("--slots", help="Answers computed at once.", min=1)] = ENGINE.slots,
     context: Annotated[int | None, typer.Option("--context", help="Longest prompt and answer together, in tokens.", min=2)] = None,
-    weights: Annotated[Weights, typer.Option("--weights", help="In what weights are kept.")] = ENGINE.weights,
+    weights: WeightsKept = ENGINE.weights,
     drain_seconds: Annotated[float, typer.Option("--drain-seconds", help="After a signal, time for answers.")] = SERVER.drain_seconds,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts and answers into the log.")] = False,
     allow_control_ids: Annotated[bool, typer.Option("--allow-control-ids", help="Take control tokens in prompts of token ids.")] = False,

@@ -6,16 +6,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import httpx2
 import pytest
 
+from fledge.inference.engine import Engine
+from fledge.inference.settings import GenerationSettings
+from fledge.inference.worker import EngineThread
 from fledge.serving.application import create_application
 from fledge.serving.keys import ApiKeys
 from fledge.serving.pages import pages_router
+from fledge.serving.served import ServedModel
 from fledge.serving.settings import ServerSettings
 from tests.serving.browser import NARROW, Browser
 from tests.serving.live import listening
 from tests.serving.payloads import PAYLOADS
 from tests.serving.rigged import RiggedEngine, served, small_tokenizer
+from tests.serving.running import tiny_model, tiny_tokenizer
 
 
 @dataclass
@@ -111,6 +117,11 @@ def test_two_models_answer_side_by_side(site: Site, browser: Browser) -> None:
         say(page, "And now?")
         page.get_by_text("And again.", exact=True).first.wait_for()
         assert "Quite another one." in site.second.prompts()[1] and "Answer 1." not in site.second.prompts()[1], "each goes on from its own"
+        wait_until_done(page)
+        site.second.texts = iter(["And once more."])
+        page.locator(".turn:last-child .answer").last.get_by_role("button", name="Regenerate").click()
+        page.get_by_text("And once more.", exact=True).first.wait_for()
+        assert answers(page)[2:] == ["Answer 2.", "And once more."], "the other one stays"
         page.set_viewport_size(NARROW)
         upper, lower = [answer.bounding_box() for answer in page.locator(".turn:last-child .answer").all()]
         assert upper["y"] + upper["height"] <= lower["y"] and upper["x"] == lower["x"]
@@ -209,6 +220,23 @@ def test_the_key_is_asked_for_and_kept_for_the_tab_only(tokenizer: Any, browser:
         page.locator(".answer", has_text="Answer 1.").wait_for()
         stored = page.evaluate("[JSON.stringify(localStorage), JSON.stringify(sessionStorage), document.cookie, location.href]")
         assert ["secret-key" in one for one in stored] == [False, True, False, False]
+
+
+def test_a_real_model_says_on_the_page_what_it_says_to_any_client(browser: Browser) -> None:
+    tokenizer = tiny_tokenizer()
+    thread = EngineThread(Engine(tiny_model(), tokenizer.vocabulary_size, tokenizer.end_ids(answers=True)))
+    thread.start()
+    try:
+        model = ServedModel("tiny", thread, tokenizer, 256, GenerationSettings(temperature=0, maximum_new_tokens=40), 1_700_000_000)
+        shown = create_application(ServerSettings(), [model], public_routers=[pages_router(["chat"])], keys=ApiKeys(()))
+        with listening(shown) as address, browser.page(address) as page:
+            asked = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
+            told = httpx2.post(f"{address}/v1/chat/completions", json=asked).json()["choices"][0]["message"]["content"]
+            say(page, "hello")
+            page.locator("#announcement", has_text="tiny:").wait_for(state="attached")
+            assert answers(page) == [told.strip()]
+    finally:
+        thread.stop(30)
 
 
 NAMELESS = """[...document.querySelectorAll("button, input, select, textarea, summary")].filter(one =>

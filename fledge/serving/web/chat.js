@@ -2,7 +2,7 @@
 
 import { announce, element, fill, load, showBar, showError, takeKeyFromAddress } from "./common.js";
 import { markWrong, sampling, showSettings, systemPrompt } from "./chat_settings.js";
-import { drop, dropAll, keep, keptConversations, messagesFor, newConversation, titleOf } from "./chat_store.js";
+import { drop, dropAll, keep, keptConversations, messagesFor, newAnswer, newConversation, titleOf } from "./chat_store.js";
 import { streamAnswer } from "./chat_stream.js";
 import { showTurn } from "./chat_turns.js";
 
@@ -38,20 +38,20 @@ async function ask(question) {
     wrong.focus();
     return false;
   }
-  conversation.turns.push({ question, attempt: 0, answers: [] });
-  await answerLast();
+  const answers = chosenModels().map((model) => newAnswer(model, 0));
+  conversation.turns.push({ question, answers });
+  await answerLast(answers);
   return true;
 }
 
-async function answerLast() {
-  const turn = conversation.turns.at(-1);
-  turn.answers = chosenModels().map((model) => ({ model, text: "", finish: "", error: "" }));
+/** Draw these answers to the last question, all at once. */
+async function answerLast(answers) {
   showTurns();
-  const views = shownTurns.at(-1).views;
+  const views = shownTurns.at(-1).views.filter((view) => answers.includes(view.answer));
   stopping = new AbortController();
   showBusy(true);
   at("turns").scrollTop = at("turns").scrollHeight;
-  await Promise.all(views.map((view) => draw(view, turn, stopping.signal)));
+  await Promise.all(views.map((view) => draw(view, stopping.signal)));
   stopping = null;
   showBusy(false);
   if (!keep(conversation)) showError(at("problem"), new Error("The browser has no room to keep this conversation."));
@@ -59,14 +59,14 @@ async function answerLast() {
 }
 
 /** Draw one answer; what does not fit into the model's context is left out from the oldest turn on. */
-async function draw(view, turn, signal) {
+async function draw(view, signal) {
   const { answer } = view;
   let turns = conversation.turns;
   view.begin();
   for (;;) {
     try {
       const messages = messagesFor(answer.model, turns, systemPrompt());
-      answer.finish = await streamAnswer({ model: answer.model, messages, sampling: sampling(turn.attempt), signal, onText: (text) => grow(view, text) });
+      answer.finish = await streamAnswer({ model: answer.model, messages, sampling: sampling(answer.attempt), signal, onText: (text) => grow(view, text) });
     } catch (error) {
       if (error.code === "context_length_exceeded" && turns.length > 1) {
         if (turns === conversation.turns) view.note("The model's context is full: the oldest turns were left out.");
@@ -109,11 +109,12 @@ const actions = {
     at("message").focus();
     await ask(question);
   },
-  async regenerate(turn) {
+  async regenerate(turn, answer) {
     if (markWrong()) return;
-    turn.attempt = (turn.attempt ?? 0) + 1;
+    const another = newAnswer(answer.model, answer.attempt + 1);
+    turn.answers[turn.answers.indexOf(answer)] = another;
     at("message").focus();
-    await answerLast();
+    await answerLast([another]);
   },
 };
 

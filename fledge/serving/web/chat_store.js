@@ -1,6 +1,6 @@
 // Conversations and settings, kept in this browser: plain data, and what of it a model is told.
 //
-//     conversation = { id, turns: [{ question, attempt, answers: [{ model, text, finish, error }] }] }
+//     conversation = { id, turns: [{ question, answers: [{ model, attempt, text, finish, error }] }] }
 
 const CONVERSATIONS = "fledge.conversations";
 const SETTINGS = "fledge.settings";
@@ -10,6 +10,10 @@ const TITLE_CHARACTERS = 60;
 export function newConversation() {
   // Not randomUUID, which pages have on localhost and over https only.
   return { id: `${Date.now()}-${Math.random().toString(36).slice(2)}`, turns: [] };
+}
+
+export function newAnswer(model, attempt) {
+  return { model, attempt, text: "", finish: "", error: "" };
 }
 
 export function titleOf(conversation) {

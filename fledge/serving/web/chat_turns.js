@@ -8,11 +8,11 @@ const ENDS = {
 };
 const COPIED_MILLISECONDS = 1500;
 
-/** A turn; `actions` has edit(turn, question) and regenerate(turn). Returns { node, views }, a view for each answer. */
+/** A turn; `actions` has edit(turn, question) and regenerate(turn, answer). Returns { node, views }, a view for each answer. */
 export function showTurn(turn, actions) {
   const question = element("div", { class: "question" });
   showQuestion(question, turn, actions);
-  const views = turn.answers.map((answer) => new AnswerView(answer, () => actions.regenerate(turn)));
+  const views = turn.answers.map((answer) => new AnswerView(answer, () => actions.regenerate(turn, answer)));
   const answers = element("div", { class: "answers" }, views.map((view) => view.node));
   return { node: element("article", { class: "turn" }, question, answers), views };
 }

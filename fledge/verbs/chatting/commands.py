@@ -102,7 +102,7 @@ def _save(session: Session, rest: str) -> bool:
     path = Path(rest).expanduser()
     if path.exists():
         raise DataError(f"{path} is already there", "name a file that is not")
-    talks = [(one.name, one.conversation.messages) for one in session.participants if one.conversation.turns]
+    talks = [(one.name, one.conversation.messages) for one in session.participants if one.conversation.messages]
     if not talks:
         raise DataError("nothing was said yet", "ask something first")
     further = [{"model": name} if len(session.participants) > 1 else {} for name, _ in talks]

@@ -75,9 +75,9 @@ def _tell_ends(participants: Sequence[Participant], answers: Sequence[Answer], d
     """Why answers ended, where it is not that they were complete."""
     for participant, given in zip(participants, answers, strict=True):
         who = f"{participant.name}: " if len(participants) > 1 else ""
-        if given.finish == "cancelled":
+        if not given.text.strip():
+            display.note(f"{who}no answer; /regenerate tries again")
+        elif given.finish == "cancelled":
             display.note(f"{who}stopped after {given.tokens} tokens")
-        elif not given.text.strip():
-            display.note(f"{who}no answer; the question is forgotten")
         elif given.finish == "length":
             display.note(f"{who}cut off after {given.tokens} tokens; /set max_tokens=NUMBER allows more")

@@ -30,22 +30,20 @@ class Speaker:
 
     def for_batch(self, texts: int, context_tokens: int) -> Speaker:
         """The same with room for many texts at once, none longer than so many tokens, rather than for one of the model's whole context."""
-        settings = EngineSettings(slots=min(texts, MAXIMUM_BATCH_ROWS), context_tokens=context_tokens, prefill_tokens=BATCH_PREFILL_TOKENS)
+        slots = min(texts, MAXIMUM_BATCH_ROWS)
+        settings = replace(self.engine.settings, slots=slots, context_tokens=context_tokens, prefill_tokens=BATCH_PREFILL_TOKENS)
         engine = Engine(self.engine.model, self.engine.vocabulary_size, self.engine.stop_ids, self.engine.precision, settings)
         return replace(self, engine=engine)
 
 
-def open_speaker(reference: str, settings: EngineSettings | None = None) -> Speaker:
-    """The checkpoint that a reference names, with its tokenizer, in an engine of these settings; None: for one text at a time.
-
-    Raises CheckpointError or DataError.
-    """
+def open_speaker(reference: str, settings: EngineSettings) -> Speaker:
+    """The checkpoint that a reference names, with its tokenizer, in an engine of these settings. Raises CheckpointError or DataError."""
     folder = find_checkpoint(reference)
     tokenizer = open_tokenizer(folder)
     model = load_model(folder).eval()
     # A model of others may end a turn by a token that is none of our formats'.
     ends = {*tokenizer.end_ids(answers=True), *model.config.end_token_ids}
-    engine = Engine(model, tokenizer.vocabulary_size, ends, settings=settings or EngineSettings(slots=1))
+    engine = Engine(model, tokenizer.vocabulary_size, ends, settings=settings)
     return Speaker(reference, folder, engine, tokenizer, read_generation(folder))
 
 
