@@ -10,7 +10,10 @@ from fledge.core import process
 from fledge.core.errors import ArtifactError, MachineError, Stopped
 from fledge.core.run_record import RUN_RECORD, read_record, recorded
 
-CONFIG = (("pretrain.steps", 10, "default"), ("corpus.sources.0.path", "https://me:word@host/text?token=x", "override a=https://me:word@h/"))
+CONFIG = (
+    ("pretrain.steps", 10, "default"),
+    ("corpus.sources.0.path", "https://me:word@host/text?token=x", "override a=https://me:word@h/"),
+)
 
 
 def test_work_that_ends_well_is_finished(tmp_path: Path) -> None:
@@ -57,7 +60,9 @@ def test_a_launched_process_leaves_it_to_the_one_that_launched_it(tmp_path: Path
     assert read_record(tmp_path) is None
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"config": [], "stages": []}', '{"config": 3}', '{"config": [], "stages": [], "more": 1}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"config": [], "stages": []}', '{"config": 3}', '{"config": [], "stages": [], "more": 1}']
+)
 def test_what_is_no_record_is_none(tmp_path: Path, content: str) -> None:
     (tmp_path / RUN_RECORD).write_text(content)
     assert read_record(tmp_path) is None
