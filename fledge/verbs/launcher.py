@@ -26,8 +26,8 @@ from fledge.core.errors import ConfigError, DataError, MachineError
 from fledge.core.form import form_fields
 from fledge.recipe import find_recipe, load_recipe, packaged_recipes, smoke
 from fledge.serving.board.launching import Asked
-from fledge.stages import STAGES
-from fledge.stages.run import RUNS, smoke_name
+from fledge.stages import STAGES, has_stage
+from fledge.stages.run import RUNS, Run, smoke_name
 
 PLAN_SECONDS = 600
 SHOWN_LINES = 40
@@ -68,11 +68,10 @@ class RunLauncher:
         """The values with these changes, and the command line. Raises ConfigError."""
         recipe, tree = load_recipe(self._recipe(asked), _overrides(asked))
         shown = smoke(recipe) if asked.smoke else recipe
-        sections = {stage: getattr(recipe, stage, None) is not None for stage in STAGES}
         return {
             "fields": [asdict(field) for field in form_fields(recipe, tree)],
             "shrunk": {field.name: field.value for field in form_fields(shown, tree)} if asked.smoke else {},
-            "stages": [stage for stage in STAGES if sections[{"score": "dpo", "report": "evaluate"}.get(stage, stage)]],
+            "stages": [stage for stage in STAGES if has_stage(stage, Run(recipe, self._folder, ""))],
             "name": self._name(asked),
             "command": self._shown(asked),
             "exists": (self._folder / self._name(asked)).exists(),

@@ -60,9 +60,9 @@ class RunFolder:
 
     def is_finished(self, stage: str) -> bool:
         """Whether everything of a stage that has been begun is finished, and something is."""
-        return any(True for _ in self._manifests(stage)) and (
-            stage not in self.trained() or self.file(stage, artifact.MANIFEST) is not None
-        )
+        if stage in self.trained():
+            return self.file(stage, artifact.MANIFEST) is not None
+        return next(self._manifests(stage), None) is not None
 
     def artifacts(self) -> dict[str, Artifact]:
         """Every finished artifact by its place, such as "corpus/documents" or "pretrain"; damaged ones are left out."""
