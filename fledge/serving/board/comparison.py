@@ -23,6 +23,11 @@ def compare(runs: Sequence[RunFolder]) -> dict[str, Any]:
     ]
     trained = {stage: None for run in runs for stage in run.trained()}
     stages = [
-        {"name": stage, "stats": [stage_facts(run, stage)["stats"] if stage in run.trained() else {} for run in runs]} for stage in trained
+        {
+            "name": stage,
+            "has": [stage in run.trained() for run in runs],
+            "stats": [stage_facts(run, stage)["stats"] if stage in run.trained() else {} for run in runs],
+        }
+        for stage in trained
     ]
     return {"runs": [run.name for run in runs], "differing": differing, "stages": stages}

@@ -40,11 +40,21 @@ def stage_facts(run: RunFolder, stage: str) -> dict[str, Any]:
     return {
         "name": stage,
         "is_finished": run.is_finished(stage),
-        "phases": list(_phases(run.json(stage, PLAN))),
+        "phases": list(_phases(_plan(run, stage))),
         "shares": _last_shares(run, stage),
         "stats": _plain_stats(manifest.get("stats") if isinstance(manifest, dict) else None),
         "settings": [[name, value] for name, value in dotted(started.settings)] if started else [],
     }
+
+
+def _plan(run: RunFolder, stage: str) -> Any:
+    """The identity of a stage's plan; of a stage of a version that did not leave it, from its newest checkpoint."""
+    plan = run.json(stage, PLAN)
+    if plan is not None or not (run.path / stage / "checkpoints").is_dir():
+        return plan
+    names = sorted(entry.name for entry in (run.path / stage / "checkpoints").iterdir())
+    state = run.json(stage, "checkpoints", names[-1], "resume", "state.json") if names else None
+    return state.get("plan") if isinstance(state, dict) else None
 
 
 def _phases(plan: Any) -> Iterator[dict[str, Any]]:

@@ -54,7 +54,8 @@ def status_of(run: RunFolder, now: float | None = None) -> Status:
     is_running = _is_in_use(run)
     state = "running" if is_running else _ended(run, record)
     stage = next((one for one in asked if one not in finished), asked[-1] if asked else None)
-    last = last_record(run.file(stage, METRICS), "train/loss") if stage is not None else None
+    figures = stage if is_running or stage in run.trained() else next(reversed(run.trained()), None)
+    last = last_record(run.file(figures, METRICS), "train/loss") if figures is not None else None
     is_killed = state == "stopped" and record is not None and record.outcome is None
     return Status(
         name=run.name,
