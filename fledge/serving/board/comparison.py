@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fledge.serving.board.details import config, stage_facts
@@ -10,17 +10,11 @@ from fledge.serving.board.folders import RunFolder
 
 MOST_RUNS = 6
 """As many as colours can be told apart."""
+ABSENT, PRESENT = "not there", "there"
 
 
 def compare(runs: Sequence[RunFolder]) -> dict[str, Any]:
-    """Settings that are not the same in all runs, and figures of the stages that trained; None where a run has none."""
-    settings = [{row["name"]: row["value"] for row in config(run)} for run in runs]
-    names = dict.fromkeys(name for known in settings for name in known)
-    differing = [
-        {"name": name, "values": [known.get(name) for known in settings]}
-        for name in names
-        if any(known.get(name) != settings[0].get(name) or (name in known) != (name in settings[0]) for known in settings)
-    ]
+    """Settings that are not the same in all runs, and figures of the stages that trained."""
     trained = {stage: None for run in runs for stage in run.trained()}
     stages = [
         {
@@ -30,4 +24,23 @@ def compare(runs: Sequence[RunFolder]) -> dict[str, Any]:
         }
         for stage in trained
     ]
-    return {"runs": [run.name for run in runs], "differing": differing, "stages": stages}
+    settings = [{row["name"]: row["value"] for row in config(run)} for run in runs]
+    return {"runs": [run.name for run in runs], "differing": list(_differing(settings)), "stages": stages}
+
+
+def _differing(settings: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One line for a section that not all have, and else one for each value."""
+    sections = [{_section(name) for name in known} for known in settings]
+    for section in dict.fromkeys(_section(name) for known in settings for name in known):
+        has = [section in found for found in sections]
+        if not all(has):
+            yield {"name": section, "values": [PRESENT if one else ABSENT for one in has]}
+            continue
+        for name in dict.fromkeys(name for known in settings for name in known if _section(name) == section):
+            values = [known.get(name, ABSENT) for known in settings]
+            if any(value != values[0] for value in values):
+                yield {"name": name, "values": values}
+
+
+def _section(name: str) -> str:
+    return name.partition(".")[0]

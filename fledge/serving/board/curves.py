@@ -11,9 +11,9 @@ width doubles whenever there are too many, so memory stays bounded and all of a 
 
 from __future__ import annotations
 
-import math
 import os
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,11 +79,12 @@ class Curves:
     def add(self, record: Record) -> None:
         step = record["step"]
         for name, value in record.items():
-            if name in ("step", "time"):
+            if name in ("step", "time") or not isinstance(value, (int, float, type(None))):
                 continue
-            if value is None:
+            # A file of others may hold NaN, and whole numbers that no float can hold.
+            if value is None or not abs(value) <= sys.float_info.max:
                 self.not_finite[name] = self.not_finite.get(name, 0) + 1
-            elif isinstance(value, (int, float)) and math.isfinite(value) and (name in self.series or len(self.series) < MOST_CURVES):
+            elif name in self.series or len(self.series) < MOST_CURVES:
                 self.series.setdefault(name, Thinned()).add((step, value))
         self.last_step = step
         self.last_time = record["time"] if isinstance(record["time"], (int, float)) else None

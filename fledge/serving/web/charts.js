@@ -31,11 +31,11 @@ function sample(number) {
 
 /**
  * One chart over steps. `lines`: {name, points: [[step, value], ...], faint}; `bands`: {from, to, name} behind them.
- * `stacked`: shares that fill each other up. Lines may be replaced and drawn anew as often as wanted.
+ * `stacked`: shares that fill each other up; `fromZero`: with the axis down to 0; `si`: with k, M, G at it. Lines may be replaced and drawn anew as often as wanted.
  */
 export class Chart {
-  constructor(title, { format = String, logarithmic = false, stacked = false, whole = false } = {}) {
-    this.options = { format, logarithmic, stacked, whole };
+  constructor(title, { format = String, logarithmic = false, stacked = false, fromZero = false, si = false } = {}) {
+    this.options = { format, logarithmic, stacked, fromZero, si };
     this.title = title;
     this.lines = [];
     this.bands = [];
@@ -82,7 +82,7 @@ export class Chart {
   }
 
   layout() {
-    const { logarithmic, stacked, whole } = this.options;
+    const { logarithmic, stacked, fromZero, si } = this.options;
     const axis = { gridcolor: colour("rule"), zerolinecolor: colour("rule"), linecolor: colour("control"), automargin: true, fixedrange: false };
     return {
       autosize: true,
@@ -94,7 +94,7 @@ export class Chart {
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("muted") },
       xaxis: { ...axis, title: { text: "step", standoff: 4 }, rangemode: "tozero" },
-      yaxis: { ...axis, type: logarithmic ? "log" : "linear", tickformat: stacked ? ".0%" : whole ? "~s" : undefined, range: stacked ? [0, 1] : undefined },
+      yaxis: { ...axis, type: logarithmic ? "log" : "linear", rangemode: fromZero ? "tozero" : "normal", tickformat: stacked ? ".0%" : si ? "~s" : undefined, range: stacked ? [0, 1] : undefined },
       shapes: this.bands.map((band, number) => ({
         type: "rect", xref: "x", yref: "paper", x0: band.from, x1: band.to, y0: 0, y1: 1, layer: "below", line: { width: 0 },
         fillcolor: number % 2 ? colour("sunken") : colour("accent-soft"), opacity: 0.55,

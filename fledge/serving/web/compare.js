@@ -10,9 +10,9 @@ const CHARTS = [
   { title: "Loss", name: "train/loss", format: (value) => value.toFixed(4) },
   { title: "Validation loss", name: "validation/loss", format: (value) => value.toFixed(4) },
   { title: "Bits per byte", name: "validation/bits_per_byte", format: (value) => value.toFixed(3) },
-  { title: "Learning rate", name: "train/learning_rate", format: (value) => value.toExponential(2) },
+  { title: "Learning rate", name: "train/learning_rate", format: (value) => value.toExponential(2), fromZero: true },
   { title: "Gradient norm", name: "train/gradient_norm", format: (value) => value.toFixed(3) },
-  { title: "Tokens per second", name: "train/tokens_per_second_smoothed", format: (value) => formatCount(value), whole: true },
+  { title: "Tokens per second", name: "train/tokens_per_second_smoothed", format: formatCount, fromZero: true, si: true },
 ];
 const FIGURES = [
   ["parameters", "Parameters", formatCount],
@@ -75,7 +75,7 @@ function figures(found) {
 }
 
 function settings(found) {
-  const shown = (value) => (value === null ? "unset" : typeof value === "string" ? value : JSON.stringify(value));
+  const shown = (value) => (typeof value === "string" ? value : value === null ? "unset" : JSON.stringify(value));
   const rows = found.differing.map((row) => [row.name, ...row.values.map(shown)]);
   return element(
     "section",

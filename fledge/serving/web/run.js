@@ -10,15 +10,16 @@ import { showStarted } from "./started.js";
 
 const LIVE_SECONDS = 2;
 
+// `lines`: figures by name, and what each is called where there are several.
 const CHARTS = [
-  { title: "Loss", names: ["train/loss", "validation/loss"], format: (value) => value.toFixed(4), bands: true },
-  { title: "Bits per byte", names: ["validation/bits_per_byte"], format: (value) => value.toFixed(3) },
-  { title: "Learning rate", names: ["train/learning_rate"], format: (value) => value.toExponential(2), bands: true },
-  { title: "Gradient norm", names: ["train/gradient_norm"], format: (value) => value.toFixed(3) },
-  { title: "Tokens per second", names: ["train/tokens_per_second_smoothed", "train/tokens_per_second"], format: (value) => formatCount(value), whole: true },
-  { title: "Memory", names: ["train/peak_memory_bytes"], format: formatBytes, whole: true },
-  { title: "Rewards", names: ["rewards/chosen", "rewards/rejected", "rewards/margins"], format: (value) => value.toFixed(3) },
-  { title: "Reward accuracy", names: ["rewards/accuracies"], format: (value) => value.toFixed(3) },
+  { title: "Loss", lines: { "train/loss": "training", "validation/loss": "validation" }, format: (value) => value.toFixed(4), bands: true },
+  { title: "Bits per byte", lines: { "validation/bits_per_byte": "validation" }, format: (value) => value.toFixed(3) },
+  { title: "Learning rate", lines: { "train/learning_rate": "" }, format: (value) => value.toExponential(2), bands: true, fromZero: true },
+  { title: "Gradient norm", lines: { "train/gradient_norm": "" }, format: (value) => value.toFixed(3) },
+  { title: "Tokens per second", lines: { "train/tokens_per_second_smoothed": "smoothed", "train/tokens_per_second": "since the line before" }, format: formatCount, fromZero: true, si: true },
+  { title: "Memory", lines: { "train/peak_memory_bytes": "" }, format: formatBytes, fromZero: true, si: true },
+  { title: "Rewards", lines: { "rewards/chosen": "chosen", "rewards/rejected": "rejected", "rewards/margins": "margin" }, format: (value) => value.toFixed(3) },
+  { title: "Reward accuracy", lines: { "rewards/accuracies": "" }, format: (value) => `${(100 * value).toFixed(1)} %` },
 ];
 const FAINT = new Set(["train/tokens_per_second"]);
 
@@ -131,11 +132,11 @@ class TrainingView {
     this.sampleSteps = null;
     const rest = element("div", { class: "more field" }, this.more);
     fill(this.place, element("div", { class: "head" }, element("h2", {}, "Training"), choice, scale), phasesTable(stage), this.note, this.grid, rest, this.samples);
-    for (const given of CHARTS) this.place_chart({ ...given, chart: new Chart(given.title, given) });
-    this.place_chart({ title: "Mixture", chart: new Chart("Mixture: share of each source", { stacked: true, format: (value) => `${(100 * value).toFixed(1)} %` }), isMixture: true, names: [] });
+    for (const given of CHARTS) this.placeChart({ ...given, chart: new Chart(given.title, given) });
+    this.placeChart({ title: "Mixture", chart: new Chart("Mixture: share of each source", { stacked: true, format: (value) => `${(100 * value).toFixed(1)} %` }), isMixture: true, lines: {} });
   }
 
-  place_chart(one) {
+  placeChart(one) {
     this.charts.push(one);
     this.grid.append(one.chart.place);
   }
@@ -155,7 +156,7 @@ class TrainingView {
 
   add(name) {
     if (!name) return;
-    this.place_chart({ title: name, names: [name], chart: new Chart(name, { format: (value) => value.toPrecision(5) }) });
+    this.placeChart({ title: name, lines: { [name]: "" }, chart: new Chart(name, { format: (value) => value.toPrecision(5) }) });
     this.draw();
   }
 
@@ -173,10 +174,10 @@ class TrainingView {
     for (const one of this.charts) {
       const lines = one.isMixture
         ? this.curves.shares()
-        : one.names.map((name) => ({ name: name.replace(/^train\//, ""), points: this.curves.points(name), faint: FAINT.has(name) }));
+        : Object.entries(one.lines).map(([name, title]) => ({ name: title, points: this.curves.points(name), faint: FAINT.has(name) }));
       one.chart.show(lines, one.bands ? bands : []);
     }
-    const drawn = new Set(this.charts.flatMap((one) => one.names));
+    const drawn = new Set(this.charts.flatMap((one) => Object.keys(one.lines)));
     const others = this.curves.names().filter((name) => !drawn.has(name) && !name.startsWith(SOURCE_TOKENS));
     fill(this.more, element("option", { value: "" }, "Show another figure ..."), others.map((name) => element("option", { value: name }, name)));
     this.more.parentElement.hidden = others.length === 0;
@@ -269,7 +270,7 @@ function showEvaluations(place, found) {
       { class: "card scroll" },
       element(
         "table",
-        {},
+        { class: "scores" },
         element("thead", {}, element("tr", {}, titles.map((title, number) => element("th", { scope: "col", class: number ? "number" : null }, title)))),
         element(
           "tbody",

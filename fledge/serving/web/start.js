@@ -19,7 +19,7 @@ class StartView {
     this.signal = signal;
     this.recipes = recipes;
     this.about = element("p", { class: "help" });
-    this.recipe = element("select", { id: "recipe", change: () => this.open() }, recipes.map((one) => element("option", { value: one.name }, `${one.name} (${one.origin})`)));
+    this.recipe = element("select", { id: "recipe", change: () => this.open() }, [...Map.groupBy(recipes, (one) => one.origin)].map(([origin, members]) => element("optgroup", { label: origin }, members.map((one) => element("option", { value: one.name }, one.name)))));
     this.recipe.value = recipes.some((one) => one.name === "quickstart") ? "quickstart" : (recipes[0]?.name ?? "");
     this.name = element("input", { id: "name", autocomplete: "off", spellcheck: "false", input: () => this.checkSoon() });
     this.last = element("select", { id: "last", change: () => this.check() });
@@ -43,7 +43,12 @@ class StartView {
         element("div", { class: "field" }, element("label", { class: "check", for: "smoke" }, this.smoke, "Shrink everything to about a minute (--smoke)")),
       ),
       this.fields.place,
-      element("div", { class: "card launch" }, this.told, element("h2", {}, "The command line that does the same"), this.command, element("div", { class: "actions" }, this.planButton, this.startButton)),
+      element(
+        "div",
+        { class: "card launch" },
+        this.told,
+        element("div", { class: "row" }, element("div", { class: "line" }, element("h2", {}, "The command line that does the same"), this.command), element("div", { class: "actions" }, this.planButton, this.startButton)),
+      ),
     );
     form.addEventListener("submit", (event) => {
       event.preventDefault();
