@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     **{stage: (making.stage_verb(stage), STAGE_HELP[stage]) for stage in STAGES},
     "generate": (using.generate, "Continue a text, or answer with --chat."),
     "chat": (using.chat, "Talk with a model."),
+    "serve": (using.serve, "Serve models to programs and browsers, by OpenAI's interface."),
     "merge": (using.merge, "Fold an adapter into its base."),
     "export": (using.export, "Write a result in the form of other programs."),
     "push": (using.push, "Send a model or a dataset to the hub; with --watch, a run while it trains."),

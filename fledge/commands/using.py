@@ -1,4 +1,4 @@
-"""Verbs about a result: `generate`, `chat`, `merge`, `export`, `import`, `push`, `pull`; `benchmarks` fetches what to measure with."""
+"""Verbs about a result, from `generate` to `pull`; `benchmarks` fetches what to measure with."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import typer
 
 from fledge.core import console
 from fledge.core.errors import ConfigError
-from fledge.inference.settings import GenerationSettings
+from fledge.inference.settings import EngineSettings, GenerationSettings, Weights
 from fledge.options import LogLevel, MaxTokens, Place, Reference, Repository, Seed, SmokeRun, Temperature, TopK, TopP
 from fledge.publish.settings import WeightType
+from fledge.serving.settings import ServerSettings
 from fledge.tokens.settings import TemplateName
 
 ExportTarget = Literal["hf", "gguf", "ollama", "bin"]
@@ -20,6 +21,8 @@ ExportTarget = Literal["hf", "gguf", "ollama", "bin"]
 Kind = Literal["model", "dataset"]
 
 GENERATION = GenerationSettings()
+ENGINE = EngineSettings()
+SERVER = ServerSettings()
 
 
 def generate(
@@ -57,6 +60,47 @@ def chat(
 
     model = answers.open_model(checkpoint, small)
     answers.chat(model, system, answers.generation_settings(temperature, top_k, top_p, max_tokens, seed))
+
+
+def serve(
+    checkpoints: Annotated[
+        list[str], typer.Argument(metavar="CHECKPOINT...", help="Checkpoint folders, or RUN, RUN@latest, RUN@best, RUN@final, RUN@500.")
+    ],
+    model_name: Annotated[
+        list[str] | None, typer.Option("--model-name", help="What clients call it; once for each checkpoint. Default: as it is given here.")
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = SERVER.host,
+    port: Annotated[int, typer.Option("--port", help="The port to listen on; 0 takes a free one.", min=0, max=65535)] = SERVER.port,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Listen for other machines without FLEDGE_API_KEY.")] = False,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option("--allowed-host", help="A name by which the server is reached, besides --host and localhost.")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option("--cors-origin", help="An origin, like https://example.org, whose pages may ask.")
+    ] = None,
+    slots: Annotated[int, typer.Option("--slots", help="Answers computed at once.", min=1)] = ENGINE.slots,
+    context: Annotated[int | None, typer.Option("--context", help="Longest prompt and answer together, in tokens.", min=2)] = None,
+    weights: Annotated[Weights, typer.Option("--weights", help="In what weights are kept.")] = ENGINE.weights,
+    drain_seconds: Annotated[float, typer.Option("--drain-seconds", help="After a signal, time for answers.")] = SERVER.drain_seconds,
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts and answers into the log.")] = False,
+    allow_control_ids: Annotated[bool, typer.Option("--allow-control-ids", help="Take control tokens in prompts of token ids.")] = False,
+    small: SmokeRun = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    server = ServerSettings(
+        host=host,
+        port=port,
+        insecure=insecure,
+        allowed_hosts=tuple(allowed_host or ()),
+        cors_origins=tuple(cors_origin or ()),
+        drain_seconds=drain_seconds,
+        log_prompts=log_prompts,
+        allow_control_ids=allow_control_ids,
+    )
+    from fledge.verbs import serving
+
+    serving.serve(checkpoints, model_name or [], small, server, EngineSettings(slots=slots, context_tokens=context, weights=weights))
 
 
 def merge(

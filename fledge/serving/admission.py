@@ -20,8 +20,10 @@ class Admission:
 
     def admits(self, client: str, choices: int) -> bool:
         """Whether so many more choices of this client may wait."""
+        own = self._waiting[client]
         free = max(0, self._slots - self._begun)
-        return self._waiting.total() + choices <= free + self._queued and self._waiting[client] + choices <= free + self._queued // 2
+        free_for_client = max(0, free - (self.waiting - own))  # those who wait already come first
+        return self.waiting + choices <= free + self._queued and own + choices <= free_for_client + self._queued // 2
 
     def enter(self, client: str, choices: int) -> None:
         """They wait from now on."""

@@ -12,10 +12,13 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
+from fledge.serving.chat import chat_router
+from fledge.serving.completions import completions_router
 from fledge.serving.errors import ApiError, bad_request
 from fledge.serving.gate import Gate
 from fledge.serving.health import health_router
 from fledge.serving.keys import ApiKeys
+from fledge.serving.models import models_router
 from fledge.serving.served import ServedModel
 from fledge.serving.settings import ServerSettings
 from fledge.serving.state import ServerState
@@ -38,7 +41,8 @@ def create_application(
     application = FastAPI(title="Fledge", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     application.state.fledge = state
     open_to_all = [health_router(state), *public_routers]
-    for router in (*open_to_all, _metrics_router(state), *routers):
+    answering = [models_router(state), completions_router(state), chat_router(state)] if models else []
+    for router in (*open_to_all, _metrics_router(state), *answering, *routers):
         application.include_router(router)
     application.add_exception_handler(ApiError, _tell_api_error)
     application.add_exception_handler(HTTPException, _tell_http_error)
@@ -52,7 +56,7 @@ def _metrics_router(state: ServerState) -> APIRouter:
 
     @router.get("/metrics")
     async def metrics() -> Response:
-        state.metrics.open_requests.set(state.open_requests)
+        state.metrics.open_requests.set(state.open_requests - 1)  # without this one
         return Response(state.metrics.render(), media_type=METRICS_TYPE)
 
     return router

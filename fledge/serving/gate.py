@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-import traceback
 import uuid
 from collections.abc import Callable, MutableMapping
 from typing import Any
@@ -20,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fledge.core import console
 from fledge.serving.bodies import ClientLeft, body_too_large, read_body
-from fledge.serving.errors import ApiError, bad_request, internal
+from fledge.serving.errors import ApiError, bad_request
 from fledge.serving.hosts import host_name, is_allowed_origin, is_own_origin, served_hosts
 from fledge.serving.metrics import endpoint_label
 from fledge.serving.state import ServerState
@@ -59,9 +58,7 @@ class Gate:
             await exchange.refuse(error, receive)
         except Exception:
             # Whatever it is, it must end this request only; nothing of it goes to the client.
-            self._state.metrics.errors.inc()
-            console.warn(f"request {exchange.id} failed: {traceback.format_exc()}")
-            await exchange.refuse(internal(exchange.id), receive)
+            await exchange.refuse(self._state.failed(exchange.id), receive)
         finally:
             self._state.open_requests -= 1
             exchange.close()

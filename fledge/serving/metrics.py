@@ -6,7 +6,7 @@ A registry of its own per server, so that two servers in one process do not add 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -22,7 +22,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        made = {"registry": self.registry, "namespace": "fledge"}
+        made: Any = {"registry": self.registry, "namespace": "fledge"}
         self.requests = Counter("requests", "Requests answered, by endpoint and status.", ["endpoint", "status"], **made)
         self.request_seconds = Histogram("request_seconds", "Time to the end of an answer.", ["endpoint"], buckets=_SECONDS, **made)
         self.first_token_seconds = Histogram("first_token_seconds", "Time to the first token.", ["model"], buckets=_SECONDS, **made)

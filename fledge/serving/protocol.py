@@ -14,6 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fledge.serving.errors import ApiError, unavailable
 from fledge.serving.state import ServerState
+from fledge.serving.streams import ABORT
 
 
 class GuardedProtocol(H11Protocol):
@@ -42,6 +43,12 @@ class GuardedProtocol(H11Protocol):
             self._set_deadline()
         else:
             self._unset_deadline()
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self.scope is not None:
+            # The task of a new request runs later than this.
+            self.scope.setdefault("extensions", {})[ABORT] = self.transport.abort  # type: ignore[index, typeddict-item]
 
     def on_response_complete(self) -> None:
         self._unset_deadline()

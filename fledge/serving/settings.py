@@ -77,8 +77,8 @@ STOP_STRINGS = 4
 STOP_STRING_CHARACTERS = 64
 TOP_LOGPROBS = 20
 """Most alternatives told with each token."""
-MAXIMUM_TEMPERATURE = 100.0
-"""Beyond it every token is as likely as any other, to four digits."""
+MAXIMUM_TEMPERATURE = 2.0
+"""As OpenAI has it."""
 
 
 def require_safe_address(given: ServerSettings, has_keys: bool) -> None:

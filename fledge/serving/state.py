@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 
 from fastapi import FastAPI
 
+from fledge.core import console
 from fledge.serving.admission import Admission
-from fledge.serving.errors import ApiError, unavailable
+from fledge.serving.errors import ApiError, internal, unavailable
 from fledge.serving.keys import ApiKeys
 from fledge.serving.metrics import Metrics
 from fledge.serving.served import ServedModel
@@ -54,6 +56,12 @@ class ServerState:
         if self.draining:
             self.metrics.refusals.labels("draining").inc()
             raise unavailable("The server is shutting down.", "shutting_down", seconds=5)
+
+    def failed(self, request_id: str) -> ApiError:
+        """500, for the exception that is being handled: counted, and told to the log, not to the client."""
+        self.metrics.errors.inc()
+        console.warn(f"request {request_id} failed: {traceback.format_exc()}")
+        return internal(request_id)
 
     def end_answers(self, error: ApiError) -> None:
         """End everything that is under way with an error that each client is told."""
