@@ -9,6 +9,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from fledge.core.config import Tree, override_value, plain
@@ -41,9 +42,7 @@ class FormField:
 
 def form_fields(settings: Any, tree: Tree) -> list[FormField]:
     """The fields of a parsed tree, in the order of its classes."""
-    from pydantic import TypeAdapter
-
-    return list(_Form(TypeAdapter(type(settings)).json_schema(), tree).of_class(settings, (), (), decides=True))
+    return list(_Form(_schema(type(settings)), tree).of_class(settings, (), (), decides=True))
 
 
 def written_as(value: Any) -> str:
@@ -51,6 +50,13 @@ def written_as(value: Any) -> str:
     if isinstance(value, str) and "\n" not in value and override_value(value) == value:
         return value
     return json.dumps(value, ensure_ascii=False)
+
+
+@cache
+def _schema(cls: type[Any]) -> Mapping[str, Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls).json_schema()
 
 
 class _Form:

@@ -6,7 +6,6 @@ import secrets
 from pathlib import Path
 
 from fledge.core import console
-from fledge.core.wording import counted
 from fledge.serving.application import create_application
 from fledge.serving.board.routes import board_router
 from fledge.serving.keys import VARIABLE, ApiKeys
@@ -41,5 +40,7 @@ def board(folder: Path, settings: ServerSettings) -> None:
             console.say(f"runs cannot be started from here: other machines reach {settings.host}")
 
     serve(application, settings, say)
-    if launcher is not None and launcher.running:
-        console.say(f"{counted(len(launcher.running), 'runs')} started from here goes on: {', '.join(launcher.running)}")
+    if launcher is not None:
+        if launcher.running:
+            console.say(f"still at work: {', '.join(launcher.running)}; stop them with kill, which saves first")
+        launcher.close()

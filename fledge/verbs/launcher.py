@@ -114,7 +114,9 @@ class RunLauncher:
                 raise MachineError(
                     f"the run cannot be started: {error.strerror}", "close other programs, or start it in a terminal"
                 ) from error
-            self._started = [one for one in self._started if one.run != name]
+            for before in [one for one in self._started if one.run == name]:
+                before.output.close()
+                self._started.remove(before)
             self._started.append(_Started(name, self._shown(asked), process, output))
         return {"run": name, "command": self._shown(asked)}
 
@@ -133,6 +135,12 @@ class RunLauncher:
                 raise DataError(f"{run!r} does not run, or was not started from here", "stop it where it was started (Ctrl-C saves)")
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(found.process.pid, signal.SIGTERM)
+
+    def close(self) -> None:
+        """Let go of what was started; runs that still work go on."""
+        for one in self._started:
+            one.output.close()
+        self._started.clear()
 
     @property
     def running(self) -> Sequence[str]:
