@@ -34,12 +34,14 @@ tokenizer: {vocabulary_size: 512}
 
 
 @pytest.fixture
-def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunLauncher:
+def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunLauncher]:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("\n\n".join(f"The bird number {number} sings in the {number % 7}th tree." for number in range(200)))
     (tmp_path / "own.yaml").write_text(OWN)
     (tmp_path / "notes.txt").write_text("no recipe")
-    return RunLauncher(Path("runs"))
+    made = RunLauncher(Path("runs"))
+    yield made
+    made.close()
 
 
 def test_recipes_are_those_of_the_package_and_of_the_working_folder(launcher: RunLauncher) -> None:
@@ -143,9 +145,7 @@ def test_a_plan_is_what_the_verb_prints(launcher: RunLauncher, monkeypatch: pyte
     monkeypatch.setattr(launching, "_FLEDGE", (sys.executable, "-c", code))
     plan = launcher.plan(Asked("own.yaml", {"tokenizer.vocabulary_size": "600"}, "x", last_stage="corpus"))
     assert plan["arguments"] == ["plan", "own.yaml", "tokenizer.vocabulary_size=600", "--name", "x", "--json", "--log-level", "error"]
-    fails = (
-        "import sys; print('note', file=sys.stderr); print('error: it is too large\\n  fix: make it smaller', file=sys.stderr); sys.exit(2)"
-    )
+    fails = "import sys; print('note\\nerror: it is too large\\n  fix: make it smaller', file=sys.stderr); sys.exit(2)"
     monkeypatch.setattr(launching, "_FLEDGE", (sys.executable, "-c", fails))
     with pytest.raises(ConfigError) as refused:
         launcher.plan(Asked("own.yaml"))
