@@ -137,7 +137,7 @@ def test_a_live_chart_gains_points_and_the_end_is_told(browser: Browser, address
     with process.run_lock(folder / "live"), browser.page(opened(address)) as page:
         page.get_by_role("link", name="live").click()
         page.locator("main .badge.running").wait_for()
-        chart = page.get_by_label("Loss: training")
+        chart = page.get_by_label("Loss: ")
         chart.wait_for()
         points = "document.querySelector('.plot').data[0].x.length"
         assert page.evaluate(points) == 10
@@ -145,7 +145,8 @@ def test_a_live_chart_gains_points_and_the_end_is_told(browser: Browser, address
         page.get_by_text("Curriculum: 2 phases, 2 sources").click()
         page.get_by_role("cell", name="75.0 %").wait_for()
         append(stage, record(11), record(12, **{"validation/loss": 5.0}), torn='{"step": 13, "ti')
-        page.wait_for_function(f"{points} === 12")
+        page.get_by_text("at step 12").first.wait_for()
+        assert page.evaluate(points) == 12
         assert page.evaluate("document.querySelector('.plot').data[1].y.at(-1)") == 5.0
         assert "at step 12" in chart.get_attribute("aria-label")
         assert page.evaluate("document.querySelector('.plot').layout.shapes.length") == 2
@@ -201,8 +202,9 @@ def test_sixty_payloads_are_shown_and_none_runs(browser: Browser, address: str, 
         assert set(PAYLOADS) <= set(page.locator("tbody .problem").all_text_contents())
         page.get_by_role("link", name="hostile").click()
         page.locator(".samples li").first.wait_for()
+        page.locator("table.config tbody tr").nth(59).wait_for(state="attached")
+        page.locator("table.scores tbody tr").nth(59).wait_for()
         page.locator("details").evaluate_all("all => all.forEach((one) => { one.open = true; })")
-        page.locator("table.config tbody tr").nth(59).wait_for()
         assert page.locator(".samples .text").count() == 60 + 6
         for payload in PAYLOADS[::6]:
             page.get_by_label("Another figure").select_option(payload)
