@@ -73,7 +73,7 @@ class TorchForward:
         return [found[chunk.slot] for chunk in chunks]
 
     def _groups(self, chunks: Sequence[Chunk]) -> list[list[Chunk]]:
-        """What is read at once: single tokens, and longer chunks whose slots lie side by side, so that their part of the cache needs no copy."""
+        """What is read at once: single tokens, and longer chunks whose slots lie side by side, so that nothing is copied."""
         if self.padded_chunk_tokens:
             return [[chunk] for chunk in chunks]
         single = [chunk for chunk in chunks if len(chunk.ids) == 1]

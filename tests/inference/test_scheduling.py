@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fledge.core.errors import DataError
-from fledge.inference import engine as engine_module
 from fledge.inference.engine import Engine
 from fledge.inference.forward import Chunk, TorchForward
 from fledge.inference.kernel_forward import KernelForward, PackedModel
@@ -226,9 +225,7 @@ def test_logits_that_are_not_numbers_end_one_request(tiny_model: Llama, monkeypa
     whole = KernelForward.run
 
     def run_broken(self: KernelForward, chunks: Sequence[Chunk]) -> list[Tensor]:
-        return [
-            logits * float("nan") if POISON in chunk.ids else logits for chunk, logits in zip(chunks, whole(self, chunks), strict=True)
-        ]
+        return [logits * float("nan") if POISON in chunk.ids else logits for chunk, logits in zip(chunks, whole(self, chunks), strict=True)]
 
     monkeypatch.setattr(KernelForward, "run", run_broken)
     good, broken = run(make_engine(tiny_model), [Request((5,), GREEDY, ignore_end=True), Request((POISON,), GREEDY)])
@@ -273,7 +270,9 @@ def test_an_end_token_is_not_told_unless_it_is_ignored(tiny_model: Llama) -> Non
     assert len(ignoring.ids) == 60
 
 
-@pytest.mark.parametrize(("prompt", "problem"), [((), "0 tokens"), ((1,) * 96, "96 tokens"), ((500,), "token id 500"), ((-1,), "token id -1")])
+@pytest.mark.parametrize(
+    ("prompt", "problem"), [((), "0 tokens"), ((1,) * 96, "96 tokens"), ((500,), "token id 500"), ((-1,), "token id -1")]
+)
 def test_impossible_requests_are_refused(tiny_model: Llama, prompt: tuple[int, ...], problem: str) -> None:
     engine = make_engine(tiny_model)
     with pytest.raises(DataError, match=problem):
@@ -305,4 +304,3 @@ def test_generate_does_not_disturb_requests(tiny_model: Llama) -> None:
     while engine.has_work:
         told += engine.step()
     assert [drawn.token for drawn in told if drawn.ticket == ticket] == expected.ids
-    assert engine_module.MAXIMUM_BATCH_ROWS > engine.load.slots
