@@ -5,8 +5,9 @@
         for drawn in engine.step(): ...
 
 Text and chat templates stay outside. Requests join and leave between steps (`scheduling`), each draws from a random stream of its own
-(`sampling`), and none sees another's tokens, so a prompt gets the same completion alone and in company, up to the last bits of a matrix
-product of another shape; on a CPU, or with `batch_invariant`, to the bit. An engine belongs to one thread; `worker` shares one among several.
+(`sampling`), and none sees another's tokens, so a prompt gets the same completion alone and in company: on a CPU, or with
+`batch_invariant`, to the bit, else up to the last bits of a matrix product of another shape. An engine belongs to one thread; `worker`
+shares one among several.
 """
 
 from __future__ import annotations

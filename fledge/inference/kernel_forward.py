@@ -6,8 +6,8 @@
     logits = head(normalize(x)) of the wanted tokens
 
 A chunk of a prompt and a single token are the same here: rows with a slot and a position. What a row becomes depends on no other, so
-answers are the same to the bit whatever else is answered, and however prompts are cut. Weights are packed once (`quantize`), activations are
-fp32. `TorchForward` is the reference, and computes what this cannot.
+answers are the same to the bit whatever else is answered, and however prompts are cut. Weights are packed once (`quantize`),
+activations are fp32. `TorchForward` is the reference, and computes what this cannot.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fledge.inference import kernels
 from fledge.inference.forward import Chunk
 from fledge.inference.kernels import Floats
 from fledge.inference.quantize import PackedMatrix, WeightFormat, pack
-from fledge.model.llama import ACTIVATIONS, Llama, RMSNorm
+from fledge.model.llama import Llama, RMSNorm
 
 _ACTIVATIONS = {"silu": kernels.SILU, "gelu": kernels.GELU, "relu": kernels.RELU}
 
@@ -114,7 +114,9 @@ class KernelForward:
         logits = torch.from_numpy(self._logits(tokens, slots, positions, wanted))
         return list(logits.split(counts))  # type: ignore[no-untyped-call]
 
-    def _logits(self, tokens: NDArray[np.int64], slots: NDArray[np.int64], positions: NDArray[np.int64], wanted: NDArray[np.int64]) -> Floats:
+    def _logits(
+        self, tokens: NDArray[np.int64], slots: NDArray[np.int64], positions: NDArray[np.int64], wanted: NDArray[np.int64]
+    ) -> Floats:
         """tokens, slots, positions (R), wanted (N) -> (N, V)."""
         model = self.model
         hidden = model.embedding[tokens]
@@ -137,7 +139,9 @@ class KernelForward:
             for part in np.split(mixed, [heads * size, (heads + shared) * size], axis=1)
         )
         if layer.query_norm is not None and layer.key_norm is not None:
-            query, key = (norm(part.reshape(-1, size)).reshape(part.shape) for norm, part in ((layer.query_norm, query), (layer.key_norm, key)))
+            query, key = (
+                norm(part.reshape(-1, size)).reshape(part.shape) for norm, part in ((layer.query_norm, query), (layer.key_norm, key))
+            )
         for part in (query, key):
             kernels.rotate(part, positions, self.model.cosine, self.model.sine)
         kernels.store(key, value, slots, positions, keys, values)
@@ -157,7 +161,7 @@ def _shares(chunks: Sequence[Chunk], threads: int) -> list[list[Chunk]]:
 def _product(rows: Floats, matrix: PackedMatrix) -> Floats:
     """rows (R, I) -> (R, O)."""
     result = np.empty((len(rows), len(matrix.scales)), np.float32)
-    kernels.product(rows, matrix.values, matrix.scales, matrix.is_bf16, result)
+    kernels.product(rows, matrix.values, matrix.scales, matrix.values.dtype == np.uint16, result)
     return result[:, : matrix.outputs]
 
 
@@ -176,8 +180,8 @@ def _packed_layer(layer: Any, form: WeightFormat) -> _Layer:
     )
 
 
-def _norm(module: nn.Module) -> _Norm:
+def _norm(module: Any) -> _Norm:
     """An RMSNorm or a LayerNorm."""
     weight = module.weight.detach().float()
-    bias = getattr(module, "bias", None)
-    return _Norm(weight.numpy(), (torch.zeros_like(weight) if bias is None else bias.detach()).numpy(), module.eps, isinstance(module, nn.LayerNorm))
+    bias = module.bias.detach().float() if isinstance(module, nn.LayerNorm) else torch.zeros_like(weight)
+    return _Norm(weight.numpy(), bias.numpy(), module.eps, isinstance(module, nn.LayerNorm))
