@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,14 @@ class FormLauncher:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.asked, self.stopped = folder, list[Asked](), list[str]()
+        self.is_waited_for = threading.Event()
 
     def recipes(self) -> list[dict[str, Any]]:
         return [{"name": "quickstart", "origin": "comes with Fledge", "about": PAYLOADS[0]}]
 
     def form(self, asked: Asked) -> dict[str, Any]:
+        if not asked.smoke:
+            self.is_waited_for.wait(20)
         recipe, tree = load_recipe(find_recipe(asked.recipe), [f"{name}={value}" for name, value in asked.changes.items()])
         command = " ".join(["fledge run", asked.recipe, *(f"{name}={value}" for name, value in asked.changes.items())])
         fields = [vars(field) for field in form_fields(recipe, tree)]
@@ -224,6 +228,11 @@ def test_a_run_is_changed_planned_and_started(browser: Browser, address: str, fo
     with browser.page(opened(address), allowed_errors=("400",)) as page:
         page.get_by_role("link", name="New run").click()
         page.get_by_text("window.executed").first.wait_for()
+        # A second question before the first answer: the fields are shown with the second.
+        page.get_by_label("Shrink everything").check()
+        page.locator('[id="field-pretrain.steps"]').wait_for(state="attached")
+        launcher.is_waited_for.set()
+        page.get_by_label("Shrink everything").uncheck()
         page.get_by_label("Find a value").fill("pretrain.steps")
         steps = page.locator('[id="field-pretrain.steps"]')
         assert steps.input_value() == "100"

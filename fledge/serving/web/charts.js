@@ -31,11 +31,11 @@ function sample(number) {
 
 /**
  * One chart over steps. `lines`: {name, points: [[step, value], ...], faint}; `bands`: {from, to, name} behind them.
- * `stacked`: shares that fill each other up; `fromZero`: with the axis down to 0; `si`: with k, M, G at it. Lines may be replaced and drawn anew as often as wanted.
+ * `stacked`: shares that fill each other up; `fromZero`: with the axis down to 0; `si`: with k, M, G at it; `isNamed`: with the names of the bands. Lines may be replaced and drawn anew as often as wanted.
  */
 export class Chart {
-  constructor(title, { format = String, logarithmic = false, stacked = false, fromZero = false, si = false } = {}) {
-    this.options = { format, logarithmic, stacked, fromZero, si };
+  constructor(title, { format = String, logarithmic = false, stacked = false, fromZero = false, si = false, isNamed = true } = {}) {
+    this.options = { format, logarithmic, stacked, fromZero, si, isNamed };
     this.title = title;
     this.lines = [];
     this.bands = [];
@@ -99,7 +99,7 @@ export class Chart {
         type: "rect", xref: "x", yref: "paper", x0: band.from, x1: band.to, y0: 0, y1: 1, layer: "below", line: { width: 0 },
         fillcolor: number % 2 ? colour("sunken") : colour("accent-soft"), opacity: 0.55,
       })),
-      annotations: this.bands.map((band) => ({
+      annotations: (this.options.isNamed ? this.bands : []).map((band) => ({
         xref: "x", yref: "paper", x: (band.from + band.to) / 2, y: 1, yanchor: "top", showarrow: false, text: withoutTags(band.name), font: { size: 11 },
       })),
     };

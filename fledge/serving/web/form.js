@@ -28,6 +28,12 @@ export class FieldList {
     this.changed.clear();
   }
 
+  /** Until there is something to show. */
+  wait() {
+    this.rows = [];
+    fill(this.body, element("div", { class: "card empty", role: "status" }, "Reading the recipe ..."));
+  }
+
   show(fields) {
     const open = new Set([...this.body.querySelectorAll("details[open]")].map((one) => one.dataset.section));
     const focused = document.activeElement?.id;
@@ -68,7 +74,7 @@ export class FieldList {
   filter() {
     const wanted = this.search.value.trim().toLowerCase();
     for (const row of this.rows ?? []) row.place.hidden = Boolean(wanted) && !`${row.field.name} ${row.field.help}`.toLowerCase().includes(wanted);
-    for (const section of this.body.children) {
+    for (const section of this.rows?.length ? this.body.children : []) {
       const some = [...section.querySelectorAll(".field")].some((one) => !one.hidden);
       section.hidden = !some;
       if (wanted) section.open = some;

@@ -5,7 +5,7 @@ import { announce, element, fill, formatBytes, formatCount, formatSeconds, load,
 import { Curves, SOURCE_TOKENS } from "./curves.js";
 import { showLineage } from "./lineage.js";
 import { repeat } from "./repeat.js";
-import { address, badge, formatAgo } from "./runs-list.js";
+import { address, badge, formatAgo, formatLeft } from "./runs-list.js";
 import { showStarted } from "./started.js";
 
 const LIVE_SECONDS = 2;
@@ -14,7 +14,7 @@ const LIVE_SECONDS = 2;
 const CHARTS = [
   { title: "Loss", lines: { "train/loss": "training", "validation/loss": "validation" }, format: (value) => value.toFixed(4), bands: true },
   { title: "Bits per byte", lines: { "validation/bits_per_byte": "validation" }, format: (value) => value.toFixed(3) },
-  { title: "Learning rate", lines: { "train/learning_rate": "" }, format: (value) => value.toExponential(2), bands: true, fromZero: true },
+  { title: "Learning rate", lines: { "train/learning_rate": "" }, format: (value) => value.toExponential(2), bands: true, fromZero: true, isNamed: false },
   { title: "Gradient norm", lines: { "train/gradient_norm": "" }, format: (value) => value.toFixed(3) },
   { title: "Tokens per second", lines: { "train/tokens_per_second_smoothed": "smoothed", "train/tokens_per_second": "since the line before" }, format: formatCount, fromZero: true, si: true },
   { title: "Memory", lines: { "train/peak_memory_bytes": "" }, format: formatBytes, fromZero: true, si: true },
@@ -73,7 +73,7 @@ function tilesOf(status, curves) {
     tile("Stage", status.stage ?? "none", `${done} of ${status.stages.length} finished`),
     tile("Step", status.step === null ? null : status.step.toLocaleString("en")),
     tile("Loss", number("train/loss", (value) => value.toFixed(4))),
-    tile("Time left", status.seconds_left === null ? null : formatSeconds(status.seconds_left), `in ${status.stage}, by ${clock(status.seconds_left)}`),
+    tile("Time left", status.seconds_left === null ? null : formatLeft(status.seconds_left), `in ${status.stage}, by ${clock(status.seconds_left)}`),
     tile("Tokens", number("train/tokens", formatCount)),
     tile("Tokens per second", number("train/tokens_per_second_smoothed", formatCount)),
     tile("Memory", number("train/peak_memory_bytes", formatBytes)),
@@ -121,7 +121,7 @@ class TrainingView {
     this.curves = new Curves(this.run, stage.name);
     const choice = element(
       "div",
-      { class: "choice", role: "group", "aria-label": "Stage" },
+      { class: "choice", role: "group", "aria-label": "Stage", hidden: this.stages.length < 2 },
       this.stages.map((one) => element("button", { "aria-pressed": String(one === stage), click: () => this.choose(one) }, one.name)),
     );
     const scale = element("label", { class: "check small" }, element("input", { type: "checkbox", change: (event) => this.scale(event.target.checked) }), "Logarithmic loss");

@@ -18,6 +18,10 @@ export function formatAgo(unixSeconds) {
   return seconds < 5 ? "just now" : `${formatSeconds(seconds)} ago`;
 }
 
+export function formatLeft(seconds) {
+  return seconds < 1 ? "any moment" : formatSeconds(seconds);
+}
+
 export async function showList(place, given, signal) {
   document.title = "Runs - Fledge";
   const chosen = new Set();
@@ -86,7 +90,7 @@ function heading(title, number) {
 }
 
 function cells(run, box) {
-  const left = run.seconds_left === null ? "" : `${formatSeconds(run.seconds_left)} in ${run.stage}`;
+  const left = run.seconds_left === null ? "" : `${formatLeft(run.seconds_left)} in ${run.stage}`;
   return [
     element("td", { class: "choose" }, box),
     element("th", { scope: "row" }, element("a", { href: address("run", run.name) }, run.name)),

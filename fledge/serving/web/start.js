@@ -64,7 +64,9 @@ class StartView {
 
   /** The form of the chosen recipe, unchanged. */
   async open() {
+    this.allow(false);
     this.fields.forget();
+    this.fields.wait();
     this.name.value = "";
     this.last.replaceChildren();
     this.about.textContent = this.recipes.find((one) => one.name === this.recipe.value)?.about ?? "";
@@ -80,11 +82,13 @@ class StartView {
   async check(anew = false) {
     clearTimeout(this.timer);
     this.planPlace.replaceChildren();
+    this.isAnew ||= anew; // kept until an answer is shown, which a later question may have to do for this one
     const number = (this.checks = (this.checks ?? 0) + 1);
     try {
       const found = await load("/board/form", { method: "POST", body: this.asked(), signal: this.signal });
       if (number !== this.checks) return;
-      if (anew) this.fields.show(found.fields);
+      if (this.isAnew) this.fields.show(found.fields);
+      this.isAnew = false;
       this.fields.tellShrunk(found.shrunk);
       if (this.last.children.length === 0) fill(this.last, element("option", { value: "" }, "the last one"), found.stages.map((stage) => element("option", { value: stage }, stage)));
       this.name.placeholder = found.name;
