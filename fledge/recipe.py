@@ -65,7 +65,7 @@ def find_recipe(given: str) -> Path:
     path = Path(given)
     if path.is_file() or path.suffix:
         return path
-    ours = {file.stem: file for folder in _our_folders() for file in folder.glob("*.yaml")}
+    ours = packaged_recipes()
     if given in ours:
         return ours[given]
     close = difflib.get_close_matches(given, ours, n=1)
@@ -73,9 +73,14 @@ def find_recipe(given: str) -> Path:
     raise ConfigError(f"there is no recipe {given!r}", remedy)
 
 
+def packaged_recipes() -> dict[str, Path]:
+    """The recipes that Fledge brings, by name."""
+    return {file.stem: file for folder in _our_folders() for file in sorted(folder.glob("*.yaml"))}
+
+
 def is_packaged(name: str) -> bool:
     """Whether Fledge brings a recipe of this name."""
-    return any((folder / f"{name}.yaml").is_file() for folder in _our_folders())
+    return name in packaged_recipes()
 
 
 def find_parent(folder: Path, name: str) -> Path:

@@ -26,7 +26,7 @@ SLOT_STEP_TOKENS = 64
 Wanted = Literal["nothing", "last", "all"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chunk:
     """Consecutive tokens of the request in a slot."""
 

@@ -21,9 +21,6 @@ from fledge.core.errors import MachineError
 Page = Literal["chat", "runs"]
 
 WEB = Path(__file__).parent / "web"
-PUBLIC_PATHS = ("/", "/chat", "/runs")
-"""What anyone may load without a key, besides what begins with `STATIC_PATH`: pages without any content."""
-STATIC_PATH = "/static/"
 PLOTLY = "plotly.min.js"
 
 MEDIA_TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
@@ -31,8 +28,6 @@ SECURITY_HEADERS = {
     # plotly writes its own styles into the page and draws pictures to save from data: and blob: addresses.
     "Content-Security-Policy": "default-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "connect-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 _ALWAYS_ASK = {"Cache-Control": "no-cache"}
@@ -40,7 +35,7 @@ _KEEP_A_DAY = {"Cache-Control": "private, max-age=86400"}
 
 
 def pages_router(pages: Sequence[Page] = ("chat", "runs")) -> APIRouter:
-    """The routes of these pages and of the files they load; the first one also answers at `/`.
+    """The routes of these pages and of the files they load, which need no key; the first page also answers at `/`.
 
     Raises MachineError if a file of the package is not there.
     """

@@ -22,7 +22,7 @@ from fledge.model.folder import save_model
 from fledge.serving.settings import ServerSettings
 from fledge.tokens.tokenizer import copy_tokenizer
 from tests.command_line import Fledge, expect_error
-from tests.serving.running import CONTEXT_TOKENS, WAIT_SECONDS, Running, error_of, running, tiny_model, tiny_tokenizer, until
+from tests.serving.running import CONTEXT_TOKENS, WAIT_SECONDS, Running, error_of, new_client, running, tiny_model, tiny_tokenizer, until
 
 LONG: dict[str, Any] = {"max_tokens": 60, "ignore_eos": True, "temperature": 1.0}
 
@@ -32,8 +32,8 @@ def stream(url: str, answers: list[str], **fields: Any) -> threading.Thread:
 
     def read() -> None:
         body = {"model": "tiny", "prompt": "row 3", "stream": True, **LONG, **fields}
-        with httpx2.Client(timeout=WAIT_SECONDS) as client:
-            answers.append(client.post(f"{url}/v1/completions", json=body).text)
+        with new_client(url) as client:
+            answers.append(client.post("/v1/completions", json=body).text)
 
     thread = threading.Thread(target=read)
     thread.start()
@@ -67,11 +67,11 @@ def test_25_streams_end_whole_and_nothing_new_begins(count: int) -> None:
 
 def refuses(server: Running) -> None:
     """Not ready, alive, and nothing new: over a connection of its own, since the listener is still open."""
-    with contextlib.suppress(httpx2.TransportError):  # it may just have ended
-        ready = httpx2.get(f"{server.url}/health/ready")
+    with contextlib.suppress(httpx2.TransportError), new_client(server.url) as client:  # it may just have ended
+        ready = client.get("/health/ready")
         assert ready.status_code == 503 and "shutting down" in ready.text
-        assert httpx2.get(f"{server.url}/health/live").status_code == 200
-        refused = httpx2.post(f"{server.url}/v1/completions", json={"model": "tiny", "prompt": "x"})
+        assert client.get("/health/live").status_code == 200
+        refused = client.post("/v1/completions", json={"model": "tiny", "prompt": "x"})
         assert error_of(refused) == (503, None, "shutting_down") and refused.headers["Retry-After"] == "5"
 
 
@@ -107,7 +107,8 @@ def served(checkpoint: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]
             assert process.stdout is not None
             said = process.stdout.readline()
             while "Ctrl-C" not in said:
-                assert (line := process.stdout.readline()), process.communicate()[1]
+                line = process.stdout.readline()
+                assert line, process.communicate()[1]
                 said += line
             found = re.search(r"http://127\.0\.0\.1:\d+", said)
             assert found is not None
@@ -117,15 +118,16 @@ def served(checkpoint: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]
 
 
 def test_25_a_process_ends_well_after_sigterm(checkpoint: Path, fledge: Fledge) -> None:
-    with served(checkpoint) as (process, url, said):
+    with contextlib.ExitStack() as opened, served(checkpoint) as (process, url, said):
         assert "serving tiny at" in said and "curl" in said and "/v1/chat/completions" in said
-        assert httpx2.get(f"{url}/v1/models").json()["data"][0]["id"] == "tiny"
-        assert httpx2.get(f"{url}/").status_code == 200  # the page
+        client = opened.enter_context(new_client(url))
+        assert client.get("/v1/models").json()["data"][0]["id"] == "tiny"
+        assert client.get("/").status_code == 200  # the page
         port = url.rpartition(":")[2]
         expect_error(fledge("serve", str(checkpoint), "--port", port), 5, f"port {port} of 127.0.0.1 is in use", "--port")
         answers: list[str] = []
-        threads = [stream(url, answers) for _ in range(4)]
-        time.sleep(0.05)
+        threads = [stream(url, answers, max_tokens=250) for _ in range(4)]
+        until(lambda: 'fledge_choices_running{model="tiny"} 4.0' in client.get("/metrics").text)
         process.send_signal(signal.SIGTERM)
         for thread in threads:
             thread.join()
@@ -137,15 +139,17 @@ def test_25_a_process_ends_well_after_sigterm(checkpoint: Path, fledge: Fledge) 
 
 def test_25_a_second_signal_ends_a_process_at_once(checkpoint: Path) -> None:
     with served(checkpoint) as (process, url, _):
-        answers: list[str] = []
-        with contextlib.suppress(httpx2.TransportError):
-            with httpx2.stream("POST", f"{url}/v1/completions", json={"model": "tiny", "prompt": "x", "stream": True, **LONG}) as answer:
-                next(answer.iter_lines())
-                process.send_signal(signal.SIGINT)
-                time.sleep(0.02)
-                process.send_signal(signal.SIGHUP)
-                assert process.wait(WAIT_SECONDS) in (0, 128 + signal.SIGHUP)  # 0: the answer had ended before
-        assert answers == []
+        body = {"model": "tiny", "prompt": "x", "stream": True, **LONG}
+        with (
+            contextlib.suppress(httpx2.TransportError),
+            new_client(url) as client,
+            client.stream("POST", "/v1/completions", json=body) as answer,
+        ):
+            next(answer.iter_lines())
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.02)
+            process.send_signal(signal.SIGHUP)
+            assert process.wait(WAIT_SECONDS) in (0, 128 + signal.SIGHUP)  # 0: the answer had ended before
 
 
 def test_what_cannot_be_served_is_told_in_two_lines(checkpoint: Path, fledge: Fledge) -> None:

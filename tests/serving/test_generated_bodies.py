@@ -57,9 +57,10 @@ NUMBERS: list[Any] = [
 ODD: list[Any] = [None, True, False, [], {}, [None], {"a": {"b": []}}, "5", [[]], [[[]]], [{}], "null"]
 ROLES = ["user", "assistant", "system", "developer", "tool", "", None, 5]
 FIELDS = [
-    "model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "n",
-    "best_of", "stop", "seed", "stream", "stream_options", "logprobs", "top_logprobs", "echo", "ignore_eos", "presence_penalty",
-    "frequency_penalty", "logit_bias", "suffix", "response_format", "user", "tools", "chat_template",
+    "model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p",
+    "repetition_penalty", "n", "best_of", "stop", "seed", "stream", "stream_options", "logprobs", "top_logprobs",
+    "echo", "ignore_eos", "presence_penalty", "frequency_penalty", "logit_bias", "suffix", "response_format", "user",
+    "tools", "chat_template",
 ]  # fmt: skip
 
 
@@ -100,11 +101,13 @@ class Generator:
         if kind == 4:
             return [self.value(depth + 1) for _ in range(self.chosen.choice([0, 1, 2, 5, 40]))]
         if kind == 5:
-            return [self.chosen.randrange(-2, tiny_tokenizer().vocabulary_size + 2) for _ in range(self.chosen.choice([1, 3, 300]))]
+            ids = range(-2, tiny_tokenizer().vocabulary_size + 2)
+            return self.chosen.choices(ids, k=self.chosen.choice([1, 3, 300]))
         if kind == 6:
             return {self.text()[:20]: self.value(depth + 1) for _ in range(self.chosen.randint(0, 3))}
         if kind == 7:
-            return [{"role": self.chosen.choice(ROLES), "content": self.value(depth + 1)} for _ in range(self.chosen.randint(0, 4))]
+            count = self.chosen.randint(0, 4)
+            return [{"role": self.chosen.choice(ROLES), "content": self.value(depth + 1)} for _ in range(count)]
         return [{"type": self.chosen.choice(["text", "image_url", None]), "text": self.value(depth + 1)}]
 
     def text(self) -> str:

@@ -21,10 +21,9 @@ from fledge.evaluation.compression import CompressorFigure
 from fledge.evaluation.generations import Sample, answer_question
 from fledge.evaluation.report import report
 from fledge.evaluation.report_data import LineageLine, OtherRun, ReportData, SourceShare, StageUse, TrainingHistory
-from fledge.evaluation.run_data import corpus_card, phase_use
+from fledge.evaluation.run_data import RESULTS, corpus_card, dotted, phase_use
 from fledge.stages import CONTENT_OF, REPORT, TRAINING_STAGES
 from fledge.stages.checkpoint_names import find_checkpoint
-from fledge.stages.making.evaluation import RESULTS
 from fledge.stages.run import Run
 from fledge.tokens.tokenizer import open_tokenizer
 from fledge.training.checkpoint import read_order
@@ -131,15 +130,6 @@ def _other(name: str, made: Mapping[str, Artifact]) -> OtherRun:
         settings |= {f"model.{key}": str(value) for key, value in dotted(asked["model"] or {})}
     evaluations = [evaluation_from_plain(one) for one in _results(made)["evaluations"]] if "evaluate" in made else []
     return OtherRun(name, [_history(stage, made[stage]) for stage in trained], evaluations, facts, settings)
-
-
-def dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a settings tree by its dotted name."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from dotted(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _results(made: Mapping[str, Artifact]) -> dict[str, Any]:

@@ -132,8 +132,6 @@ def _assemble(task: Task, world: World, stop: StopSignals, writer: CheckpointWri
     optimizer = _optimizer(model, settings, machine, world)
     batches = open_batches(plan, rows, machine.micro_batch_rows or settings.micro_batch_rows, world)
     progress = resume(folder, model, optimizer, plan, world)
-    if world.main:
-        disk.write_json(folder / PLAN, plan.identity())
     progress = replace(progress, left_out=left_out or progress.left_out)
     if task.parent is not None and progress.step == plan.start.step and "optimizer" in settings.keep:
         load_kept_optimizer(task.parent, optimizer)
@@ -237,7 +235,10 @@ def _require_validation(task: Task, rows: RowReader) -> None:
 
 
 def _announce(task: Task, batches: BatchLoader, model: Llama, progress: Progress, world: World, machine: str) -> None:
+    """Say what is going to be done, and leave the plan where whoever looks on finds it."""
     plan = batches.plan
+    if world.main:
+        disk.write_json(task.folder / PLAN, plan.identity())
     steps, tokens = plan.steps - plan.start.step, plan.tokens(plan.steps) - plan.start.tokens
     of_tokens = f"of {plan.phases[0].batch_tokens:,} tokens" if len(plan.phases) == 1 else f"in {len(plan.phases)} phases"
     console.say(
