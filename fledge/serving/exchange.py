@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from fledge.core import console
 from fledge.serving.answer import Answer, Job
-from fledge.serving.choice import End, Piece
+from fledge.serving.choice import End, Piece, PromptLogprobs
 from fledge.serving.errors import json_response
 from fledge.serving.logprobs import ToldToken
 from fledge.serving.parameters import Parameters
@@ -29,7 +29,7 @@ class Whole:
     text: str = ""
     tokens: list[ToldToken] = field(default_factory=list)
     end: End = "length"
-    prompt_logprobs: Any = None
+    prompt_logprobs: PromptLogprobs | None = None
 
     def add(self, piece: Piece) -> None:
         """The next piece of it."""

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fledge.core import console
-from fledge.core.errors import ConfigError
-from fledge.inference.settings import EngineSettings
+from fledge.core.errors import ConfigError, NumericsError
+from fledge.inference.engine import Engine
+from fledge.inference.requests import Request
+from fledge.inference.settings import EngineSettings, GenerationSettings
 from fledge.inference.worker import EngineThread
 from fledge.serving.application import create_application
 from fledge.serving.keys import ApiKeys
@@ -20,6 +22,7 @@ from fledge.serving.run import Service
 from fledge.serving.served import ServedModel
 from fledge.serving.settings import ServerSettings, require_safe_address
 from fledge.stages.run import RUNS, smoke_name
+from fledge.tokens.tokenizer import Tokenizer
 from fledge.verbs.chatting.speakers import open_speaker
 
 _STOP_SECONDS = 5.0
@@ -76,7 +79,17 @@ def _open(reference: str, name: str, settings: EngineSettings) -> ServedModel:
     config = speaker.folder / "config.json"
     created = int(config.stat().st_mtime) if config.is_file() else int(time.time())
     engine = speaker.engine
+    _warm_up(engine, speaker.tokenizer, reference)
     return ServedModel(name, EngineThread(engine), speaker.tokenizer, engine.context_tokens, speaker.generation, created)
+
+
+def _warm_up(engine: Engine, tokenizer: Tokenizer, reference: str) -> None:
+    """Two tokens before anyone asks: what is compiled is compiled now, and what cannot be computed is refused now. Raises NumericsError."""
+    engine.submit(Request(tokenizer.document_start, GenerationSettings(temperature=0, maximum_new_tokens=2)))
+    while engine.has_work:
+        for drawn in engine.step():
+            if drawn.finish == "failed":
+                raise NumericsError(f"{reference} cannot be computed: {drawn.error}", "use an earlier checkpoint")
 
 
 def _greet(address: str, models: Sequence[ServedModel], settings: ServerSettings) -> None:
