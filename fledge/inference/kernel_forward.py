@@ -157,7 +157,10 @@ def _shares(chunks: Sequence[Chunk], threads: int) -> list[list[Chunk]]:
 def _product(rows: Floats, matrix: PackedMatrix) -> Floats:
     """rows (R, I) -> (R, O)."""
     result = np.empty((len(rows), len(matrix.scales)), np.float32)
-    kernels.product(rows, matrix.values, matrix.scales, matrix.is_bf16, result)
+    if matrix.values.dtype == np.float32:
+        kernels.product(rows, matrix.values, result)
+    else:
+        kernels.unpacking_product(rows, matrix.values, matrix.scales, matrix.values.dtype == np.uint16, result)
     return result[:, : matrix.outputs]
 
 

@@ -40,11 +40,26 @@ _BF16_SHIFT = np.uint32(16)
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"})
-def product(rows: Floats, weights: NDArray[np.generic], scales: Floats, is_bf16: bool, result: Floats) -> None:
-    """rows (R, I), weights (O / TILE, I x TILE) as packed, scales (O) -> result (R, O), both O with their padding."""
+def product(rows: Floats, weights: Floats, result: Floats) -> None:
+    """rows (R, I), weights (O / TILE, I x TILE) as packed -> result (R, O), O with its padding."""
     for tile in range(weights.shape[0]):
-        values = np.empty(STRIDE * TILE, np.float32)
-        bits = values.view(np.uint32)
+        outputs = slice(tile * TILE, (tile + 1) * TILE)
+        for first in range(0, rows.shape[0], ROWS_AT_ONCE):
+            last = min(first + ROWS_AT_ONCE, rows.shape[0])
+            for row in range(first, last):
+                result[row, outputs] = _ZERO
+            for start in range(0, rows.shape[1], STRIDE):
+                values = weights[tile, start * TILE : (start + STRIDE) * TILE]
+                for row in range(first, last):
+                    _add_products(result[row, outputs], values, rows[row, start : start + STRIDE])
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"})
+def unpacking_product(rows: Floats, weights: NDArray[np.generic], scales: Floats, is_bf16: bool, result: Floats) -> None:
+    """The same of weights that are bits of bf16, or int8 to be multiplied with scales (O)."""
+    values = np.empty(STRIDE * TILE, np.float32)
+    bits = values.view(np.uint32)
+    for tile in range(weights.shape[0]):
         outputs = slice(tile * TILE, (tile + 1) * TILE)
         for first in range(0, rows.shape[0], ROWS_AT_ONCE):
             last = min(first + ROWS_AT_ONCE, rows.shape[0])
@@ -61,9 +76,9 @@ def product(rows: Floats, weights: NDArray[np.generic], scales: Floats, is_bf16:
                 for row in range(first, last):
                     _add_products(result[row, outputs], values, rows[row, start : start + STRIDE])
             for row in range(first, last):
-                sums = result[row, outputs]
+                sums, factors = result[row, outputs], scales[outputs]
                 for place in range(TILE):
-                    sums[place] *= scales[tile * TILE + place]
+                    sums[place] *= factors[place]
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"}, inline="never")

@@ -31,11 +31,6 @@ class PackedMatrix:
     """(O): what products are multiplied with; 1 unless int8."""
     outputs: int
 
-    @property
-    def is_bf16(self) -> bool:
-        """Whether the values are the bits of bf16."""
-        return self.values.dtype == np.uint16
-
 
 def pack(weight: Tensor, form: WeightFormat) -> PackedMatrix:
     """weight (O, I), fp32 -> packed."""
