@@ -52,5 +52,5 @@ def test_the_words_of_others_are_understood(theirs: dict[str, Any], expected: Ge
 
 def test_a_value_out_of_range_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"top_p": 0}')
-    with pytest.raises(CheckpointError, match="generation_config.json: top_p must be above 0"):
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: top_p must be above 0"):
         read_generation(tmp_path)

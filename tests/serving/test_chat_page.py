@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +95,9 @@ def test_an_answer_is_given_again_and_a_question_is_changed(site: Site, browser:
         page.locator(".answer", has_text="Answer 3.").wait_for()
         assert answers(page) == ["Answer 1.", "Answer 3."]
         assert site.first.prompts()[2] == site.first.prompts()[1]
+        wait_until_done(page)
+        page.get_by_role("button", name="Copy").last.click()
+        page.get_by_role("button", name=re.compile("Copied|Selected")).wait_for()
         assert [request.generation.seed for request in site.first.requests] == [7, 7, 8]
         wait_until_done(page)
         page.get_by_role("button", name="Edit").first.click()
@@ -128,11 +132,18 @@ def test_two_models_answer_side_by_side(site: Site, browser: Browser) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
 
 
+RENAME_LAST_MODEL = """name => {
+    const kept = JSON.parse(localStorage.getItem("fledge.conversations"));
+    kept[0].turns.at(-1).answers[0].model = name;
+    localStorage.setItem("fledge.conversations", JSON.stringify(kept));
+}"""
+
+
 def test_markup_in_any_text_is_shown_and_does_nothing(tokenizer: Any, browser: Browser) -> None:
     everything = "\n".join(PAYLOADS)
     name = PAYLOADS[0]
     engine = RiggedEngine(tokenizer, iter([everything, "Fine."]))
-    with listening(application({name: engine})) as address, browser.page(address) as page:
+    with listening(application({name: engine})) as address, browser.page(address, allowed_errors=("404",)) as page:
         say(page, everything)
         wait_until_done(page)
         say(page, "And?")
@@ -143,6 +154,11 @@ def test_markup_in_any_text_is_shown_and_does_nothing(tokenizer: Any, browser: B
         page.reload()
         page.locator("#list .open").click()
         assert page.locator(".answer .text").first.text_content() == everything, "what was kept is text too"
+        page.evaluate(RENAME_LAST_MODEL, PAYLOADS[20])
+        page.reload()
+        page.locator("#list .open").click()
+        page.get_by_role("button", name="Regenerate").click()
+        page.get_by_role("alert").filter(has_text=PAYLOADS[20]).wait_for()
         made = (
             "script:not([src^='/static/']), img, iframe, object, embed, svg, math, video, audio, base, style, .turn a, .turn form, #list a"
         )

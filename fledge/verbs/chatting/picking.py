@@ -53,7 +53,7 @@ def runs() -> list[Choice]:
             ago = f"{console.format_seconds(max(0.0, time.time() - changed))} ago"
             found.append((changed, Choice(folder.name, (folder.name, stages, str(count), ago))))
     if not found:
-        raise CheckpointError(f"no run under {RUNS}/ has a checkpoint", "train one (fledge run quickstart), or name a checkpoint's folder")
+        raise CheckpointError(f"no run under {RUNS} has a checkpoint", "train one (fledge run quickstart), or name a checkpoint's folder")
     return [choice for _, choice in sorted(found, key=lambda one: -one[0])]
 
 
