@@ -164,6 +164,12 @@ def test_14_an_empty_message_of_the_user_and_a_developer_are_fine(server: Runnin
     assert first.status_code == 200 and first.json()["choices"] == second.json()["choices"]
 
 
+def test_a_model_without_a_format_for_conversations_says_so(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_tokenizer(), "template", None)
+    assert error_of(server.chat()) == (400, "model", None)
+    assert server.complete(max_tokens=1).status_code == 200
+
+
 def test_15_token_ids(server: Running) -> None:
     tokenizer = tiny_tokenizer()
     assert tokenizer.turn_start is not None
