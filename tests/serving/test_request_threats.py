@@ -229,6 +229,7 @@ def test_31_prompts_stay_out_of_the_log(shows: bool, capsys: pytest.CaptureFixtu
     text = captured.out + captured.err
     assert ("marigold" in text) is shows and (repr(answer)[1:-1] in text) is shows
     assert "topsecret" not in text
+    assert (text.count(" prompts: "), text.count(" answers: ")) == ((3, 3) if shows else (0, 0))
 
 
 def test_32_a_prompt_is_not_answered_faster_because_another_key_asked_before(server: Running) -> None:
