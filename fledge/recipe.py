@@ -48,7 +48,7 @@ class Recipe:
     evaluate: EvaluateSettings | None = None
     """What is measured at the end; the report shows it."""
     generation: GenerationSettings = GenerationSettings()
-    """How the samples that training shows are drawn."""
+    """How answers are drawn: the samples that training shows, and the default of generate, chat and serve."""
     question: str | None = None
     """Asked of the finished model at the end of `fledge run`, and answered greedily."""
 

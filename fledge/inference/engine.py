@@ -5,8 +5,9 @@
         for drawn in engine.step(): ...
 
 Text and chat templates stay outside. Requests join and leave between steps (`scheduling`), each draws from a random stream of its own
-(`sampling`), and none sees another's tokens, so a prompt gets the same completion alone and in company, up to the last bits of a matrix
-product of another shape; with `batch_invariant` to the bit. An engine belongs to one thread; `worker` shares one among several.
+(`sampling`), and none sees another's tokens, so a prompt gets the same completion alone and in company: on a CPU, or with
+`batch_invariant`, to the bit, else up to the last bits of a matrix product of another shape. An engine belongs to one thread; `worker`
+shares one among several.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from fledge.core.errors import DataError, NumericsError
+from fledge.core.errors import ConfigError, DataError, NumericsError
 from fledge.inference.forward import Forward, TorchForward
+from fledge.inference.kernel_forward import KernelForward, PackedModel
 from fledge.inference.requests import Drawn, Request
 from fledge.inference.sampling import row_generators
 from fledge.inference.scheduling import Load, Scheduler
@@ -49,7 +51,7 @@ class Completion:
 
 
 class Engine:
-    """One model and its requests."""
+    """One model and its requests. On a CPU its weights are copied at the first request, so what they become after that is not seen."""
 
     def __init__(
         self,
@@ -142,6 +144,22 @@ class Engine:
         return self._schedule(self.settings.slots, self.context_tokens, self.settings.prefill_tokens)
 
     def _schedule(self, slots: int, context_tokens: int, prefill_tokens: int) -> Scheduler:
-        chunk_tokens = prefill_tokens if self.settings.batch_invariant else None
-        forward: Forward = TorchForward(self.model, self.precision, slots, context_tokens, chunk_tokens)
+        chunk_tokens = None
+        if PackedModel.fits(self.model):
+            forward: Forward = KernelForward(self._packed, slots, context_tokens)
+        else:
+            chunk_tokens = prefill_tokens if self.settings.batch_invariant else None
+            forward = TorchForward(self.model, self._torch_precision, slots, context_tokens, chunk_tokens)
         return Scheduler(forward, slots, context_tokens, prefill_tokens, self.vocabulary_size, self.stop_ids, chunk_tokens)
+
+    @cached_property
+    def _packed(self) -> PackedModel:
+        asked = self.settings.weights
+        return PackedModel(self.model, asked if asked != "auto" else "bf16" if self.precision == "bf16" else "fp32")
+
+    @property
+    def _torch_precision(self) -> Precision:
+        asked = self.settings.weights
+        if asked == "int8":
+            raise ConfigError("weights are int8, which is computed on a CPU only, adapters merged", "choose bf16, or device=cpu")
+        return self.precision if asked == "auto" else asked

@@ -9,7 +9,7 @@ passes over the same chunk leave the same behind, so that a pass which failed ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -26,7 +26,7 @@ SLOT_STEP_TOKENS = 64
 Wanted = Literal["nothing", "last", "all"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chunk:
     """Consecutive tokens of the request in a slot."""
 
@@ -54,8 +54,9 @@ class TorchForward:
     """Slots as a `KeyValueCache`; a pass is one call of the model for the single tokens and one for each group of longer chunks."""
 
     def __init__(self, model: Llama, precision: Precision, slots: int, context_tokens: int, padded_chunk_tokens: int | None = None) -> None:
-        """With `padded_chunk_tokens` every product has the same shape whatever is asked: chunks are padded to it and read one by one,
-        single tokens always computed for all slots, attention over the whole context. That is what makes answers independent of the load.
+        """With `padded_chunk_tokens` every product has the same shape whatever is asked: chunks are read one by one, those of more than one
+        token padded to this, and attention is over the whole context. A product's rows differ in their last bits with its shape and their
+        place in it, so that is what makes answers independent of the load.
         """
         self.model, self.precision = model, precision
         self.device = model.lm_head.weight.device
@@ -67,31 +68,31 @@ class TorchForward:
     def run(self, chunks: Sequence[Chunk]) -> list[Tensor]:
         """See `Forward`."""
         found: dict[int, Tensor] = {}
-        single = [chunk for chunk in chunks if len(chunk.ids) == 1]
-        if single:
-            found |= self._read(single, single=True)
-        for group in self._groups([chunk for chunk in chunks if len(chunk.ids) > 1]):
-            found |= self._read(group, single=False)
+        for group in self._groups(chunks):
+            found |= self._read(group)
         return [found[chunk.slot] for chunk in chunks]
 
-    def _groups(self, chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
-        """Chunks whose slots lie side by side, so that their part of the cache needs no copy."""
-        group: list[Chunk] = []
-        for chunk in sorted(chunks, key=lambda one: one.slot):
-            if group and (self.padded_chunk_tokens or chunk.slot != group[-1].slot + 1):
-                yield group
-                group = []
-            group.append(chunk)
-        if group:
-            yield group
+    def _groups(self, chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+        """What is read at once: single tokens, and longer chunks whose slots lie side by side, so that nothing is copied."""
+        if self.padded_chunk_tokens:
+            return [[chunk] for chunk in chunks]
+        single = [chunk for chunk in chunks if len(chunk.ids) == 1]
+        groups = [single] if single else []
+        last_slot = None
+        for chunk in sorted((one for one in chunks if len(one.ids) > 1), key=lambda one: one.slot):
+            if last_slot is None or chunk.slot != last_slot + 1:
+                groups.append([])
+            groups[-1].append(chunk)
+            last_slot = chunk.slot
+        return groups
 
-    def _read(self, chunks: Sequence[Chunk], single: bool) -> dict[int, Tensor]:
+    def _read(self, chunks: Sequence[Chunk]) -> dict[int, Tensor]:
         """Slot -> logits. Slots between those of the chunks, of requests that do not move on, get a token behind their last one, where
         nothing is yet."""
         fixed = self.padded_chunk_tokens
-        first = 0 if single else chunks[0].slot
-        slots = range(first, self.cache.rows if single and fixed else max(chunk.slot for chunk in chunks) + 1)
-        length = 1 if single else fixed or max(len(chunk.ids) for chunk in chunks)
+        slots = range(min(chunk.slot for chunk in chunks), max(chunk.slot for chunk in chunks) + 1)
+        length = max(len(chunk.ids) for chunk in chunks)
+        length = fixed if fixed and length > 1 else length
         for chunk in chunks:
             self._ends[chunk.slot] = chunk.end
         by_slot = {chunk.slot: chunk for chunk in chunks}
@@ -106,11 +107,11 @@ class TorchForward:
             size = len(chunk.ids)
             wanted[row, {"nothing": size, "last": size - 1, "all": 0}[chunk.wanted] : size] = True
         with autocast(self.precision, self.device):
-            logits = self.model.extend(
+            logits: Tensor = self.model.extend(
                 tokens.to(self.device), positions.to(self.device), self.cache.part(slots, longest), wanted.to(self.device)
             ).float()
         counts = wanted.sum(dim=1).tolist()
-        return {chunk.slot: part for chunk, part in zip(read, logits.split(counts), strict=True)}
+        return {chunk.slot: part for chunk, part in zip(read, logits.split(counts), strict=True)}  # type: ignore[no-untyped-call]
 
 
 def _rounded_up(tokens: int) -> int:

@@ -59,7 +59,7 @@ class EngineSettings:
     weights: Weights = operation("auto")
     """In what weights are kept: int8 and bf16 are read faster than fp32, which is exact; auto means the engine's precision."""
     batch_invariant: bool = operation(False)
-    """Answers are the same to the bit whatever else is being answered. On a CPU they always are; on a GPU it costs speed."""
+    """Answers are the same to the bit whatever else is being answered. On a CPU they always are; on a GPU it costs most of the speed."""
 
     def __post_init__(self) -> None:
         if self.slots < 1:

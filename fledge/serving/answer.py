@@ -154,8 +154,10 @@ class Answer:
         return listen
 
     def _hear(self, number: int, drawn: Drawn) -> None:
+        if self._is_closed:
+            return  # drawn before the engine heard of it
         self._events.put_nowait((number, drawn))
         unread_bytes = self._events.qsize() * _EVENT_BYTES
         is_late = time.monotonic() - self._taken > _PATIENCE_SECONDS
-        if unread_bytes > self._state.settings.unread_bytes and is_late and not self._is_closed:
+        if unread_bytes > self._state.settings.unread_bytes and is_late:
             self.too_slow.set()

@@ -16,6 +16,7 @@ from fledge.inference.texts import StopStream
 from fledge.serving.logprobs import ToldToken
 
 End = Literal["stop", "length"]
+PromptLogprobs = tuple[TokenLogprobs | None, ...]
 
 
 class Decoder(Protocol):
@@ -36,7 +37,7 @@ class Piece:
     tokens: tuple[ToldToken, ...] = ()
     end: End | None = None
     """Why the choice ended; nothing follows."""
-    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
     """With the first piece, if they were asked for."""
 
 

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from fledge.inference import requests
 from fledge.serving.answer import Job
 from fledge.serving.bodies import parse_object
-from fledge.serving.choice import Choice, Piece
+from fledge.serving.choice import Choice, End, Piece, PromptLogprobs
 from fledge.serving.errors import bad_request
 from fledge.serving.exchange import Asked, Whole, respond
 from fledge.serving.fields import Fields
@@ -118,7 +118,7 @@ class _Completions:
         return Job(request, Choice(self.model.tokenizer.stream(continued=True), self.parameters.stops, length_tokens))
 
     def _choice(
-        self, number: int, text: str, tokens: Sequence[ToldToken], end: str | None, prompt_logprobs: Any, echoed: bool
+        self, number: int, text: str, tokens: Sequence[ToldToken], end: End | None, prompt_logprobs: PromptLogprobs | None, echoed: bool
     ) -> dict[str, Any]:
         prompt, tokenizer = self._prompt(number), self.model.tokenizer
         offset = len(prompt.text) if self.echo else 0

@@ -48,10 +48,10 @@ def bad_request(message: str, param: str | None, code: str | None = None) -> Api
     return ApiError(400, message, param, code)
 
 
-def too_long(tokens: str, context_tokens: int, param: str) -> ApiError:
-    """400: prompt and answer do not fit into the model's context; `tokens` says how many there are."""
+def too_long(found: str, context_tokens: int, param: str) -> ApiError:
+    """400: prompt and answer do not fit into the model's context; `found` says how much there is."""
     return bad_request(
-        f"This model's maximum context length is {context_tokens} tokens; this request has {tokens}. Shorten it.",
+        f"This model's maximum context length is {context_tokens} tokens; this request has {found}. Shorten it.",
         param,
         "context_length_exceeded",
     )

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from fledge.core import console
 from fledge.serving.answer import Answer, Job
-from fledge.serving.choice import End, Piece
+from fledge.serving.choice import End, Piece, PromptLogprobs
 from fledge.serving.errors import json_response
 from fledge.serving.logprobs import ToldToken
 from fledge.serving.parameters import Parameters
@@ -29,7 +29,7 @@ class Whole:
     text: str = ""
     tokens: list[ToldToken] = field(default_factory=list)
     end: End = "length"
-    prompt_logprobs: Any = None
+    prompt_logprobs: PromptLogprobs | None = None
 
     def add(self, piece: Piece) -> None:
         """The next piece of it."""
@@ -80,18 +80,16 @@ async def respond(request: Request, state: ServerState, asked: Asked) -> Respons
         prompts = await asyncio.to_thread(asked.encode)
         form = asked.form(prompts)
         jobs = form.jobs()
-        if state.settings.log_prompts:
-            console.info(f"{answer.request_id} prompts: {[asked.model.tokenizer.decode(prompt.ids) for prompt in prompts]}")
+        _log_texts(state, answer, "prompts", [prompt.text for prompt in prompts])
         answer.submit(jobs, sum(len(prompt.ids) for prompt in prompts))
         if asked.parameters.stream:
-            return EventStream(state, answer, _events(answer, form, len(jobs), asked.parameters.include_usage))
+            return EventStream(state, answer, _events(state, answer, form, len(jobs), asked.parameters.include_usage))
         whole = await while_read(request.receive, answer, _collect(answer, len(jobs)))
     except BaseException:
         answer.close()
         raise
     answer.close()
-    if state.settings.log_prompts:
-        console.info(f"{answer.request_id} answers: {[choice.text for choice in whole]}")
+    _log_texts(state, answer, "answers", [choice.text for choice in whole])
     return json_response({**form.whole(whole), "usage": _usage(answer)})
 
 
@@ -102,15 +100,23 @@ async def _collect(answer: Answer, choices: int) -> list[Whole]:
     return whole
 
 
-async def _events(answer: Answer, form: Form, choices: int, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
+async def _events(state: ServerState, answer: Answer, form: Form, choices: int, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
+    texts = [""] * choices
     for number in range(choices):
         for event in form.opening(number):
             yield event
     async for number, piece in answer.pieces():
+        texts[number] += piece.text
         for event in form.events(number, piece):
             yield event
+    _log_texts(state, answer, "answers", texts)
     if include_usage:
         yield form.usage_event(_usage(answer))
+
+
+def _log_texts(state: ServerState, answer: Answer, what: str, texts: Sequence[str]) -> None:
+    if state.settings.log_prompts:
+        console.info(f"{answer.request_id} {what}: {list(texts)}")
 
 
 def _usage(answer: Answer) -> dict[str, int]:

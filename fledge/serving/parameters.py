@@ -7,6 +7,7 @@ are not offered here are refused rather than ignored. top_k, min_p, repetition_p
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fledge.inference.settings import GenerationSettings
 from fledge.serving.errors import ApiError, bad_request, shown, too_long
@@ -98,7 +99,7 @@ def _read_length(fields: Fields, name: str, least_tokens: int, model: ServedMode
 def _read_sampling(fields: Fields, default: GenerationSettings) -> GenerationSettings:
     top_k = fields.integer("top_k", -1, _MAXIMUM_TOP_K)
     seed = fields.integer("seed", -_SEEDS, _SEEDS - 1)
-    given = {
+    given: dict[str, Any] = {
         "temperature": fields.number("temperature", 0, MAXIMUM_TEMPERATURE),
         "top_p": fields.number("top_p", 0, 1, above=True),
         "top_k": 0 if top_k == -1 else top_k,

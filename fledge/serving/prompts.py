@@ -31,7 +31,7 @@ class Prompt:
     hidden_tokens: int
     """So many ids at the beginning were put there by the server, and are not part of what a client gave."""
     text: str
-    """What a client gave, as text; empty for a conversation."""
+    """What a client gave, as text; of a conversation, as it was rendered."""
 
 
 def read_prompts(value: object, model: ServedModel, most: int, allow_control_ids: bool) -> list[RawPrompt]:
@@ -80,7 +80,7 @@ def encode_conversation(messages: Sequence[Message], tokenizer: Tokenizer) -> li
         ids = render(tokenizer, messages, answer_follows=True).ids
     except DataError as error:
         raise bad_request(error.problem, "messages") from error
-    return [Prompt(tuple(ids), len(ids), "")]
+    return [Prompt(tuple(ids), len(ids), tokenizer.decode(ids))]
 
 
 def answer_tokens(prompt: Prompt, asked: int | None, default: int, model: ServedModel, param: str) -> int:

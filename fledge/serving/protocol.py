@@ -1,7 +1,7 @@
-"""uvicorn's HTTP/1.1 by the strict parser (h11) with what it lacks: a time for the headers of a request, a refusal of too many connections.
+"""uvicorn's HTTP/1.1 by the strict parser (h11) with what it lacks: times for headers and for reading, a refusal of too many connections.
 
-uvicorn waits for ever for a client that sends its headers byte by byte, or none at all, and counts connections only when a
-request is complete.
+uvicorn waits for ever for a client that sends its headers byte by byte, or none at all, or does not read its answer to the end,
+and counts connections only when a request is complete.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class GuardedProtocol(H11Protocol):
         super().__init__(*arguments, **options)
         self._state = state
         self._deadline: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -35,6 +36,8 @@ class GuardedProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unset_deadline()
+        if self._unread is not None:
+            self._unread.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -48,11 +51,20 @@ class GuardedProtocol(H11Protocol):
         super().handle_events()
         if self.scope is not None:
             # The task of a new request runs later than this.
-            self.scope.setdefault("extensions", {})[ABORT] = self.transport.abort  # type: ignore[index, typeddict-item]
+            extensions: dict[str, Any] = {**self.scope.get("extensions", {}), ABORT: self.transport.abort}
+            self.scope["extensions"] = extensions
 
     def on_response_complete(self) -> None:
+        """The answer is written, but perhaps not read: closing a connection waits for that, without end."""
         self._unset_deadline()
+        if self._unread is not None:
+            self._unread.cancel()
+        self._unread = self.loop.call_later(self._state.settings.idle_seconds, self._abort_if_unread)
         super().on_response_complete()
+
+    def _abort_if_unread(self) -> None:
+        if self.transport.get_write_buffer_size() and self.cycle.response_complete:
+            self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn calls for bytes that are no HTTP."""

@@ -105,12 +105,13 @@ class Service:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        for number in _SIGNALS:
+        taken = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+        for number in taken:
             loop.add_signal_handler(number, self._take_signal, number)
         try:
             yield
         finally:
-            for number in _SIGNALS:
+            for number in taken:
                 loop.remove_signal_handler(number)
 
     def _take_signal(self, number: int) -> None:

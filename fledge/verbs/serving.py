@@ -10,20 +10,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fledge.core import console
-from fledge.core.errors import ConfigError
+from fledge.core.errors import ConfigError, NumericsError
 from fledge.inference.engine import Engine
+from fledge.inference.requests import Request
 from fledge.inference.settings import EngineSettings, GenerationSettings
 from fledge.inference.worker import EngineThread
-from fledge.model.folder import load_model
 from fledge.serving.application import create_application
 from fledge.serving.keys import ApiKeys
 from fledge.serving.pages import pages_router
 from fledge.serving.run import Service
 from fledge.serving.served import ServedModel
 from fledge.serving.settings import ServerSettings, require_safe_address
-from fledge.stages.checkpoint_names import find_checkpoint
 from fledge.stages.run import RUNS, smoke_name
-from fledge.tokens.tokenizer import open_tokenizer
+from fledge.tokens.tokenizer import Tokenizer
+from fledge.verbs.chatting.speakers import open_speaker
 
 _STOP_SECONDS = 5.0
 
@@ -75,14 +75,21 @@ def _own_name(reference: str) -> str:
 
 
 def _open(reference: str, name: str, settings: EngineSettings) -> ServedModel:
-    folder = find_checkpoint(reference)
-    tokenizer = open_tokenizer(folder)
-    model = load_model(folder).eval()
-    # A model of others may end a turn by a token that is none of our formats'.
-    ends = {*tokenizer.end_ids(answers=True), *model.config.end_token_ids}
-    engine = Engine(model, tokenizer.vocabulary_size, ends, settings=settings)
-    created = int((folder / "config.json").stat().st_mtime) if (folder / "config.json").is_file() else int(time.time())
-    return ServedModel(name, EngineThread(engine), tokenizer, engine.context_tokens, GenerationSettings(), created)
+    speaker = open_speaker(reference, settings)
+    config = speaker.folder / "config.json"
+    created = int(config.stat().st_mtime) if config.is_file() else int(time.time())
+    engine = speaker.engine
+    _warm_up(engine, speaker.tokenizer, reference)
+    return ServedModel(name, EngineThread(engine), speaker.tokenizer, engine.context_tokens, speaker.generation, created)
+
+
+def _warm_up(engine: Engine, tokenizer: Tokenizer, reference: str) -> None:
+    """Two tokens before anyone asks: what is compiled is compiled now, and what cannot be computed is refused now. Raises NumericsError."""
+    engine.submit(Request(tokenizer.document_start, GenerationSettings(temperature=0, maximum_new_tokens=2)))
+    while engine.has_work:
+        for drawn in engine.step():
+            if drawn.finish == "failed":
+                raise NumericsError(f"{reference} cannot be computed: {drawn.error}", "use an earlier checkpoint")
 
 
 def _greet(address: str, models: Sequence[ServedModel], settings: ServerSettings) -> None:

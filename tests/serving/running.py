@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import shutil
 import socket
 import tempfile
 import threading
@@ -20,7 +22,7 @@ from fledge.inference.engine import Engine
 from fledge.inference.settings import EngineSettings, GenerationSettings
 from fledge.inference.worker import EngineThread
 from fledge.model.llama import Llama
-from fledge.model.settings import ModelConfig, ModelSettings, padded_vocabulary_size
+from fledge.model.settings import ModelConfig, ModelSettings
 from fledge.serving.application import create_application
 from fledge.serving.keys import ApiKeys
 from fledge.serving.run import Service
@@ -35,15 +37,19 @@ NAME = "tiny"
 CONTEXT_TOKENS = 256
 SLOTS = 4
 WAIT_SECONDS = 30.0
-TEXTS = [f"row {index} of the table holds {index * 7} words and ends here; the next one says hello to {index}.\n" for index in range(300)]
+_WORDS = ("row", "table", "holds", "words", "and", "ends", "here", "next", "one", "says", "hello", "grün", "number", "column", "page")
+TEXTS = [
+    f"row {index} of the {_WORDS[index % 15]} {_WORDS[index // 15 % 15]} holds {index * 7} words, says hello.\n" for index in range(300)
+]
 
 
 @cache
 def tiny_tokenizer() -> Tokenizer:
-    """ChatML, a vocabulary of 400."""
-    with tempfile.TemporaryDirectory() as folder:
-        train_tokenizer(TokenizerSettings(vocabulary_size=400), TEXTS, Path(folder))
-        return open_tokenizer(folder)
+    """ChatML, about 500 tokens; its folder stays while the tests run."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    train_tokenizer(TokenizerSettings(vocabulary_size=512), TEXTS, folder)
+    return open_tokenizer(folder)
 
 
 @cache
@@ -58,7 +64,10 @@ def tiny_model() -> Llama:
         max_position_embeddings=CONTEXT_TOKENS,
         initializer_range=0.2,
     )
-    return Llama(ModelConfig(settings, padded_vocabulary_size(tiny_tokenizer().vocabulary_size)), seed=1).requires_grad_(False).eval()
+    tokenizer = tiny_tokenizer()
+    # Not padded: the weights of padding, which are never drawn, would be as random as the others.
+    config = ModelConfig(settings, tokenizer.vocabulary_size, end_token_ids=tokenizer.end_ids(answers=True))
+    return Llama(config, seed=1).requires_grad_(False).eval()
 
 
 class SlowEngine(Engine):
@@ -92,6 +101,8 @@ class Running:
     client: httpx2.Client
     ended: list[BaseException]
     """What the server has ended with, if not well."""
+    key: str
+    """One of its API keys."""
 
     def post(self, path: str, /, **fields: Any) -> httpx2.Response:
         """A request in JSON; the model is the tiny one unless it is given."""
@@ -118,8 +129,8 @@ class Running:
 
     def counters(self) -> dict[str, float]:
         """The metrics as `name{labels}` -> value."""
-        authorization = {"Authorization": "Bearer secret"}
-        lines = self.client.get("/metrics", headers=authorization).text.splitlines()
+        answer = self.client.get("/metrics", headers={"Authorization": f"Bearer {self.key}"} if self.key else {})
+        lines = answer.text.splitlines()
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
 
     def busy_choices(self) -> int:
@@ -146,8 +157,8 @@ def running(
     settings = replace(settings or ServerSettings(), port=0)
     application = create_application(settings, [model], keys=ApiKeys(keys))
     try:
-        with listening(application, settings) as (service, ended), httpx2.Client(base_url=service.address, timeout=WAIT_SECONDS) as client:
-            yield Running(service.address, state_of(application), engine, thread, service, client, ended)
+        with listening(application, settings) as (service, ended), new_client(service.address) as client:
+            yield Running(service.address, state_of(application), engine, thread, service, client, ended, next(iter(keys), ""))
     finally:
         thread.stop(WAIT_SECONDS)
 
@@ -174,6 +185,11 @@ def listening(application: Any, settings: ServerSettings) -> Iterator[tuple[Serv
         service.stop()
         thread.join(WAIT_SECONDS)
         assert not thread.is_alive(), "the server did not end"
+
+
+def new_client(url: str) -> httpx2.Client:
+    """Without the certificates that it would load, nobody needs them here."""
+    return httpx2.Client(base_url=url, timeout=WAIT_SECONDS, verify=False)
 
 
 def until(condition: Callable[[], bool], seconds: float = WAIT_SECONDS) -> None:

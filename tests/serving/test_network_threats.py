@@ -22,7 +22,7 @@ from fledge.serving.settings import ServerSettings
 from tests.serving.running import NAME, WAIT_SECONDS, Running, error_of, running
 
 JSON = {"Content-Type": "application/json"}
-SETTINGS = ServerSettings(read_seconds=0.5, idle_seconds=1, connections=40, body_bytes=200_000, cors_origins=("https://friend.example",))
+SETTINGS = ServerSettings(read_seconds=0.5, idle_seconds=3, connections=40, body_bytes=200_000, cors_origins=("https://friend.example",))
 
 
 @pytest.fixture(scope="module")

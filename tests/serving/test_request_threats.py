@@ -116,7 +116,7 @@ def test_13_what_cannot_fit_is_refused_before_it_is_read(server: Running) -> Non
 
 
 def test_13_a_long_text_does_not_hold_up_the_others(server: Running) -> None:
-    """A text that might fit is read in a thread of its own: 256 tokens of 400 could hold this much."""
+    """A text that might fit is read in a thread of its own: 256 tokens could hold this much."""
     longest = int(tiny_tokenizer().byte_lengths.max()) * CONTEXT_TOKENS
     assert error_of(server.complete(prompt="a" * longest))[2] == "context_length_exceeded"
     assert server.client.get("/health/ready").status_code == 200
@@ -162,6 +162,12 @@ def test_14_an_empty_message_of_the_user_and_a_developer_are_fine(server: Runnin
     as_system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": []}]
     first, second = server.chat(messages=messages, max_tokens=4), server.chat(messages=as_system, max_tokens=4)
     assert first.status_code == 200 and first.json()["choices"] == second.json()["choices"]
+
+
+def test_a_model_without_a_format_for_conversations_says_so(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_tokenizer(), "template", None)
+    assert error_of(server.chat()) == (400, "model", None)
+    assert server.complete(max_tokens=1).status_code == 200
 
 
 def test_15_token_ids(server: Running) -> None:
@@ -223,6 +229,7 @@ def test_31_prompts_stay_out_of_the_log(shows: bool, capsys: pytest.CaptureFixtu
     text = captured.out + captured.err
     assert ("marigold" in text) is shows and (repr(answer)[1:-1] in text) is shows
     assert "topsecret" not in text
+    assert (text.count(" prompts: "), text.count(" answers: ")) == ((3, 3) if shows else (0, 0))
 
 
 def test_32_a_prompt_is_not_answered_faster_because_another_key_asked_before(server: Running) -> None:

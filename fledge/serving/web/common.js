@@ -37,10 +37,11 @@ export function fill(place, ...children) {
 
 /** An error of the server or of the way to it, in words for a person. */
 export class RequestError extends Error {
-  constructor(message, status = 0, remedy = "") {
+  constructor(message, status = 0, remedy = "", code = "") {
     super(message);
     this.status = status;
     this.remedy = remedy;
+    this.code = code;
   }
 }
 
@@ -90,7 +91,7 @@ async function errorOf(answer) {
   }
   const wait = answer.headers.get("Retry-After");
   const later = wait ? ` Try again in ${wait} s.` : "";
-  return new RequestError((told.message ?? `The server answered ${answer.status}.`) + later, answer.status, told.remedy ?? "");
+  return new RequestError((told.message ?? `The server answered ${answer.status}.`) + later, answer.status, told.remedy ?? "", told.code ?? "");
 }
 
 let asking = null;

@@ -26,6 +26,7 @@ from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.model.settings import ModelConfig, padded_vocabulary_size
 from fledge.model.vocabulary import begin_as_mean
+from fledge.publish.generation import sampling_json
 from fledge.stages.making.adapters import open_with_adapter
 from fledge.stages.making.prediction import forget_seconds, predict, predicted
 from fledge.stages.parent_tokenizer import new_tokens
@@ -176,7 +177,8 @@ def _writer(task: Task) -> CheckpointWriter:
     settings = task.settings
     copy = partial(copy_tokenizer, task.tokenizer, task.answers)
     kept = settings.keep_checkpoints, copy, settings.keep_every_steps, settings.keep_every_epochs
-    return CheckpointWriter(task.folder, task.wanted, *kept, asynchronous=settings.asynchronous_saves)
+    sampling = sampling_json(task.run.recipe.generation)
+    return CheckpointWriter(task.folder, task.wanted, *kept, asynchronous=settings.asynchronous_saves, sampling=sampling)
 
 
 def _rows(task: Task, split: Split) -> RowReader:
