@@ -5,7 +5,7 @@ import { announce, element, fill, formatBytes, formatCount, formatSeconds, load,
 import { Curves, SOURCE_TOKENS } from "./curves.js";
 import { showLineage } from "./lineage.js";
 import { repeat } from "./repeat.js";
-import { address, badge, formatAgo, formatLeft } from "./runs-list.js";
+import { address, badge, formatAgo, formatLeft } from "./runs_list.js";
 import { showStarted } from "./started.js";
 
 const LIVE_SECONDS = 2;
