@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from fledge.core.config import Tree, override_value, plain
 from fledge.core.explain import KeyPath
@@ -42,7 +42,7 @@ class FormField:
 
 def form_fields(settings: Any, tree: Tree) -> list[FormField]:
     """The fields of a parsed tree, in the order of its classes."""
-    return list(_Form(_schema(type(settings)), tree).of_class(settings, (), (), decides=True))
+    return list(_Form(_schema(cast(Hashable, type(settings))), tree).of_class(settings, (), (), decides=True))
 
 
 def written_as(value: Any) -> str:
@@ -53,10 +53,10 @@ def written_as(value: Any) -> str:
 
 
 @cache
-def _schema(cls: type[Any]) -> Mapping[str, Any]:
+def _schema(cls: Hashable) -> Mapping[str, Any]:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(cls).json_schema()
+    return TypeAdapter(cast("type[Any]", cls)).json_schema()
 
 
 class _Form:

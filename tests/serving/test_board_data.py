@@ -228,3 +228,16 @@ def test_links_inside_a_run_lead_nowhere(tmp_path: Path) -> None:
     assert run.trained() == [] and run.file("sft", "metrics.jsonl") is None and run.json("pretrain", "plan.json") is None
     assert details.stage_facts(run, "pretrain")["phases"] == [] and details.config(run) == []
     assert status_of(run).step is None
+
+
+def test_a_run_that_ends_while_it_is_looked_at_is_not_called_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun(tmp_path / "one")
+    recorded(tmp_path / "one", None)
+
+    def looks_and_it_ends(folder: Path) -> bool:
+        recorded(folder, "stopped", problem="stopped after step 3")
+        return False
+
+    monkeypatch.setattr(process, "is_in_use", looks_and_it_ends)
+    (tmp_path / "one" / ".lock").write_text("process 1")
+    assert status_of(run_at(tmp_path / "one")).problem == "stopped after step 3"

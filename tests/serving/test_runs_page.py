@@ -240,8 +240,10 @@ def test_a_run_is_changed_planned_and_started(browser: Browser, address: str, fo
         steps.fill("many")
         page.get_by_role("alert").get_by_text("pretrain.steps: Input").wait_for()
         assert page.get_by_role("button", name="Start").is_disabled()
+        assert steps.get_attribute("aria-invalid") == "true"
         steps.fill("77")
         page.get_by_text("fledge run quickstart pretrain.steps=77").wait_for()
+        assert steps.get_attribute("aria-invalid") is None
         page.get_by_role("button", name="Show plan").click()
         page.get_by_role("alert").get_by_text(PAYLOADS[17]).wait_for()
         steps.fill("20")

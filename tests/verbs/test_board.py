@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from fledge.core.errors import ConfigError, DataError, FledgeError, MachineError
+from fledge.core.metrics import METRICS
 from fledge.core.run_record import read_record
+from fledge.serving.board.curves import read_curves
 from fledge.serving.board.folders import Runs
 from fledge.serving.board.launching import Asked
 from fledge.serving.board.status import status_of
@@ -138,6 +140,29 @@ def test_a_run_is_stopped_with_all_that_it_started(launcher: RunLauncher, monkey
     while Path(f"/proc/{lines[0]}").exists() and "State:\tZ" not in Path(f"/proc/{lines[0]}/status").read_text():
         assert time.monotonic() < deadline, "its child goes on"
         time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_real_training_is_watched_stopped_and_continued(launcher: RunLauncher) -> None:
+    asked = Asked("quickstart", {"pretrain.log_every_steps": "1"}, "small", smoke=True, last_stage="pretrain")
+    plan = launcher.plan(asked)
+    assert [stage["stage"] for stage in plan["stages"]] == ["pretrain", "sft", "dpo"] and plan["stages"][0]["length"]["steps"] == 12
+    launcher.start(asked)
+    runs, deadline = Runs(Path("runs"), STAGES), time.monotonic() + 600
+    while not any(run.file("pretrain", METRICS) for run in runs.all()):
+        assert time.monotonic() < deadline and launcher.running, launcher.started()
+        time.sleep(0.1)
+    assert status_of(runs.named("small")).state == "running"
+    launcher.stop("small")
+    assert ended(launcher, "small", 600) == 128 + signal.SIGTERM, launcher.started()[0]["lines"]
+    status = status_of(runs.named("small"))
+    assert status.state == "stopped" and "everything is saved" in status.problem and status.step is not None and status.step < 12
+    cursor = read_curves(runs.named("small").file("pretrain", METRICS)).cursor
+    launcher.start(asked)
+    assert ended(launcher, "small", 600) == 0, launcher.started()[0]["lines"]
+    assert status_of(runs.named("small")).state == "finished"
+    curves = read_curves(runs.named("small").file("pretrain", METRICS))
+    assert [step for step, _ in curves.series["train/loss"].points()] == list(range(1, 13)) and cursor != curves.cursor
 
 
 def test_a_plan_is_what_the_verb_prints(launcher: RunLauncher, monkeypatch: pytest.MonkeyPatch) -> None:

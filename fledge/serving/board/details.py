@@ -16,7 +16,7 @@ from fledge.core import artifact
 from fledge.core.artifact import Artifact, Input
 from fledge.core.errors import FledgeError
 from fledge.core.metrics import METRICS, SOURCE_TOKENS
-from fledge.core.run_record import read_record
+from fledge.core.run_record import RUN_RECORD, read_record
 from fledge.core.samples import SAMPLES, read_samples
 from fledge.evaluation.run_data import PLAN, RESULTS, corpus_card, dotted, phase_use
 from fledge.evaluation.score_words import format_score, format_value, score_title
@@ -123,7 +123,7 @@ def cards(run: RunFolder) -> list[dict[str, Any]]:
 
 def config(run: RunFolder) -> list[dict[str, Any]]:
     """Every value of the recipe and where it was set; of a run without a record, what its stages were asked for."""
-    record = read_record(run.path) if run.file("run.json") is not None else None
+    record = read_record(run.path) if run.file(RUN_RECORD) is not None else None
     if record is not None:
         return [{"name": name, "value": value, "origin": origin} for name, value, origin in record.config]
     rows = []

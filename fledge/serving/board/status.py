@@ -13,7 +13,7 @@ from typing import Literal
 from fledge.core import process
 from fledge.core.artifact import MANIFEST
 from fledge.core.metrics import METRICS
-from fledge.core.run_record import RunRecord, read_record
+from fledge.core.run_record import RUN_RECORD, RunRecord, read_record
 from fledge.serving.board.curves import last_record
 from fledge.serving.board.folders import RunFolder
 
@@ -47,11 +47,12 @@ class Status:
 
 def status_of(run: RunFolder, now: float | None = None) -> Status:
     """Read off the folder; `now` in Unix seconds."""
-    record = read_record(run.path) if run.file("run.json") is not None else None
+    # In this order: a run that ends in between has written how before it lets go of the lock.
+    is_running = _is_in_use(run)
+    record = read_record(run.path) if run.file(RUN_RECORD) is not None else None
     finished = tuple(stage for stage in run.begun() if run.is_finished(stage))
     begun = tuple(stage for stage in run.begun() if stage in finished or stage in run.trained() or record is not None)
     asked = record.stages if record is not None else begun
-    is_running = _is_in_use(run)
     state = "running" if is_running else _ended(run, record)
     stage = next((one for one in asked if one not in finished), asked[-1] if asked else None)
     figures = stage if is_running or stage in run.trained() else next(reversed(run.trained()), None)

@@ -42,7 +42,7 @@ export class Chart {
     this.plot = element("div", { class: "plot", role: "img" });
     this.legend = element("ul", { class: "legend" });
     this.last = element("p", { class: "last muted small" });
-    this.place = element("figure", { class: "card chart" }, element("figcaption", {}, title), this.legend, this.plot, this.last);
+    this.place = element("figure", { class: "card chart", hidden: true }, element("figcaption", {}, title), this.legend, this.plot, this.last);
     this.watcher = new ResizeObserver(() => this.isDrawn && Plotly.Plots.resize(this.plot));
   }
 

@@ -4,7 +4,7 @@ import { Chart } from "./charts.js";
 import { element, fill, formatCount, formatSeconds, load } from "./common.js";
 import { Curves } from "./curves.js";
 import { repeat } from "./repeat.js";
-import { address } from "./runs-list.js";
+import { address } from "./runs_list.js";
 
 const CHARTS = [
   { title: "Loss", name: "train/loss", format: (value) => value.toFixed(4) },

@@ -60,6 +60,11 @@ export class FieldList {
     for (const row of this.rows ?? []) row.tellShrunk(shrunk[row.field.name]);
   }
 
+  /** Beside the value that a message begins with, too; an empty one: all are right. */
+  tellError(message) {
+    for (const row of this.rows ?? []) row.tellError(message.startsWith(`${row.field.name} `) || message.startsWith(`${row.field.name}:`) ? message : "");
+  }
+
   change(field, value) {
     const isKind = field.name.endsWith(".kind");
     if (isKind) {
@@ -68,6 +73,7 @@ export class FieldList {
     }
     if (value === field.value && !this.changed.has(field.name)) return;
     this.changed.set(field.name, value);
+    this.rows.find((row) => row.field === field).place.classList.add("changed");
     this.onChange(isKind);
   }
 
@@ -93,13 +99,23 @@ class Field {
     this.shrunk = element("p", { class: "help shrunk", hidden: true });
     const given = { id, name: field.name, "aria-describedby": `${id}-help` };
     const input = control(field, given, onChange);
+    this.input = input;
+    this.wrong = element("p", { class: "help wrong", hidden: true });
     this.place = element(
       "div",
       { class: `field ${isChanged ? "changed" : ""}` },
       field.kind === "switch" && !field.optional ? element("label", { class: "check", for: id }, input, label) : [element("label", { for: id }, label), input],
+      this.wrong,
       help,
       this.shrunk,
     );
+  }
+
+  tellError(message) {
+    this.wrong.hidden = !message;
+    this.wrong.textContent = message;
+    if (message) this.input.setAttribute("aria-invalid", "true");
+    else this.input.removeAttribute("aria-invalid");
   }
 
   tellShrunk(value) {

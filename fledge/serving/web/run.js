@@ -5,7 +5,7 @@ import { announce, element, fill, formatBytes, formatCount, formatSeconds, load,
 import { Curves, SOURCE_TOKENS } from "./curves.js";
 import { showLineage } from "./lineage.js";
 import { repeat } from "./repeat.js";
-import { address, badge, formatAgo, formatLeft } from "./runs-list.js";
+import { address, badge, formatAgo, formatLeft } from "./runs_list.js";
 import { showStarted } from "./started.js";
 
 const LIVE_SECONDS = 2;
@@ -49,10 +49,11 @@ export async function showRun(place, [name], signal) {
     fill(told, problem(status));
     if (before !== null && before.state !== status.state) announce(`${name} is ${status.state}`);
     const isElsewhere = before === null || before.stage !== status.stage || before.state !== status.state;
-    if (isElsewhere) await view.begin(before === null ? run : await load(path, { signal }));
+    const whole = !isElsewhere ? null : before === null ? run : await load(path, { signal });
+    if (isElsewhere) await view.begin(whole);
     await view.look();
     fill(tiles, tilesOf(status, view.curves));
-    if (isElsewhere) showRest(places, path, run, signal);
+    if (isElsewhere) showRest(places, path, whole, signal);
     before = status;
   });
   showStarted(started, name, signal);
@@ -125,12 +126,12 @@ class TrainingView {
       this.stages.map((one) => element("button", { "aria-pressed": String(one === stage), click: () => this.choose(one) }, one.name)),
     );
     const scale = element("label", { class: "check small" }, element("input", { type: "checkbox", change: (event) => this.scale(event.target.checked) }), "Logarithmic loss");
-    this.note = element("p", { class: "muted small" });
+    this.note = element("p", { class: "muted small" }, "No step is recorded yet.");
     this.grid = element("div", { class: "charts" });
     this.more = element("select", { "aria-label": "Another figure", change: (event) => this.add(event.target.value) });
     this.samples = element("div");
     this.sampleSteps = null;
-    const rest = element("div", { class: "more field" }, this.more);
+    const rest = element("div", { class: "more field", hidden: true }, this.more);
     fill(this.place, element("div", { class: "head" }, element("h2", {}, "Training"), choice, scale), phasesTable(stage), this.note, this.grid, rest, this.samples);
     for (const given of CHARTS) this.placeChart({ ...given, chart: new Chart(given.title, given) });
     this.placeChart({ title: "Mixture", chart: new Chart("Mixture: share of each source", { stacked: true, format: (value) => `${(100 * value).toFixed(1)} %` }), isMixture: true, lines: {} });

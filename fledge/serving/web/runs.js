@@ -6,7 +6,7 @@
 import { element, fill, showBar, showError, takeKeyFromAddress } from "./common.js";
 import { showComparison } from "./compare.js";
 import { showRun } from "./run.js";
-import { showList } from "./runs-list.js";
+import { showList } from "./runs_list.js";
 import { showStart } from "./start.js";
 import { showBeginning } from "./started.js";
 

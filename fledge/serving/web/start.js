@@ -3,7 +3,7 @@
 import { announce, element, fill, load, showError } from "./common.js";
 import { FieldList } from "./form.js";
 import { showPlan } from "./plan.js";
-import { address } from "./runs-list.js";
+import { address } from "./runs_list.js";
 
 const WAIT_MILLISECONDS = 350;
 
@@ -90,6 +90,7 @@ class StartView {
       if (this.isAnew) this.fields.show(found.fields);
       this.isAnew = false;
       this.fields.tellShrunk(found.shrunk);
+      this.fields.tellError("");
       if (this.last.children.length === 0) fill(this.last, element("option", { value: "" }, "the last one"), found.stages.map((stage) => element("option", { value: stage }, stage)));
       this.name.placeholder = found.name;
       this.command.textContent = found.command;
@@ -98,6 +99,7 @@ class StartView {
     } catch (error) {
       if (this.signal.aborted || number !== this.checks) return;
       showError(this.told, inWords(error));
+      this.fields.tellError(inWords(error).message);
       this.command.textContent = "";
       this.allow(false);
     }

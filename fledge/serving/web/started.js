@@ -2,7 +2,7 @@
 
 import { announce, element, fill, load, RequestError, send, showError } from "./common.js";
 import { repeat } from "./repeat.js";
-import { address } from "./runs-list.js";
+import { address } from "./runs_list.js";
 
 export async function showStarted(place, run, signal) {
   const output = element("pre", { class: "output", tabindex: "0", "aria-label": "Last lines" });
