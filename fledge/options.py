@@ -13,6 +13,7 @@ from fledge.core import console, process
 from fledge.core.errors import ConfigError
 from fledge.core.metrics import require_sinks
 from fledge.core.wording import without_secrets
+from fledge.inference.settings import Weights
 from fledge.stages import STAGES, TRAINING_STAGES, Stage, has_stage
 from fledge.stages.run import RUNS, Run, run_folder, smoke_name
 
@@ -45,11 +46,18 @@ Reference = Annotated[
 ]
 Place = Annotated[str, typer.Argument(metavar="PLACE", help="An artifact or run folder, or a name like a checkpoint's.")]
 Repository = Annotated[str, typer.Argument(metavar="REPOSITORY", help="OWNER/NAME on the Hugging Face hub.")]
-Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token each time.")]
-TopK = Annotated[int, typer.Option("--top-k", help="Draw from so many likeliest tokens; 0 from all.")]
-TopP = Annotated[float, typer.Option("--top-p", help="Draw from the likeliest tokens that hold this probability.")]
-MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Cut an answer off after so many tokens.")]
+Temperature = Annotated[float | None, typer.Option("--temperature", help="0 takes the likeliest token each time.")]
+TopK = Annotated[int | None, typer.Option("--top-k", help="Draw from so many likeliest tokens; 0 from all.")]
+TopP = Annotated[float | None, typer.Option("--top-p", help="Draw from the likeliest tokens that hold this probability.")]
+MinP = Annotated[float | None, typer.Option("--min-p", help="Leave out tokens less likely than this share of the likeliest.")]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option("--repetition-penalty", help="Above 1: what was said becomes less likely to be said again.")
+]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="Cut an answer off after so many tokens.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Makes the draws repeatable.")]
+WeightsKept = Annotated[Weights, typer.Option("--weights", help="In what weights are kept: bf16 and int8 are faster, fp32 is exact.")]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="A text that ends an answer; may be given several times.")]
+"""Of all that is not given the checkpoint itself says how: its recipe's `generation`."""
 
 RecipeOrPlace = Annotated[
     str | None,
@@ -125,10 +133,11 @@ def refuse_ranks(verb: str) -> None:
 
 def prepare(recipe: str, overrides: list[str] | None, name: str | None, small: bool, no_wandb: bool) -> Run:
     """The run that these options mean, its recipe read and checked. Raises ConfigError, MachineError if a sink is not installed."""
-    from fledge.recipe import find_recipe, load_recipe, smoke, without_wandb
+    from fledge.recipe import config_rows, find_recipe, load_recipe, smoke, without_wandb
 
     path = find_recipe(recipe)
-    parsed, _ = load_recipe(path, overrides or [])
+    parsed, tree = load_recipe(path, overrides or [])
+    config = tuple(config_rows(parsed, tree, small))
     if small:
         parsed = smoke(parsed)
     if small and not process.is_launched():
@@ -141,6 +150,6 @@ def prepare(recipe: str, overrides: list[str] | None, name: str | None, small: b
     # It is shown, and written into the report.
     command = shlex.join([recipe, *map(without_secrets, overrides or []), *options])
     for stage in TRAINING_STAGES:
-        if has_stage(stage, this := Run(parsed, run_folder(run_name), command, arguments=arguments)):
+        if has_stage(stage, this := Run(parsed, run_folder(run_name), command, arguments=arguments, config=config)):
             require_sinks(this.recipe.section(stage).metrics, stage)
     return this

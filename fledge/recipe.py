@@ -13,6 +13,7 @@ from typing import Any
 from fledge.core import config
 from fledge.core.config import settings
 from fledge.core.errors import ConfigError
+from fledge.core.run_record import ConfigRow
 from fledge.corpus.filters.settings import DecontaminateSettings, QualitySettings
 from fledge.corpus.settings import CorpusSettings
 from fledge.corpus.sources.settings import PythonDocsSource
@@ -47,7 +48,7 @@ class Recipe:
     evaluate: EvaluateSettings | None = None
     """What is measured at the end; the report shows it."""
     generation: GenerationSettings = GenerationSettings()
-    """How the samples that training shows are drawn."""
+    """How answers are drawn: the samples that training shows, and the default of generate, chat and serve."""
     question: str | None = None
     """Asked of the finished model at the end of `fledge run`, and answered greedily."""
 
@@ -64,7 +65,7 @@ def find_recipe(given: str) -> Path:
     path = Path(given)
     if path.is_file() or path.suffix:
         return path
-    ours = {file.stem: file for folder in _our_folders() for file in folder.glob("*.yaml")}
+    ours = packaged_recipes()
     if given in ours:
         return ours[given]
     close = difflib.get_close_matches(given, ours, n=1)
@@ -72,9 +73,14 @@ def find_recipe(given: str) -> Path:
     raise ConfigError(f"there is no recipe {given!r}", remedy)
 
 
+def packaged_recipes() -> dict[str, Path]:
+    """The recipes that Fledge brings, by name."""
+    return {file.stem: file for folder in _our_folders() for file in sorted(folder.glob("*.yaml"))}
+
+
 def is_packaged(name: str) -> bool:
     """Whether Fledge brings a recipe of this name."""
-    return any((folder / f"{name}.yaml").is_file() for folder in _our_folders())
+    return name in packaged_recipes()
 
 
 def find_parent(folder: Path, name: str) -> Path:
@@ -93,6 +99,13 @@ def load_recipe(path: Path, overrides: list[str]) -> tuple[Recipe, config.Tree]:
     recipe = config.parse(Recipe, tree)
     _check(recipe)
     return recipe, tree
+
+
+def config_rows(recipe: Recipe, tree: config.Tree, small: bool) -> list[ConfigRow]:
+    """Every value that a run takes, and where it was set; `small`: of a recipe that `smoke` shrinks."""
+    written = {dotted: value for dotted, value, _ in config.leaves(Recipe, recipe, tree)}
+    rows = config.leaves(Recipe, smoke(recipe) if small else recipe, tree)
+    return [(dotted, value, origin if written.get(dotted) == value else "--smoke") for dotted, value, origin in rows]
 
 
 def _check(recipe: Recipe) -> None:

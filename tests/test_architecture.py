@@ -67,6 +67,8 @@ ONLY_IN = {
     },
     "lm_eval": {"evaluation/harness.py"},
     "datasets": set(),
+    "uvicorn": {"serving/protocol.py", "serving/run.py"},
+    "prometheus_client": {"serving/metrics.py"},
     "openai": set(),
     "playwright": set(),
     "pickle": set(),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from fledge.core import console
 from fledge.options import LogLevel, Name, Overrides, Place, RecipeArgument, Smoke, SmokeRun, prepare, refuse_ranks
+from fledge.stages.run import RUNS
 
 Split = Literal["train", "validation"]
 TrainedStage = Literal["pretrain", "sft", "dpo"]
@@ -84,3 +86,17 @@ def verify(place: Place, small: SmokeRun = False, log_level: LogLevel = "info") 
     from fledge.verbs import inspection
 
     inspection.verify(place, small)
+
+
+def board(
+    folder: Annotated[Path, typer.Argument(metavar="[RUNS]", help="The folder of runs.")] = RUNS,
+    host: Annotated[str, typer.Option("--host", help="The address to listen on; runs start from this machine's own only.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="The port to listen on; 0 takes a free one.", min=0, max=65_535)] = 8001,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    refuse_ranks("board")
+    from fledge.serving.settings import ServerSettings
+    from fledge.verbs import board as verbs
+
+    verbs.board(folder, ServerSettings(host=host, port=port))

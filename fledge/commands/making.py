@@ -11,6 +11,7 @@ import typer
 
 from fledge.core import console, process
 from fledge.core.errors import ConfigError
+from fledge.core.run_record import recorded
 from fledge.options import (
     Force,
     Gpus,
@@ -94,13 +95,13 @@ def _stage_verb(
 
 def _run_stages(this: Run, stages: Sequence[Stage], force: bool, start: Callable[[Stage, Run], None], resume: str | None = None) -> None:
     """Run what the recipe has of these stages, under the run's lock; `resume` names a checkpoint of one of them."""
-    with process.run_lock(this.folder):
+    asked = [stage for stage in stages if has_stage(stage, this)]
+    with process.run_lock(this.folder), recorded(this.folder, this.command, asked, this.config):
         if force:
             set_aside(this, STAGES[STAGES.index(stages[0]) :])
         resumed, continued = _resuming(this, stages, resume)
-        for stage in stages:
-            if has_stage(stage, this):
-                start(stage, continued if stage == resumed else this)
+        for stage in asked:
+            start(stage, continued if stage == resumed else this)
 
 
 def _resuming(this: Run, stages: Sequence[Stage], resume: str | None) -> tuple[Stage | None, Run]:

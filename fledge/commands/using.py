@@ -1,4 +1,4 @@
-"""Verbs about a result: `generate`, `chat`, `merge`, `export`, `import`, `push`, `pull`; `benchmarks` fetches what to measure with."""
+"""Verbs about a result, from `generate` to `pull`; `benchmarks` fetches what to measure with."""
 
 from __future__ import annotations
 
@@ -9,9 +9,26 @@ import typer
 
 from fledge.core import console
 from fledge.core.errors import ConfigError
-from fledge.inference.settings import GenerationSettings
-from fledge.options import LogLevel, MaxTokens, Place, Reference, Repository, Seed, SmokeRun, Temperature, TopK, TopP
+from fledge.inference.settings import EngineSettings
+from fledge.options import (
+    LogLevel,
+    MaxTokens,
+    MinP,
+    Place,
+    Reference,
+    RepetitionPenalty,
+    Repository,
+    Seed,
+    SmokeRun,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    WeightsKept,
+)
 from fledge.publish.settings import WeightType
+from fledge.serving.settings import ServerSettings
+from fledge.stages.run import smoke_name
 from fledge.tokens.settings import TemplateName
 
 ExportTarget = Literal["hf", "gguf", "ollama", "bin"]
@@ -19,44 +36,143 @@ ExportTarget = Literal["hf", "gguf", "ollama", "bin"]
 
 Kind = Literal["model", "dataset"]
 
-GENERATION = GenerationSettings()
+ENGINE = EngineSettings()
+SERVER = ServerSettings()
 
 
 def generate(
     checkpoint: Reference,
-    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="The text to continue; may be given several times.")],
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="The text to continue; may be given several times.")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="Prompts from a file: a line each; or .jsonl with `prompt` or `messages`."),
+    ] = None,
+    target: Annotated[
+        Path | None, typer.Option("--to", metavar="FILE", help="Write the texts as JSON Lines into a file that is not there yet.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the texts as JSON Lines.")] = False,
     chat_format: Annotated[bool, typer.Option("--chat", help="Ask the prompt as a question in the chat format.")] = False,
-    temperature: Temperature = GENERATION.temperature,
-    top_k: TopK = GENERATION.top_k,
-    top_p: TopP = GENERATION.top_p,
-    max_tokens: MaxTokens = GENERATION.maximum_new_tokens,
-    seed: Seed = GENERATION.seed,
+    samples: Annotated[int, typer.Option("--n", help="So many texts for each prompt.", min=1)] = 1,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    max_tokens: MaxTokens = None,
+    stop: Stop = None,
+    seed: Seed = None,
+    weights: WeightsKept = ENGINE.weights,
     small: SmokeRun = False,
     log_level: LogLevel = "info",
 ) -> None:
     console.configure(log_level)
-    from fledge.verbs import answers
+    from fledge.verbs.chatting import generating, speakers
 
-    model = answers.open_model(checkpoint, small)
-    answers.generate(model, prompt, chat_format, answers.generation_settings(temperature, top_k, top_p, max_tokens, seed))
+    prompts = generating.prompts_of(prompt or [], source, chat_format)
+    generating.require_free(target)
+    given = _sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        maximum_new_tokens=max_tokens,
+        seed=seed,
+    )
+    speaker = speakers.open_speaker(smoke_name(checkpoint) if small else checkpoint, EngineSettings(slots=1, weights=weights))
+    settings = speakers.adjusted(speaker.generation, given)
+    generating.generate(speaker, prompts, settings, samples, stop or [], generating.Output(target, as_json))
 
 
 def chat(
-    checkpoint: Reference,
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A checkpoint folder, or RUN, RUN@latest, RUN@best, RUN@final, RUN@500. None: a table to choose from.",
+        ),
+    ] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Every one of several checkpoints answers, side by side.")] = False,
     system: Annotated[str | None, typer.Option("--system", help="An instruction before the conversation.")] = None,
-    temperature: Temperature = GENERATION.temperature,
-    top_k: TopK = GENERATION.top_k,
-    top_p: TopP = GENERATION.top_p,
-    max_tokens: MaxTokens = GENERATION.maximum_new_tokens,
-    seed: Seed = GENERATION.seed,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    max_tokens: MaxTokens = None,
+    stop: Stop = None,
+    seed: Seed = None,
+    weights: WeightsKept = ENGINE.weights,
     small: SmokeRun = False,
     log_level: LogLevel = "info",
 ) -> None:
     console.configure(log_level)
-    from fledge.verbs import answers
+    if compare != (len(checkpoints or ()) > 1):
+        raise ConfigError(
+            f"--compare wants several checkpoints, and several want it; given: {len(checkpoints or ())}", "fledge chat --compare A B"
+        )
+    from fledge.verbs.chatting import loop, picking, speakers, terminal
 
-    model = answers.open_model(checkpoint, small)
-    answers.chat(model, system, answers.generation_settings(temperature, top_k, top_p, max_tokens, seed))
+    named = [smoke_name(one) if small else one for one in checkpoints or ()]
+    if not compare:
+        named = [picking.pick_checkpoint(named[0] if named else None, terminal.line_reader())]
+    given = _sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        maximum_new_tokens=max_tokens,
+        seed=seed,
+    )
+    engine = EngineSettings(slots=1, weights=weights)
+    loop.chat([speakers.open_speaker(one, engine) for one in named], system, given, stop or [])
+
+
+def _sampling(**values: float | int | None) -> dict[str, float | int]:
+    """What the command line gives, by the names of the settings."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def serve(
+    checkpoints: Annotated[
+        list[str], typer.Argument(metavar="CHECKPOINT...", help="Checkpoint folders, or RUN, RUN@latest, RUN@best, RUN@final, RUN@500.")
+    ],
+    model_name: Annotated[
+        list[str] | None, typer.Option("--model-name", help="What clients call it; once for each checkpoint. Default: as it is given here.")
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = SERVER.host,
+    port: Annotated[int, typer.Option("--port", help="The port to listen on; 0 takes a free one.", min=0, max=65535)] = SERVER.port,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Listen for other machines without FLEDGE_API_KEY.")] = False,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option("--allowed-host", help="A name by which the server is reached, besides --host and localhost.")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option("--cors-origin", help="An origin, like https://example.org, whose pages may ask.")
+    ] = None,
+    slots: Annotated[int, typer.Option("--slots", help="Answers computed at once.", min=1)] = ENGINE.slots,
+    context: Annotated[int | None, typer.Option("--context", help="Longest prompt and answer together, in tokens.", min=2)] = None,
+    weights: WeightsKept = ENGINE.weights,
+    drain_seconds: Annotated[float, typer.Option("--drain-seconds", help="After a signal, time for answers.")] = SERVER.drain_seconds,
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts and answers into the log.")] = False,
+    allow_control_ids: Annotated[bool, typer.Option("--allow-control-ids", help="Take control tokens in prompts of token ids.")] = False,
+    small: SmokeRun = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    server = ServerSettings(
+        host=host,
+        port=port,
+        insecure=insecure,
+        allowed_hosts=tuple(allowed_host or ()),
+        cors_origins=tuple(cors_origin or ()),
+        drain_seconds=drain_seconds,
+        log_prompts=log_prompts,
+        allow_control_ids=allow_control_ids,
+    )
+    from fledge.verbs import serving
+
+    serving.serve(checkpoints, model_name or [], small, server, EngineSettings(slots=slots, context_tokens=context, weights=weights))
 
 
 def merge(

@@ -332,7 +332,7 @@ def _apply_override(values: dict[str, Any], origins: dict[KeyPath, str], overrid
     (dotted, equals, text), told = override.partition("="), without_secrets(override)
     if not equals or not dotted:
         raise ConfigError(f"{told!r} is not an override", "write key.subkey=value")
-    value, path = _override_value(text), tuple(dotted.split("."))
+    value, path = override_value(text), tuple(dotted.split("."))
     target: Any = values
     for position in range(1, len(path)):
         target = _descend(target, path[:position], told)
@@ -340,7 +340,7 @@ def _apply_override(values: dict[str, Any], origins: dict[KeyPath, str], overrid
     origins |= {leaf: f"override {told}" for leaf, _ in _walk(value, path)}
 
 
-def _override_value(text: str) -> Any:
+def override_value(text: str) -> Any:
     """A value in YAML, except where YAML would make something else of plain text: a comment, an alias, a mapping without braces."""
     if " #" in text:
         return text

@@ -48,24 +48,24 @@ def configure(level: LogLevel) -> None:
 
 def say(text: str) -> None:
     """Print a result on stdout."""
-    _write(sys.stdout, _visible(text))
+    _write(sys.stdout, visible(text))
 
 
 def write(text: str) -> None:
     """Print a piece of a result on stdout without ending the line, such as the next word of an answer."""
-    _write(sys.stdout, _visible(text), end="")
+    _write(sys.stdout, visible(text), end="")
 
 
 def info(text: str) -> None:
     """Print on stderr what is going on, at level info or below."""
     if _shows("info"):
-        _write(sys.stderr, _visible(text))
+        _write(sys.stderr, visible(text))
 
 
 def debug(text: str) -> None:
     """Print a detail on stderr, at level debug only."""
     if _shows("debug"):
-        _write(sys.stderr, _styled("debug:", "2") + " " + _visible(text))
+        _write(sys.stderr, _styled("debug:", "2") + " " + visible(text))
 
 
 def warn(text: str) -> None:
@@ -85,10 +85,10 @@ def error(problem: str, remedy: str) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on stdout; columns of figures are aligned to the right."""
-    cells = [[_visible(cell) for cell in row] for row in rows]
+    cells = [[visible(cell) for cell in row] for row in rows]
     numeric = [bool(cells) and all(_is_figure(row[position]) for row in cells) for position in range(len(columns))]
     draw = _rich_table if _is_terminal(sys.stdout) else _plain_table
-    _write(sys.stdout, draw(_visible(title), columns, cells, numeric))
+    _write(sys.stdout, draw(visible(title), columns, cells, numeric))
 
 
 def columns() -> int | None:
@@ -106,19 +106,24 @@ def has_colour() -> bool:
     return _is_terminal(sys.stdout) and not os.environ.get("NO_COLOR")
 
 
-def say_styled(spans: Sequence[tuple[str, str]]) -> None:
+def say_styled(spans: Sequence[tuple[str, str]], end: str = "\n") -> None:
     """Print (text, style of rich) after one another on stdout; the styles are left out where `has_colour` says no."""
-    visible = [(_visible(text), style) for text, style in spans]
+    shown = [(visible(text), style) for text, style in spans]
     if not has_colour():
-        _write(sys.stdout, "".join(text for text, _ in visible))
+        _write(sys.stdout, "".join(text for text, _ in shown), end)
         return
     from rich.console import Console
     from rich.text import Text
 
     page = io.StringIO()
     # Broken by the terminal: rich would drop spaces where it breaks a line.
-    Console(file=page, force_terminal=True).print(Text.assemble(*visible), end="", soft_wrap=True)
-    _write(sys.stdout, page.getvalue())
+    Console(file=page, force_terminal=True).print(Text.assemble(*shown), end="", soft_wrap=True)
+    _write(sys.stdout, page.getvalue(), end)
+
+
+def visible(text: str) -> str:
+    """The text with control characters spelt out, all but tabs and line ends; whatever is printed here goes through this."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 @contextlib.contextmanager
@@ -355,13 +360,9 @@ def _styled(text: str, code: str) -> str:
     return f"\x1b[{code}m{text}\x1b[0m" if _is_terminal(sys.stderr) and not os.environ.get("NO_COLOR") else text
 
 
-def _visible(text: str) -> str:
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
-
-
 def _one_line(text: str) -> str:
     """So that a file whose name has a line end cannot forge an error."""
-    return _visible(text).replace("\n", "\\n")
+    return visible(text).replace("\n", "\\n")
 
 
 def _write(stream: TextIO, text: str, end: str = "\n") -> None:

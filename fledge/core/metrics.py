@@ -29,6 +29,8 @@ from fledge.core.settings import MetricsSettings
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 WANDB_RUN = "wandb_run.json"
+SOURCE_TOKENS = "train/source_tokens/"
+"""What the figures begin with that say how many tokens a source, named behind it, has given so far."""
 
 Record = dict[str, Any]
 """A line of metrics.jsonl: `step`, `time` and figures by name."""
@@ -109,12 +111,13 @@ def read_metrics(folder: Path) -> list[Record]:
 def _read(path: Path) -> tuple[list[Record], list[int]]:
     """The records of a file and the numbers of its damaged lines. Only the last line can be torn: each is appended whole."""
     lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
-    parsed = [_parse(line) for line in lines]
+    parsed = [parse_record(line) for line in lines]
     damaged_lines = [number for number, record in enumerate(parsed[:-1], start=1) if record is None]
     return [record for record in parsed if record is not None], damaged_lines
 
 
-def _parse(line: bytes) -> Record | None:
+def parse_record(line: bytes) -> Record | None:
+    """The record in a line; None if it holds none, such as a torn one."""
     try:
         record = json.loads(line)
     except ValueError:

@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fledge.evaluation.checkpoint import CheckpointEvaluation, format_value, plain_columns, results_table, results_text, score_title
+from fledge.evaluation.checkpoint import CheckpointEvaluation, plain_columns, results_table, results_text
 from fledge.evaluation.generations import Sample
 from fledge.evaluation.paired import SIGNIFICANCE_LEVEL, PairedDifference, compare_ratios, compare_shares, holm
+from fledge.evaluation.score_words import format_value, score_title
 from fledge.evaluation.statistics import Score, score_from_plain
 
 RESULTS = "results.json"

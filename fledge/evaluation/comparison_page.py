@@ -8,7 +8,6 @@ from fledge.core import page
 from fledge.core.markup import element, join
 from fledge.core.page import IntervalRow, Markup, Section
 from fledge.core.wording import counted
-from fledge.evaluation.checkpoint import score_title
 from fledge.evaluation.comparison import (
     HOW_TO_READ,
     Comparison,
@@ -18,6 +17,7 @@ from fledge.evaluation.comparison import (
     scores_table,
     verdict,
 )
+from fledge.evaluation.score_words import score_title
 from fledge.evaluation.statistics import Score
 
 _PAIRS = (

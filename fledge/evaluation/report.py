@@ -14,11 +14,12 @@ from fledge.core.console import format_bytes, format_count, format_seconds
 from fledge.core.markup import element
 from fledge.core.page import Markup, Section
 from fledge.evaluation import explanations
-from fledge.evaluation.checkpoint import TITLES, CheckpointEvaluation, replies_table, results_table, score_title
+from fledge.evaluation.checkpoint import CheckpointEvaluation, replies_table, results_table
 from fledge.evaluation.compression import CompressorFigure
 from fledge.evaluation.generations import Answer, Sample
 from fledge.evaluation.report_data import CorpusCard, LineageLine, ReportData, StageUse
 from fledge.evaluation.report_training import measured_section, others_section, training_section, written_section
+from fledge.evaluation.score_words import TITLES, score_title
 from fledge.evaluation.statistics import Score, percent
 
 SHOWN_ANSWERS = 6

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fledge.corpus.sources.settings import Content
-from fledge.evaluation.checkpoint import CheckpointEvaluation
-from fledge.evaluation.compression import CompressorFigure
-from fledge.evaluation.generations import Sample
+
+if TYPE_CHECKING:
+    from fledge.evaluation.checkpoint import CheckpointEvaluation
+    from fledge.evaluation.compression import CompressorFigure
+    from fledge.evaluation.generations import Sample
 
 Record = Mapping[str, float | int | None]
 """A line of metrics.jsonl."""

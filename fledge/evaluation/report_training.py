@@ -9,9 +9,10 @@ from fledge.core.console import format_count
 from fledge.core.markup import element
 from fledge.core.page import Markup, Section
 from fledge.evaluation import explanations
-from fledge.evaluation.checkpoint import CheckpointEvaluation, format_score, score_title
+from fledge.evaluation.checkpoint import CheckpointEvaluation
 from fledge.evaluation.explanations import MetricsChart
 from fledge.evaluation.report_data import OtherRun, ReportData, TrainingHistory
+from fledge.evaluation.score_words import format_score, score_title
 
 SHOWN_SAMPLES = 6
 """Of a prompt: the first, the last, and others between them at even distances."""

@@ -1,28 +1,35 @@
-"""Prompts become completions: one batch, a static KV cache, one forward pass per step for all rows that still speak.
+"""Token ids go in and token ids come out: a model, how it computes, and the requests it is busy with.
 
-Token ids in, token ids out; text and chat templates stay outside. Prompts may be of different lengths: they are padded on the
-right, and each row goes on at its own position, so no row sees another's padding. Rows that have ended are dropped from the
-batch when at least half of it has. A row's draws depend on its own random stream only (see `sampling`), so a prompt gets the
-same completion alone and in a batch, up to the last bits of a matrix product of another shape.
+    ticket = engine.submit(Request(prompt, generation))        engine.generate(prompts, generation) -> completions
+    while engine.has_work:
+        for drawn in engine.step(): ...
+
+Text and chat templates stay outside. Requests join and leave between steps (`scheduling`), each draws from a random stream of its own
+(`sampling`), and none sees another's tokens, so a prompt gets the same completion alone and in company: on a CPU, or with
+`batch_invariant`, to the bit, else up to the last bits of a matrix product of another shape. An engine belongs to one thread; `worker`
+shares one among several.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-import torch
-from torch import Tensor
-
-from fledge.core.errors import DataError
-from fledge.inference.sampling import next_tokens, row_generators
-from fledge.inference.settings import GenerationSettings
-from fledge.model.attention import KeyValueCache
+from fledge.core.errors import ConfigError, DataError, NumericsError
+from fledge.inference.forward import Forward, TorchForward
+from fledge.inference.kernel_forward import KernelForward, PackedModel
+from fledge.inference.requests import Drawn, Request
+from fledge.inference.sampling import row_generators
+from fledge.inference.scheduling import Load, Scheduler
+from fledge.inference.settings import EngineSettings, GenerationSettings
 from fledge.model.llama import Llama
-from fledge.model.precision import Precision, autocast
+from fledge.model.precision import Precision
 
 MAXIMUM_BATCH_ROWS = 128
-"""More prompts than this are completed one batch after another: the cache grows with rows."""
+"""`generate` completes so many prompts at once: the cache grows with rows."""
+BATCH_PREFILL_TOKENS = 8192
+"""`generate` has nobody to hold up by reading prompts."""
 
 OnToken = Callable[[int, int], None]
 """Called with (index of the prompt, token id) as each token is drawn; not for the token that ends a completion."""
@@ -44,103 +51,115 @@ class Completion:
 
 
 class Engine:
-    """Completes prompts with one model; holds no state between calls."""
+    """One model and its requests. On a CPU its weights are copied at the first request, so what they become after that is not seen."""
 
-    def __init__(self, model: Llama, vocabulary_size: int, stop_ids: Collection[int], precision: Precision = "fp32") -> None:
+    def __init__(
+        self,
+        model: Llama,
+        vocabulary_size: int,
+        stop_ids: Collection[int],
+        precision: Precision = "fp32",
+        settings: EngineSettings | None = None,
+    ) -> None:
         """Ids from `vocabulary_size` (the tokenizer's) on are never drawn; any of `stop_ids` ends a completion."""
         self.model = model
         self.vocabulary_size = vocabulary_size
         self.stop_ids = frozenset(stop_ids)
         self.precision = precision
+        self.settings = settings or EngineSettings()
 
     @property
     def context_tokens(self) -> int:
         """Prompt and completion together never exceed this."""
-        return self.model.config.settings.max_position_embeddings
+        longest = self.model.config.settings.max_position_embeddings
+        return min(longest, self.settings.context_tokens or longest)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would do or tell anything."""
+        return self._scheduler.has_work
+
+    @property
+    def load(self) -> Load:
+        """How many requests are being answered and how many wait."""
+        return self._scheduler.load
+
+    def submit(self, request: Request) -> int:
+        """A ticket for a request, which the next step takes up. Raises DataError for one that cannot be answered."""
+        self.require_possible(request)
+        return self._scheduler.submit(request)
+
+    def cancel(self, ticket: int) -> None:
+        """End a request before the next pass, which tells its end; nothing happens if it has ended."""
+        self._scheduler.cancel(ticket)
+
+    def step(self) -> list[Drawn]:
+        """One pass of the model for all requests at once; nothing if there are none."""
+        return self._scheduler.step()
+
+    def require_possible(self, request: Request) -> None:
+        """Raises DataError for a prompt that is empty, leaves no room for an answer or holds an id that there is not."""
+        prompt = request.prompt
+        if not 0 < len(prompt) < self.context_tokens:
+            raise DataError(
+                f"a prompt has {len(prompt)} tokens, the context of the model has {self.context_tokens}",
+                "give a prompt of at least one token that leaves room for an answer",
+            )
+        wrong = next((token for token in prompt if not 0 <= token < self.vocabulary_size), None)
+        if wrong is not None:
+            problem = f"a prompt holds the token id {wrong}, the vocabulary has {self.vocabulary_size}"
+            raise DataError(problem, f"give ids from 0 to {self.vocabulary_size - 1}")
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings, on_token: OnToken | None = None) -> list[Completion]:
-        """One completion per prompt, in their order. Raises DataError for a prompt that is empty or fills the context."""
-        for prompt in prompts:
-            if not 0 < len(prompt) < self.context_tokens:
-                raise DataError(
-                    f"a prompt has {len(prompt)} tokens, the context of the model has {self.context_tokens}",
-                    "give a prompt of at least one token that leaves room for an answer",
-                )
+        """One completion per prompt, in their order, beside whatever requests there are.
+
+        Raises DataError for a prompt that is empty or fills the context, NumericsError if the model is broken.
+        """
+        requests = [Request(tuple(prompt), settings) for prompt in prompts]
+        for request in requests:
+            self.require_possible(request)
+        longest_tokens = max((len(prompt) for prompt in prompts), default=0)
+        context_tokens = min(self.context_tokens, longest_tokens + settings.maximum_new_tokens)
+        slots = max(1, min(len(prompts), MAXIMUM_BATCH_ROWS))
+        scheduler = self._schedule(slots, context_tokens, BATCH_PREFILL_TOKENS)
         generators = row_generators(settings.seed, len(prompts))
-        completions: list[Completion] = []
-        for first in range(0, len(prompts), MAXIMUM_BATCH_ROWS):
-            batch = range(first, min(first + MAXIMUM_BATCH_ROWS, len(prompts)))
-            rows = [_Row(index, list(prompts[index]), generators[index]) for index in batch]
-            self._complete(rows, settings, on_token)
-            completions += [Completion(row.completion, row.end_token) for row in rows]
-        return completions
+        for request, generator in zip(requests, generators, strict=True):
+            scheduler.submit(request, generator)
+        ids: list[list[int]] = [[] for _ in prompts]
+        ends: list[int | None] = [None for _ in prompts]
+        while scheduler.has_work:
+            for drawn in scheduler.step():  # tickets are the prompts' indices
+                if drawn.finish == "failed":
+                    raise NumericsError(f"a prompt could not be completed: {drawn.error}", "use an earlier checkpoint")
+                ends[drawn.ticket] = drawn.end_token
+                if drawn.token is not None:
+                    ids[drawn.ticket].append(drawn.token)
+                    if on_token is not None:
+                        on_token(drawn.ticket, drawn.token)
+        return [Completion(drawn_ids, end) for drawn_ids, end in zip(ids, ends, strict=True)]
 
-    @torch.inference_mode()
-    def _complete(self, rows: list[_Row], settings: GenerationSettings, on_token: OnToken | None) -> None:
-        """Fills the rows' completions, one token each per step, until every row has ended."""
-        device = self.model.lm_head.weight.device
-        longest_tokens = max(len(row.prompt) for row in rows)
-        slots = min(self.context_tokens, longest_tokens + settings.maximum_new_tokens)
-        cache = KeyValueCache(self.model.config.settings, len(rows), slots, self.model.lm_head.weight.dtype, device)
-        logits = self._read_prompts(rows, longest_tokens, cache)
-        while True:
-            drawn = next_tokens(logits, settings, [row.generator for row in rows], self.vocabulary_size).tolist()
-            for row, token in zip(rows, drawn, strict=True):
-                self._take(row, token, settings.maximum_new_tokens, on_token)
-            speaking = [place for place, row in enumerate(rows) if not row.ended]
-            if not speaking:
-                return
-            if 2 * len(speaking) <= len(rows):
-                rows = [rows[place] for place in speaking]
-                _keep_rows(cache, torch.tensor(speaking, device=device))
-            tokens = torch.tensor([[row.last_token] for row in rows], device=device)
-            positions = torch.tensor([[row.length_tokens - 1] for row in rows], device=device)
-            with autocast(self.precision, device):
-                logits = self.model.extend(tokens, positions, cache)
+    @cached_property
+    def _scheduler(self) -> Scheduler:
+        """Of the requests that were submitted; its slots are taken when there is one."""
+        return self._schedule(self.settings.slots, self.context_tokens, self.settings.prefill_tokens)
 
-    def _read_prompts(self, rows: Sequence[_Row], longest_tokens: int, cache: KeyValueCache) -> Tensor:
-        """All prompts in one pass -> logits (B, V) of the token after each prompt."""
-        device = cache.keys.device
-        padded = [[*row.prompt, *[0] * (longest_tokens - len(row.prompt))] for row in rows]
-        positions = torch.arange(longest_tokens, device=device).expand(len(rows), -1)
-        last = torch.tensor([len(row.prompt) - 1 for row in rows], device=device)
-        with autocast(self.precision, device):
-            return self.model.extend(torch.tensor(padded, device=device), positions, cache, last)
+    def _schedule(self, slots: int, context_tokens: int, prefill_tokens: int) -> Scheduler:
+        chunk_tokens = None
+        if PackedModel.fits(self.model):
+            forward: Forward = KernelForward(self._packed, slots, context_tokens)
+        else:
+            chunk_tokens = prefill_tokens if self.settings.batch_invariant else None
+            forward = TorchForward(self.model, self._torch_precision, slots, context_tokens, chunk_tokens)
+        return Scheduler(forward, slots, context_tokens, prefill_tokens, self.vocabulary_size, self.stop_ids, chunk_tokens)
 
-    def _take(self, row: _Row, token: int, maximum_new_tokens: int, on_token: OnToken | None) -> None:
-        if row.ended:
-            return
-        if token in self.stop_ids:
-            row.end_token, row.ended = token, True
-            return
-        row.completion.append(token)
-        row.ended = len(row.completion) == maximum_new_tokens or row.length_tokens == self.context_tokens
-        if on_token is not None:
-            on_token(row.index, token)
-
-
-@dataclass
-class _Row:
-    """One prompt while it is being completed. A row that has ended stays in the batch, repeating its last position, until it is dropped."""
-
-    index: int
-    prompt: list[int]
-    generator: torch.Generator
-
-    def __post_init__(self) -> None:
-        self.completion: list[int] = []
-        self.end_token: int | None = None
-        self.ended = False
+    @cached_property
+    def _packed(self) -> PackedModel:
+        asked = self.settings.weights
+        return PackedModel(self.model, asked if asked != "auto" else "bf16" if self.precision == "bf16" else "fp32")
 
     @property
-    def length_tokens(self) -> int:
-        return len(self.prompt) + len(self.completion)
-
-    @property
-    def last_token(self) -> int:
-        return self.completion[-1] if self.completion else self.prompt[-1]
-
-
-def _keep_rows(cache: KeyValueCache, rows: Tensor) -> None:
-    cache.keys = cache.keys.index_select(1, rows)
-    cache.values = cache.values.index_select(1, rows)
+    def _torch_precision(self) -> Precision:
+        asked = self.settings.weights
+        if asked == "int8":
+            raise ConfigError("weights are int8, which is computed on a CPU only, adapters merged", "choose bf16, or device=cpu")
+        return self.precision if asked == "auto" else asked

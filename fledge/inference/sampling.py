@@ -1,8 +1,9 @@
-"""Logits become the next token ids: temperature, top_k, top_p, then one draw per row from that row's own generator.
+"""Logits become the next token ids: penalty, temperature, top_k, top_p, min_p, then one draw per row from that row's own generator.
 
 Each row draws one uniform number and looks it up in its own cumulative distribution, so a request gets the same tokens alone
 and in a batch. The order of the filters is transformers' (top_p is taken of what top_k left, renormalised); nucleus sampling is
-Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020.
+Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020, min_p Nguyen et al., arXiv:2407.01082, the penalty for
+repetition Keskar et al., arXiv:1909.05858.
 
 B rows, V vocabulary including padding, K candidates left by top_k.
 """
@@ -10,26 +11,28 @@ B rows, V vocabulary including padding, K candidates left by top_k.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
 from fledge.core.errors import NumericsError
+from fledge.inference.requests import TokenLogprobs
 from fledge.inference.settings import GenerationSettings
 
 
 def next_tokens(logits: Tensor, settings: GenerationSettings, generators: Sequence[torch.Generator], vocabulary_size: int) -> Tensor:
-    """Logits (B, V) to token ids (B,), on the device of the logits.
+    """Logits (B, V) to token ids (B,), on the device of the logits; the penalty has been applied, see `penalise_repetition`.
 
     Ids from `vocabulary_size` on are padding of the embedding matrix and are never drawn. `generators` holds one CPU generator
     per row. Raises NumericsError if a logit is not a number: the weights are broken.
     """
     logits = logits[:, :vocabulary_size].float()
-    if bool(logits.isnan().any()):
+    largest, likeliest = logits.max(dim=-1)  # not a number if one of the row is none
+    if bool(largest.isnan().any()):
         raise NumericsError("the model answers with logits that are not numbers", "use an earlier checkpoint; this one is broken")
     if settings.temperature == 0 or settings.top_k == 1:
-        return logits.argmax(dim=-1)
+        return likeliest
     probabilities, candidates = candidate_probabilities(logits, settings)
     uniform = torch.cat([torch.rand(1, dtype=torch.float64, generator=generator) for generator in generators]).to(logits.device)
     cumulative = probabilities.double().cumsum(dim=-1)
@@ -40,13 +43,30 @@ def next_tokens(logits: Tensor, settings: GenerationSettings, generators: Sequen
 
 
 def candidate_probabilities(logits: Tensor, settings: GenerationSettings) -> tuple[Tensor, Tensor]:
-    """Logits (B, V) to (probabilities (B, K), token ids (B, K)), most likely first; what top_p cuts off has probability 0."""
+    """Logits (B, V) to (probabilities (B, K), token ids (B, K)), most likely first; what top_p and min_p cut off has probability 0."""
     kept = min(settings.top_k or logits.shape[-1], logits.shape[-1])
     values, candidates = torch.topk(logits, kept, dim=-1)
     # the largest logit is subtracted before the division, which a tiny temperature would overflow
     probabilities = torch.softmax((values - values[:, :1]) / settings.temperature, dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
-    return probabilities.masked_fill(before >= settings.top_p, 0.0), candidates
+    cut_off = (before >= settings.top_p) | (probabilities < settings.min_p * probabilities[:, :1])
+    return probabilities.masked_fill(cut_off, 0.0), candidates
+
+
+def penalise_repetition(logits: Tensor, ids: Collection[int], penalty: float) -> Tensor:
+    """Logits (V) -> the same with those of `ids`, prompt and answer so far, divided by the penalty if positive, else multiplied."""
+    seen = torch.tensor(sorted(set(ids)), device=logits.device)
+    values = logits[seen]
+    return logits.scatter(0, seen, torch.where(values < 0, values * penalty, values / penalty))
+
+
+def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int, vocabulary_size: int) -> list[TokenLogprobs]:
+    """How likely each of `tokens` was after its row of logits (B, V), and the `top` most likely ones."""
+    logprobs = logits[:, :vocabulary_size].float().log_softmax(dim=-1)
+    own = logprobs.gather(-1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
+    values, ids = (part.tolist() for part in torch.topk(logprobs, min(top, vocabulary_size), dim=-1))
+    likeliest = [tuple(zip(row_ids, row_values, strict=True)) for row_ids, row_values in zip(ids, values, strict=True)]
+    return [TokenLogprobs(logprob, best) for logprob, best in zip(own, likeliest, strict=True)]
 
 
 def row_generators(seed: int | None, rows: int) -> list[torch.Generator]:

@@ -12,6 +12,7 @@ L layers, S slots of the cache.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from dataclasses import dataclass
 
@@ -172,9 +173,21 @@ class KeyValueCache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
 
     @property
+    def rows(self) -> int:
+        """Texts it can hold."""
+        return self.keys.shape[1]
+
+    @property
     def slots(self) -> int:
         """Tokens a row can hold."""
         return self.keys.shape[3]
+
+    def part(self, rows: range, slots: int) -> KeyValueCache:
+        """The first slots of consecutive rows, sharing their memory."""
+        part = copy.copy(self)
+        part.keys = self.keys[:, rows.start : rows.stop, :, :slots]
+        part.values = self.values[:, rows.start : rows.stop, :, :slots]
+        return part
 
     def layer(self, index: int, positions: Tensor) -> LayerCache:
         """The part of layer `index`, for tokens at `positions` (B, T)."""

@@ -82,25 +82,30 @@ _REQUIRED_KEYS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attenti
 
 
 def save_model(
-    model: Llama, folder: Path, dtype: torch.dtype | None = None, weights: Mapping[str, Tensor] | None = None
+    model: Llama,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    sampling: Mapping[str, Any] | None = None,
 ) -> dict[str, disk.FileDigest]:
     """Write a model as a Hugging Face folder and return what was written, by file name; weights in `dtype`, None: as they are.
 
     Of a model with an adapter that alone is written, in peft's form. `weights` stand in for the parameters of a model that holds only
-    parts of them.
+    parts of them. `sampling` is written beside the special tokens: how answers are drawn, in Hugging Face's words.
     The tokenizer's files join them by `tokens.tokenizer.copy_tokenizer`. Raises MachineError if the disk is full.
     """
     weights = stored_weights(model) if weights is None else weights
     dtype = dtype or model.lm_head.weight.dtype
+    generation = {**_special_tokens(model.config), **(sampling or {})}
     if model.adapter is not None:
         described = to_adapter_json(model.adapter.settings, model.adapter.base)
         return {
             ADAPTER_CONFIG: disk.write_json(folder / ADAPTER_CONFIG, described),
-            GENERATION_CONFIG: disk.write_json(folder / GENERATION_CONFIG, _special_tokens(model.config)),
+            GENERATION_CONFIG: disk.write_json(folder / GENERATION_CONFIG, generation),
             ADAPTER_WEIGHTS: write_tensors(folder / ADAPTER_WEIGHTS, {peft_name(name): weights[name] for name in weights}, dtype),
         }
     written = {CONFIG: disk.write_json(folder / CONFIG, to_config_json(model.config, dtype))}
-    written[GENERATION_CONFIG] = disk.write_json(folder / GENERATION_CONFIG, _special_tokens(model.config))
+    written[GENERATION_CONFIG] = disk.write_json(folder / GENERATION_CONFIG, generation)
     written[WEIGHTS] = write_tensors(folder / WEIGHTS, weights, dtype)
     return written
 

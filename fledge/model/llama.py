@@ -86,17 +86,15 @@ class Llama(nn.Module):
         loss_sum, nll, log_z = weighted_loss(rows, self.lm_head.weight, flat_targets, token_weight.flatten(), z_weight)
         return TokenLoss(loss_sum, nll.view_as(targets), log_z.view_as(targets))
 
-    def extend(self, tokens: Tensor, positions: Tensor, cache: KeyValueCache, last: Tensor | None = None) -> Tensor:
-        """tokens and positions (B, T), last (B) -> logits (B, V) of the token that follows index `last` (None: T - 1) of each row.
+    def extend(self, tokens: Tensor, positions: Tensor, cache: KeyValueCache, wanted: Tensor | None = None) -> Tensor:
+        """tokens, positions and wanted (B, T) -> logits (N, V) of what follows the N wanted tokens, row by row; None: the last of each row.
 
         Continues B independent texts whose earlier tokens lie in `cache`, and stores these. Rows may be at different positions;
-        a prompt shorter than T is padded on the right with any token at increasing positions below the cache's slots, and
-        `last` names its true end: what lies beyond is overwritten before anything looks at it.
+        a prompt shorter than T is padded on the right with any token at positions behind its own and below the cache's slots: what
+        lies there is overwritten before anything looks at it.
         """
         hidden: Tensor = self.model(tokens, positions, cache.mask(positions), cache)
-        rows = torch.arange(len(tokens), device=tokens.device)
-        final = hidden[:, -1] if last is None else hidden[rows, last]  # (B, D)
-        logits: Tensor = self.lm_head(final)
+        logits: Tensor = self.lm_head(hidden[:, -1] if wanted is None else hidden[wanted])
         return logits
 
     @torch.no_grad()

@@ -1,4 +1,8 @@
-"""`generation_config.json`: how a model is sampled from and what ends it, read and written in Hugging Face's words."""
+"""`generation_config.json`: how a model is sampled from and what ends it, read and written in Hugging Face's words.
+
+The limit of an answer alone has a word of ours, `maximum_new_tokens`: Hugging Face's `max_new_tokens` would be no default for vLLM but a
+limit on whatever is asked of it.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,18 @@ from fledge.model.folder import GENERATION_CONFIG
 from fledge.model.settings import ModelConfig
 from fledge.tokens.tokenizer import Tokenizer
 
-_SHARED_KEYS = ("temperature", "top_k", "top_p")
+_SHARED_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_NEUTRAL = {"min_p": 0, "repetition_penalty": 1}
+_LIMIT_KEY, _THEIR_LIMIT_KEY = "maximum_new_tokens", "max_new_tokens"
 
 
 def read_generation(folder: Path) -> GenerationSettings:
     """How the model in a folder wants to be sampled from; what it does not say is our default. Raises CheckpointError."""
     raw = read_generation_json(folder)
     given = {key: raw[key] for key in _SHARED_KEYS if raw.get(key) is not None}
+    limit = raw.get(_LIMIT_KEY, raw.get(_THEIR_LIMIT_KEY))
+    if limit is not None:
+        given[_LIMIT_KEY] = limit
     if raw.get("do_sample") is False:
         given["temperature"] = 0.0
     try:
@@ -45,14 +54,18 @@ def read_generation_json(folder: Path) -> dict[str, Any]:
 def generation_json(config: ModelConfig, generation: GenerationSettings) -> dict[str, Any]:
     """The content of the file."""
     ends = list(config.end_token_ids)
-    sampling = {key: getattr(generation, key) for key in _SHARED_KEYS} if generation.temperature else {}
     return {
         "bos_token_id": config.begin_token_id,
         "eos_token_id": ends if len(ends) > 1 else next(iter(ends), None),
         "pad_token_id": config.padding_token_id,
-        "do_sample": generation.temperature > 0,
-        **sampling,
+        **sampling_json(generation),
     }
+
+
+def sampling_json(generation: GenerationSettings) -> dict[str, Any]:
+    """How tokens are drawn, without the special ones; what changes nothing is left out."""
+    drawn = {key: getattr(generation, key) for key in _SHARED_KEYS if getattr(generation, key) != _NEUTRAL.get(key)}
+    return {"do_sample": generation.temperature > 0, **(drawn if generation.temperature else {}), _LIMIT_KEY: generation.maximum_new_tokens}
 
 
 def end_token(config: ModelConfig, tokenizer: Tokenizer) -> int:

@@ -30,6 +30,8 @@ def modelfile(source: Source) -> str:
         f"PARAMETER temperature {sampling.temperature:g}",
         f"PARAMETER top_k {sampling.top_k}",
         f"PARAMETER top_p {sampling.top_p:g}",
+        f"PARAMETER min_p {sampling.min_p:g}",
+        f"PARAMETER repeat_penalty {sampling.repetition_penalty:g}",
     ]
     return "\n".join(lines) + "\n"
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fledge.core import artifact, console, disk
 from fledge.core.artifact import Artifact, Request
 from fledge.core.errors import ArtifactError
+from fledge.core.run_record import ConfigRow
 
 if TYPE_CHECKING:
     from fledge.recipe import Recipe
@@ -39,6 +40,8 @@ class Run:
     """Runs that the report is to stand beside."""
     arguments: tuple[str, ...] = field(default=(), repr=False)
     """The same with secrets, for processes that are launched: never shown or written."""
+    config: tuple[ConfigRow, ...] = field(default=(), repr=False)
+    """Every value of the recipe and where it was set."""
 
     def corpora(self, given: Sequence[str], content: str) -> dict[str, Artifact]:
         """The corpora of one content, by role: those given by path, or this run's own (none if it has none)."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -115,14 +115,23 @@ def take_snapshot(model: Llama, optimizer: Optimizer, plan: Plan, progress: Prog
     return Snapshot(model, world.gather(parameters_by_name(model)), world.gather(optimizer.state()), plan, progress)
 
 
-def write_checkpoint(snapshot: Snapshot, stage_folder: Path, request: Request, copy_tokenizer: CopyTokenizer | None = None) -> Checkpoint:
-    """Publish a checkpoint, `request` being what its stage was asked for. Raises MachineError; then nothing has appeared."""
+def write_checkpoint(
+    snapshot: Snapshot,
+    stage_folder: Path,
+    request: Request,
+    copy_tokenizer: CopyTokenizer | None = None,
+    sampling: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """Publish a checkpoint, `request` being what its stage was asked for, `sampling` how its model is to be drawn from.
+
+    Raises MachineError; then nothing has appeared.
+    """
     step = snapshot.progress.step
     wanted = Request("checkpoint", {"stage": request.kind, "step": step, "settings": request.settings}, request.inputs)
     path = checkpoint_folder(stage_folder, step)
     written: dict[str, disk.FileDigest] = {}
     with artifact.build(path, wanted, written) as (partial, stats):
-        written.update(save_model(snapshot.model, partial, weights=snapshot.weights))
+        written.update(save_model(snapshot.model, partial, weights=snapshot.weights, sampling=sampling))
         if copy_tokenizer is not None:
             copy_tokenizer(partial, snapshot.model.config.settings.max_position_embeddings)
         written[OPTIMIZER] = write_tensors(partial / OPTIMIZER, snapshot.optimizer)

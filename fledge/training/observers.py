@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fledge.core import console
-from fledge.core.metrics import Metrics
+from fledge.core.metrics import SOURCE_TOKENS, Metrics
+from fledge.core.samples import SampledText, SampleRecord
 from fledge.model.head import IGNORE
 from fledge.model.llama import Llama
 from fledge.model.precision import sum_dtype
@@ -27,7 +28,6 @@ from fledge.training.layout import parameters_by_name, root_together, whole
 from fledge.training.objectives import NextToken, Objective
 from fledge.training.parallel import Machine, World
 from fledge.training.plan import Plan, rows_per_rank, slice_for_rank
-from fledge.training.samples import SampledText, SampleRecord
 from fledge.training.settings import TrainingSettings
 from fledge.training.trainer import StepReport
 
@@ -58,11 +58,17 @@ class Log:
             "train/tokens": report.tokens,
             "train/epoch": report.epochs,
             **figures.record(),
+            **self._source_tokens(report.step),
             **({"checkpoint_failures": report.checkpoint_failures} if report.checkpoint_failures else {}),
         }
         self._metrics.record(report.step, record)
         console.info(progress_line(f"{report.step:,}/{self._plan.steps:,}", record, figures, console.columns()))
         return {}
+
+    def _source_tokens(self, step: int) -> dict[str, int]:
+        """What each source has given so far, where there are several: how the mixture goes."""
+        use = self._plan.use(step) if len(self._plan.sources) > 1 else {}
+        return {f"{SOURCE_TOKENS}{name}": one.tokens for name, one in use.items()}
 
 
 def progress_line(step: str, record: Mapping[str, float], figures: Figures, columns: int | None) -> str:

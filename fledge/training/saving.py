@@ -12,12 +12,12 @@ those of a synchronous one. At most one is on its way. After PyTorch's asynchron
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from fledge.core import console
 from fledge.core.artifact import Request
@@ -48,12 +48,13 @@ class CheckpointWriter:
         keep_every_steps: int | None = None,
         keep_every_epochs: int | None = None,
         asynchronous: bool = False,
+        sampling: Mapping[str, Any] | None = None,
     ) -> None:
-        """`request` is what the stage was asked for; a checkpoint is that and a step."""
+        """`request` is what the stage was asked for; a checkpoint is that and a step. `sampling`: how its model is to be drawn from."""
         self.stage_folder = stage_folder
         self.failures = 0
         """Saves that did not succeed, since this process began, ways back included."""
-        self._request, self._copy_tokenizer = request, copy_tokenizer
+        self._request, self._copy_tokenizer, self._sampling = request, copy_tokenizer, sampling
         self._keep, self._keep_every_steps, self._keep_every_epochs = keep, keep_every_steps, keep_every_epochs
         self._failures_in_a_row = 0
         self._sound: set[str] = set()
@@ -141,7 +142,7 @@ class CheckpointWriter:
 
     def _write(self, snapshot: Snapshot, keep: int) -> Checkpoint:
         sweep(self.stage_folder)
-        saved = write_checkpoint(snapshot, self.stage_folder, self._request, self._copy_tokenizer)
+        saved = write_checkpoint(snapshot, self.stage_folder, self._request, self._copy_tokenizer, self._sampling)
         problems = problems_of(saved.path)
         if problems:
             raise MachineError(f"what was written reads back differently: {problems[0]}", "test the disk and the memory of this machine")

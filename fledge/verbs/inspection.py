@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fledge.core import artifact, config, console
+from fledge.core import artifact, console
 from fledge.core.artifact import Artifact
 from fledge.core.errors import ArtifactError
 from fledge.core.wording import counted
-from fledge.recipe import Recipe, find_recipe, load_recipe, smoke
+from fledge.recipe import config_rows, find_recipe, load_recipe
 from fledge.stages import STAGES
 from fledge.stages.checkpoint_names import find_checkpoint
 from fledge.stages.run import RUNS, smoke_name
@@ -94,9 +94,5 @@ def _plain(value: str | float) -> str:
 def show_config(recipe: str, overrides: list[str], small: bool) -> None:
     """Print every value of a recipe and where it comes from. Raises ConfigError."""
     parsed, tree = load_recipe(find_recipe(recipe), overrides)
-    written = {dotted: value for dotted, value, _ in config.leaves(Recipe, parsed, tree)}
-    rows = [
-        (dotted, repr(value), origin if written.get(dotted) == value else "--smoke")
-        for dotted, value, origin in config.leaves(Recipe, smoke(parsed) if small else parsed, tree)
-    ]
+    rows = [(dotted, repr(value), origin) for dotted, value, origin in config_rows(parsed, tree, small)]
     console.table(recipe, ["value", "is", "from"], rows)

@@ -10,6 +10,7 @@ from fledge.core.errors import ConfigError
 from fledge.model.adapter_config import find_base, is_adapter
 from fledge.model.cost import parameter_count
 from fledge.model.folder import load_model, save_model
+from fledge.publish.generation import read_generation, sampling_json
 from fledge.stages.checkpoint_names import find_checkpoint, open_checkpoint
 from fledge.stages.run import smoke_name
 from fledge.verbs.export import require_free
@@ -30,7 +31,7 @@ def merge(reference: str, folder: Path, small: bool) -> None:
     origin = {role: given for role, given in adapter.manifest.inputs.items() if role in ("start_from", "scores")}
     wanted = replace(wanted, inputs={**origin, **wanted.inputs})
     with artifact.build(folder, wanted) as (partial, stats):
-        save_model(model, partial)
+        save_model(model, partial, sampling=sampling_json(read_generation(source)))
         for path in _tokenizer_files(source) or _tokenizer_files(find_base(source)):
             disk.write_bytes(partial / path.name, path.read_bytes())
         stats.update(adapter.stats)

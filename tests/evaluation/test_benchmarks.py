@@ -15,7 +15,7 @@ from fledge.evaluation.benchmarks.definitions import wikitext_pages
 from fledge.evaluation.benchmarks.places import find_benchmark, read_rows
 from fledge.evaluation.benchmarks.run import BenchmarkResult, draw, run_benchmark
 from fledge.evaluation.benchmarks.templates import BadRow, fields_of, text_of, texts_of
-from fledge.evaluation.checkpoint import score_title
+from fledge.evaluation.score_words import score_title
 from fledge.model.llama import Llama
 
 from .benchmark_rows import PAGE, ROWS, write_rows

@@ -9,12 +9,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fledge.evaluation.checkpoint import TITLES, CheckpointEvaluation
+from fledge.evaluation.checkpoint import CheckpointEvaluation
 from fledge.evaluation.compression import CompressorFigure
 from fledge.evaluation.explanations import SAMPLES, SCORE_CHARTS, SCORE_EXPLANATIONS
 from fledge.evaluation.generations import Answer, Sample
 from fledge.evaluation.report import SHOWN_ANSWERS, report
 from fledge.evaluation.report_data import CorpusCard, LineageLine, OtherRun, PhaseUse, ReportData, SourceShare, StageUse, TrainingHistory
+from fledge.evaluation.score_words import TITLES
 from fledge.evaluation.statistics import Score, share_score
 
 

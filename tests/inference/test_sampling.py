@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fledge.core.errors import NumericsError
-from fledge.inference.sampling import candidate_probabilities, next_tokens, row_generators
+from fledge.inference.sampling import candidate_probabilities, next_tokens, penalise_repetition, row_generators, token_logprobs
 from fledge.inference.settings import GenerationSettings
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.5, 0.0, -0.5, -1.0, -3.0, 1.5]])
@@ -65,6 +65,44 @@ def test_top_p_is_taken_of_what_top_k_left() -> None:
     assert candidates.tolist() == [[0, 1]]
     assert probabilities[0, 0] > 0
     assert probabilities[0, 1] == 0
+
+
+def test_min_p_keeps_what_is_that_likely() -> None:
+    probabilities = torch.tensor([[0.5, 0.25, 0.15, 0.1]])
+    counts = draw_many(GenerationSettings(temperature=1.0, top_k=0, top_p=1.0, min_p=0.3), probabilities.log())
+    assert chi_square(counts, torch.tensor([0.5, 0.25, 0.15, 0.0], dtype=torch.float64) / 0.9) < chi_square_limit(3)
+
+
+def test_filters_equal_transformers() -> None:
+    """Which tokens can be drawn, and how likely each is, by its classes in its order."""
+    processors = pytest.importorskip("transformers.generation.logits_process")
+    logits = torch.randn(20, 100, generator=torch.Generator().manual_seed(3)) * 3
+    settings = GenerationSettings(temperature=0.7, top_k=30, top_p=0.9, min_p=0.05, repetition_penalty=1.4)
+    ids = torch.randint(100, (20, 15), generator=torch.Generator().manual_seed(4))
+    expected = processors.RepetitionPenaltyLogitsProcessor(1.4)(ids, logits.clone())
+    penalised = torch.stack([penalise_repetition(row, seen.tolist(), 1.4) for row, seen in zip(logits, ids, strict=True)])
+    torch.testing.assert_close(penalised, expected)
+    for warper in (
+        processors.TemperatureLogitsWarper(0.7),
+        processors.TopKLogitsWarper(30),
+        processors.TopPLogitsWarper(0.9),
+        processors.MinPLogitsWarper(0.05),
+    ):
+        expected = warper(ids, expected)
+    probabilities, candidates = candidate_probabilities(penalised, settings)
+    found = torch.zeros(20, 100).scatter(1, candidates, probabilities / probabilities.sum(dim=-1, keepdim=True))
+    torch.testing.assert_close(found, expected.softmax(dim=-1))
+    assert 20 < int((found > 0).sum()) < 20 * 30
+
+
+def test_log_probabilities_are_the_models_own_without_padding() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0, 90.0], [0.0, 0.0, 0.0, 90.0]])
+    first, second = token_logprobs(logits, [0, 2], 2, vocabulary_size=3)
+    expected = logits[0, :3].log_softmax(dim=-1).tolist()
+    assert (first.logprob, [token for token, _ in first.top]) == (pytest.approx(expected[0]), [1, 2])
+    assert [value for _, value in first.top] == pytest.approx([expected[1], expected[2]])
+    assert second.logprob == pytest.approx(-math.log(3))
+    assert token_logprobs(logits, [0, 2], 0, 3)[0].top == ()
 
 
 @pytest.mark.parametrize("settings", [GenerationSettings(temperature=0), GenerationSettings(top_k=1), GenerationSettings(temperature=1e-9)])

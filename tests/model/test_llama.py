@@ -122,7 +122,7 @@ def test_ragged_prompts_and_steps_equal_forward(changes: dict[str, object], make
     cache = KeyValueCache(model.config.settings, rows=3, slots=24)
     padded = torch.where(torch.arange(10) < lengths[:, None], tokens[:, :10], 99)
     with torch.no_grad():
-        logits = model.extend(padded, torch.arange(10).expand(3, 10), cache, last=lengths - 1)
+        logits = model.extend(padded, torch.arange(10).expand(3, 10), cache, torch.arange(10) == lengths[:, None] - 1)
         torch.testing.assert_close(logits, expected[rows, lengths - 1], rtol=0, atol=1e-5)
         for step in range(14):
             positions = lengths + step

@@ -62,4 +62,6 @@ def test_a_modelfile_says_where_the_model_is_and_how_it_ends(make_source: Callab
         "PARAMETER temperature 0.8",
         "PARAMETER top_k 50",
         "PARAMETER top_p 0.95",
+        "PARAMETER min_p 0",
+        "PARAMETER repeat_penalty 1",
     ]

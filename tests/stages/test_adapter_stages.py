@@ -15,6 +15,7 @@ from torch import Tensor
 from fledge.core import artifact
 from fledge.core.errors import ConfigError
 from fledge.inference.language_model import load
+from fledge.inference.settings import EngineSettings
 from fledge.model.folder import load_adapted, load_model, read_weights
 from fledge.model.tensors import read_tensors
 from fledge.stages import run_stage
@@ -23,7 +24,8 @@ from fledge.stages.run import Run, set_aside
 from fledge.stages.task import open_task
 from fledge.tokens.tokenizer import open_tokenizer
 from fledge.training.checkpoint_folders import checkpoint_folder
-from fledge.verbs import answers, inspection
+from fledge.verbs import inspection
+from fledge.verbs.chatting import speakers
 from fledge.verbs.merge import merge
 
 MakeRun = Callable[..., Run]
@@ -85,7 +87,7 @@ def test_the_road_with_adapters(make_run: MakeRun, walk: Walk, tokens: Tensor, t
     assert (logits_of(base, tokens) - apart).abs().max() > 1e-4
     assert load(tmp_path / "merged").config == load(dpo.path).config
     assert open_tokenizer(tmp_path / "merged").sha256 == open_tokenizer(base).sha256
-    answers.open_model(f"{run.folder}@final", small=False)
+    speakers.open_speaker(f"{run.folder}@final", EngineSettings())
     for place in (f"{run.folder / 'dpo'}@final", str(tmp_path / "merged")):
         inspection.show(place, small=False)
         inspection.verify(place, small=False)

@@ -17,12 +17,16 @@ import torch
 
 from fledge.core import artifact
 from fledge.core.errors import ArtifactError, ConfigError, DataError, FledgeError
+from fledge.core.samples import read_samples
 from fledge.corpus.document import read_documents
+from fledge.evaluation.run_data import PLAN
 from fledge.model.folder import load_model
+from fledge.serving.board.details import stage_facts
+from fledge.serving.board.folders import RunFolder
 from fledge.stages import STAGES, run_stage
 from fledge.stages.checkpoint_names import find_checkpoint
 from fledge.stages.run import Run, set_aside
-from fledge.training.samples import read_samples
+from fledge.training.checkpoint import read_order
 from fledge.verbs import inspection
 
 MakeRun = Callable[..., Run]
@@ -93,6 +97,15 @@ def test_observers_and_saving_change_no_weight(make_run: MakeRun, walk: Walk) ->
     assert same(weights(quiet.folder / "pretrain"), weights(busy.folder / "pretrain"))
     samples = read_samples(busy.folder / "pretrain")
     assert [(one.step, one.prompt) for one in samples] == [(step, prompt) for step in range(1, 7) for prompt in ("The bird", "A river")]
+
+
+def test_a_stage_leaves_its_plan_for_those_who_look_on(make_run: MakeRun, walk: Walk) -> None:
+    run = make_run()
+    walk(run, "pretrain")
+    plan = json.loads((run.folder / "pretrain" / PLAN).read_text(encoding="utf-8"))
+    assert plan == read_order(find_checkpoint(f"{run.folder / 'pretrain'}@final"))[0]
+    facts = stage_facts(RunFolder(run.folder, STAGES), "pretrain")
+    assert [(phase["first_step"], phase["last_step"]) for phase in facts["phases"]] == [(0, facts["stats"]["steps"])]
 
 
 def test_a_stage_that_stops_early_is_finished_and_names_its_best(make_run: MakeRun, walk: Walk, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,11 +11,11 @@ from training_assembly import assembled, training_settings
 from fledge.core import disk
 from fledge.core.errors import MachineError
 from fledge.core.metrics import read_metrics
+from fledge.core.samples import SAMPLES, SampledText, SampleRecord, read_samples
 from fledge.tokens.shards import TokenSet
 from fledge.training.cadence import benchmarks_are_due, spread, validated_rows, validation_is_due
 from fledge.training.forecast import planned_length, validations
 from fledge.training.plan import Row
-from fledge.training.samples import SAMPLES, SampledText, SampleRecord, read_samples
 from fledge.training.settings import PhaseSettings
 
 

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from training_assembly import MODEL, VOCABULARY, assembled, training_settings, write_token_set
 
 from fledge.core.metrics import read_metrics
+from fledge.core.samples import SampledText, read_samples
 from fledge.model.head import IGNORE
 from fledge.model.llama import Llama
 from fledge.tokens.shards import TokenSet
 from fledge.training.batches import open_rows
 from fledge.training.observers import BenchmarkFigure, Validate, rise
-from fledge.training.samples import SampledText, read_samples
 from fledge.training.settings import PreferenceSettings
 from fledge.training.trainer import Trainer
 
@@ -75,7 +75,9 @@ def test_the_record_of_a_run(tmp_path: Path, documents: TokenSet, capsys: pytest
     others = ("loss", "learning_rate", "gradient_norm", "tokens", "epoch", "peak_memory_bytes")
     guarded = ("clip_factor", "weight_norm", "skipped_steps", "spikes")
     names = {*others, *guarded, *paces, *(f"{name}_smoothed" for name in paces)}
-    assert training[0].keys() - {"step", "time"} == {f"train/{name}" for name in names}
+    sources = ("source_tokens/manual", "source_tokens/letters")
+    assert training[0].keys() - {"step", "time"} == {f"train/{name}" for name in (*names, *sources)}
+    assert all(sum(record[f"train/{name}"] for name in sources) == record["train/tokens"] for record in training)
     assert [record["train/tokens"] for record in training] == [128 * step for step in (1, 3, 6, 7)]
     assert all(record["train/tokens_per_second"] > 0 for record in training)
     clipped = [min(1.0, 1.0 / (record["train/gradient_norm"] + 1e-6)) for record in training]

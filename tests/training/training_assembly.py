@@ -28,6 +28,7 @@ from fledge.core.artifact import Artifact, Request
 from fledge.core.errors import DataError
 from fledge.core.metrics import open_metrics
 from fledge.core.process import StopSignals
+from fledge.core.samples import SampleRecord
 from fledge.core.settings import MetricsSettings
 from fledge.corpus.document import Content, Split
 from fledge.evaluation.benchmarks.places import find_benchmark
@@ -53,7 +54,6 @@ from fledge.training.parallel import open_world, settle_machine
 from fledge.training.phases import make_plan
 from fledge.training.plan import FROM_THE_BEGINNING
 from fledge.training.preparation import choose_computation
-from fledge.training.samples import SampleRecord
 from fledge.training.saving import CheckpointWriter
 from fledge.training.score import read_scores, score_preferences, write_scores
 from fledge.training.settings import AdamWSettings, MuonSettings, NextTokenSettings, PreferenceSettings, ScheduleSettings, TrainingSettings

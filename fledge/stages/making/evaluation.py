@@ -29,6 +29,7 @@ from fledge.evaluation.checkpoint import (
 from fledge.evaluation.compression import CompressorFigure, compressor_figures
 from fledge.evaluation.generations import Answer, Sample, continued_documents, respond
 from fledge.evaluation.preference import PairLogProbabilities, pair_log_probabilities, preference_scores
+from fledge.evaluation.run_data import RESULTS
 from fledge.evaluation.scoring import leading_texts
 from fledge.evaluation.settings import EvaluateSettings
 from fledge.evaluation.statistics import Score
@@ -43,7 +44,6 @@ from fledge.tokens.shards import TokenSet, join_token_sets, open_token_set
 from fledge.tokens.tokenizer import Tokenizer, open_tokenizer, require_same_tokenizer
 from fledge.tokens.unpacking import unpacked_documents
 
-RESULTS = "results.json"
 OUTCOMES = "outcomes.json"
 """Of each checkpoint and benchmark the outcome of every row, for comparisons row by row."""
 

@@ -6,7 +6,6 @@ import json
 import platform
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,18 @@ from fledge.core import __version__, artifact, console, disk
 from fledge.core.artifact import Artifact
 from fledge.core.console import format_seconds
 from fledge.core.metrics import read_metrics
-from fledge.corpus import card_figures
-from fledge.corpus.build import CARD_PAGE, STATS
+from fledge.core.samples import read_samples
 from fledge.evaluation.checkpoint import evaluation_from_plain
 from fledge.evaluation.compression import CompressorFigure
 from fledge.evaluation.generations import Sample, answer_question
 from fledge.evaluation.report import report
-from fledge.evaluation.report_data import CorpusCard, LineageLine, OtherRun, PhaseUse, ReportData, SourceShare, StageUse, TrainingHistory
+from fledge.evaluation.report_data import LineageLine, OtherRun, ReportData, SourceShare, StageUse, TrainingHistory
+from fledge.evaluation.run_data import RESULTS, corpus_card, dotted, phase_use
 from fledge.stages import CONTENT_OF, REPORT, TRAINING_STAGES
 from fledge.stages.checkpoint_names import find_checkpoint
-from fledge.stages.making.evaluation import RESULTS
 from fledge.stages.run import Run
 from fledge.tokens.tokenizer import open_tokenizer
 from fledge.training.checkpoint import read_order
-from fledge.training.samples import read_samples
 
 
 def make_report(
@@ -69,7 +66,7 @@ def _gather(run: Run, made: Mapping[str, Artifact], asked: Sample | None, others
         samples=[Sample(**sample) for sample in results["samples"]],
         evaluations=[evaluation_from_plain(one) for one in results["evaluations"]],
         others=[_other(name, found) for name, found in {run.folder.name: made, **others}.items()] if others else (),
-        cards=[_card(place, found) for place, found in made.items() if place.startswith("corpus/")],
+        cards=[corpus_card(place, found) for place, found in made.items() if place.startswith("corpus/")],
         corpus=[fact for place, found in made.items() if place.startswith(("tokenizer", "pack/")) for fact in _facts(place, found)],
         model=_model_facts(made[trained[0]]) if trained else (),
         lineage=_lineage(made[trained[-1]] if trained else made["evaluate"]),
@@ -107,16 +104,10 @@ def _history(stage: str, found: Artifact) -> TrainingHistory:
         stage,
         read_metrics(found.path),
         CONTENT_OF[stage],
-        [_phase(phase) for phase in identity["phases"]],
+        [phase_use(phase) for phase in identity["phases"]],
         [SourceShare(name, use["tokens"], use["share"], use["epochs"]) for name, use in found.stats["sources"].items()],
         samples,
     )
-
-
-def _phase(plain: Mapping[str, Any]) -> PhaseUse:
-    weights = {name: float(Fraction(weight)) for name, weight in plain["weights"].items()}
-    whole = sum(weights.values())
-    return PhaseUse(plain["steps"], plain["row_tokens"], plain["batch_rows"], {name: weight / whole for name, weight in weights.items()})
 
 
 def _other(name: str, made: Mapping[str, Artifact]) -> OtherRun:
@@ -141,25 +132,9 @@ def _other(name: str, made: Mapping[str, Artifact]) -> OtherRun:
     return OtherRun(name, [_history(stage, made[stage]) for stage in trained], evaluations, facts, settings)
 
 
-def dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a settings tree by its dotted name."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from dotted(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
 def _results(made: Mapping[str, Artifact]) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((made["evaluate"].path / RESULTS).read_text(encoding="utf-8"))
     return found
-
-
-def _card(place: str, found: Artifact) -> CorpusCard:
-    """The data card in short; the whole one lies beside the corpus."""
-    figures = card_figures.figures_of(json.loads((found.path / STATS).read_text(encoding="utf-8")))
-    summary = f"{' '.join(card_figures.summary(figures))} The whole data card is {found.path / CARD_PAGE}."
-    return CorpusCard(place, summary, card_figures.VOLUME_COLUMNS, card_figures.volume_rows(figures), card_figures.limits(figures))
 
 
 def _facts(place: str, found: Artifact) -> Iterator[tuple[str, str]]:

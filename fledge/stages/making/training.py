@@ -10,12 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fledge.core import artifact, console
+from fledge.core import artifact, console, disk
 from fledge.core.artifact import Artifact
 from fledge.core.errors import ConfigError
 from fledge.core.metrics import open_metrics
 from fledge.core.process import StopSignals, keep_freed_memory, resident_bytes
+from fledge.core.samples import SampleRecord
 from fledge.corpus.document import Message, Split
+from fledge.evaluation.run_data import PLAN
 from fledge.inference.engine import Engine
 from fledge.inference.settings import GenerationSettings
 from fledge.model.attention import attention_kernel
@@ -24,6 +26,7 @@ from fledge.model.folder import load_model
 from fledge.model.llama import Llama
 from fledge.model.settings import ModelConfig, padded_vocabulary_size
 from fledge.model.vocabulary import begin_as_mean
+from fledge.publish.generation import sampling_json
 from fledge.stages.making.adapters import open_with_adapter
 from fledge.stages.making.benchmarks import open_benchmarks
 from fledge.stages.making.prediction import forget_seconds, predict, predicted
@@ -50,7 +53,6 @@ from fledge.training.preparation import choose_computation, on_device, open_batc
 from fledge.training.profiling import Profile
 from fledge.training.resident import ResidentRows
 from fledge.training.rollback import run_with_rollbacks
-from fledge.training.samples import SampleRecord
 from fledge.training.saving import CheckpointWriter
 from fledge.training.score import read_scores
 from fledge.training.sentinels import FirstLoss, expected_loss, require_stop_token, require_targets
@@ -176,7 +178,8 @@ def _writer(task: Task) -> CheckpointWriter:
     settings = task.settings
     copy = partial(copy_tokenizer, task.tokenizer, task.answers)
     kept = settings.keep_checkpoints, copy, settings.keep_every_steps, settings.keep_every_epochs
-    return CheckpointWriter(task.folder, task.wanted, *kept, asynchronous=settings.asynchronous_saves)
+    sampling = sampling_json(task.run.recipe.generation)
+    return CheckpointWriter(task.folder, task.wanted, *kept, asynchronous=settings.asynchronous_saves, sampling=sampling)
 
 
 def _rows(task: Task, split: Split) -> RowReader:
@@ -233,7 +236,10 @@ def _require_validation(task: Task, rows: RowReader) -> None:
 
 
 def _announce(task: Task, batches: BatchLoader, model: Llama, progress: Progress, world: World, machine: str) -> None:
+    """Say what is going to be done, and leave the plan where whoever looks on finds it."""
     plan = batches.plan
+    if world.main:
+        disk.write_json(task.folder / PLAN, plan.identity())
     steps, tokens = plan.steps - plan.start.step, plan.tokens(plan.steps) - plan.start.tokens
     of_tokens = f"of {plan.phases[0].batch_tokens:,} tokens" if len(plan.phases) == 1 else f"in {len(plan.phases)} phases"
     console.say(

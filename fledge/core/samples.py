@@ -1,4 +1,4 @@
-"""What a model wrote while it was trained: `samples.jsonl` beside the metrics, so that the report can show how it came to speak.
+"""What a model wrote while it was trained: `samples.jsonl` beside the metrics, so that report and board can show how it came to speak.
 
 One JSON object per line: `step`, `prompt` (empty: a text of its own) and `text`. A run that continues cuts off what comes after its
 checkpoint, as the metrics do. A disk that takes no more ends the record with a warning, not the run.

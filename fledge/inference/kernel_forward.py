@@ -1,0 +1,187 @@
+"""A pass on a CPU by compiled kernels: the model of `model.llama` once more, for tokens of any requests in one flat list.
+
+    x = embedding(tokens)
+    each layer:   x = x + output(attention(rotate(query_key_value(normalize(x)))))
+                  x = x + down(gate(gate_up(normalize(x))))
+    logits = head(normalize(x)) of the wanted tokens
+
+A chunk of a prompt and a single token are the same here: rows with a slot and a position. What a row becomes depends on no other, so
+answers are the same to the bit whatever else is answered, and however prompts are cut. Weights are packed once (`quantize`),
+activations are fp32. `TorchForward` is the reference, and computes what this cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fledge.inference import kernels
+from fledge.inference.forward import Chunk
+from fledge.inference.kernels import Floats
+from fledge.inference.quantize import PackedMatrix, WeightFormat, pack
+from fledge.model.llama import Llama, RMSNorm
+
+_ACTIVATIONS = {"silu": kernels.SILU, "gelu": kernels.GELU, "relu": kernels.RELU}
+
+
+@dataclass(frozen=True)
+class _Norm:
+    weight: Floats
+    bias: Floats
+    eps: float
+    centers: bool
+
+    def __call__(self, rows: Floats) -> Floats:
+        result = np.empty_like(rows)
+        kernels.normalize(rows, self.weight, self.bias, self.eps, self.centers, result)
+        return result
+
+
+@dataclass(frozen=True)
+class _Layer:
+    attention_norm: _Norm
+    query_key_value: PackedMatrix
+    query_norm: _Norm | None
+    key_norm: _Norm | None
+    output: PackedMatrix
+    feed_forward_norm: _Norm
+    gate_up: PackedMatrix
+    down: PackedMatrix
+
+
+class PackedModel:
+    """The weights of a model for the kernels; changes of the model after this are not seen."""
+
+    def __init__(self, model: Llama, form: WeightFormat) -> None:
+        decoder: Any = model.model
+        self.settings = model.config.settings
+        self.embedding: Floats = decoder.embed_tokens.weight.detach().float().numpy()
+        self.cosine: Floats = decoder.cosine.numpy()
+        self.sine: Floats = decoder.sine.numpy()
+        self.layers = [_packed_layer(layer, form) for layer in decoder.layers]
+        self.norm = _norm(decoder.norm)
+        self.head = pack(model.lm_head.weight, form)
+
+    @staticmethod
+    def fits(model: Llama) -> bool:
+        """Whether the kernels can compute a model: on the CPU, without an adapter apart, all widths multiples of their stride."""
+        settings = model.config.settings
+        widths = (settings.hidden_size, settings.intermediate_size, settings.num_attention_heads * settings.head_size)
+        weight = model.lm_head.weight
+        is_plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and model.adapter is None
+        return is_plain and not any(width % kernels.STRIDE for width in widths)
+
+
+class KernelForward:
+    """Slots of keys and values, fp32, for a packed model."""
+
+    def __init__(self, model: PackedModel, slots: int, context_tokens: int) -> None:
+        settings = self.model_settings = model.settings
+        self.model = model
+        shape = (settings.num_hidden_layers, slots, settings.key_value_heads)
+        # Zeroed memory is taken from the system when it is first written to: a slot costs what it has held.
+        self.keys = np.zeros((*shape, settings.head_size, context_tokens), np.float32)
+        self.values = np.zeros((*shape, context_tokens, settings.head_size), np.float32)
+
+    def run(self, chunks: Sequence[Chunk]) -> list[Tensor]:
+        """See `Forward`. Requests are divided among as many threads as torch has; none waits for another before the end."""
+        shares = _shares(chunks, torch.get_num_threads())
+        if len(shares) == 1:
+            return self._read(chunks)
+        own, *others = shares
+        with ThreadPoolExecutor(len(others)) as pool:
+            futures = [pool.submit(self._read, share) for share in others]
+            found = dict(zip(own, self._read(own), strict=True))
+            for share, future in zip(others, futures, strict=True):
+                found |= dict(zip(share, future.result(), strict=True))
+        return [found[chunk] for chunk in chunks]
+
+    def _read(self, chunks: Sequence[Chunk]) -> list[Tensor]:
+        """The chunks in one list of rows, by this thread."""
+        sizes = [len(chunk.ids) for chunk in chunks]
+        counts = [{"nothing": 0, "last": 1, "all": size}[chunk.wanted] for chunk, size in zip(chunks, sizes, strict=True)]
+        tokens = np.array([token for chunk in chunks for token in chunk.ids], np.int64)
+        slots = np.repeat([chunk.slot for chunk in chunks], sizes)
+        positions = np.concatenate([np.arange(chunk.start, chunk.end) for chunk in chunks])
+        wanted = np.concatenate([np.arange(end - count, end) for end, count in zip(np.cumsum(sizes), counts, strict=True)])
+        logits = torch.from_numpy(self._logits(tokens, slots, positions, wanted))
+        return list(logits.split(counts))  # type: ignore[no-untyped-call]
+
+    def _logits(
+        self, tokens: NDArray[np.int64], slots: NDArray[np.int64], positions: NDArray[np.int64], wanted: NDArray[np.int64]
+    ) -> Floats:
+        """tokens, slots, positions (R), wanted (N) -> (N, V)."""
+        model = self.model
+        hidden = model.embedding[tokens]
+        for index, layer in enumerate(model.layers):
+            mixed = self._attention(index, layer, layer.attention_norm(hidden), slots, positions)
+            hidden += _product(mixed, layer.output)
+            both = _product(layer.feed_forward_norm(hidden), layer.gate_up)
+            gated = np.empty((len(tokens), self.model_settings.intermediate_size), np.float32)
+            kernels.gate(both, _ACTIVATIONS[self.model_settings.activation], gated)
+            hidden += _product(gated, layer.down)
+        return _product(model.norm(hidden[wanted]), model.head)
+
+    def _attention(self, index: int, layer: _Layer, rows: Floats, slots: NDArray[np.int64], positions: NDArray[np.int64]) -> Floats:
+        """rows (R, D) -> (R, H E); their keys and values join those of their slots."""
+        settings, keys, values = self.model_settings, self.keys[index], self.values[index]
+        heads, shared, size = settings.num_attention_heads, settings.key_value_heads, settings.head_size
+        mixed = _product(rows, layer.query_key_value)
+        query, key, value = (
+            np.ascontiguousarray(part).reshape(len(rows), -1, size)
+            for part in np.split(mixed, [heads * size, (heads + shared) * size], axis=1)
+        )
+        if layer.query_norm is not None and layer.key_norm is not None:
+            query, key = (
+                norm(part.reshape(-1, size)).reshape(part.shape) for norm, part in ((layer.query_norm, query), (layer.key_norm, key))
+            )
+        for part in (query, key):
+            kernels.rotate(part, positions, self.model.cosine, self.model.sine)
+        kernels.store(key, value, slots, positions, keys, values)
+        result = np.empty_like(query)
+        kernels.attend(query, slots, positions, keys, values, result)
+        return result.reshape(len(rows), -1)
+
+
+def _shares(chunks: Sequence[Chunk], threads: int) -> list[list[Chunk]]:
+    """The chunks for each of at most so many threads, about as many tokens for each."""
+    shares: list[list[Chunk]] = [[] for _ in range(min(threads, len(chunks)))]
+    for chunk in sorted(chunks, key=lambda one: len(one.ids), reverse=True):
+        min(shares, key=lambda share: sum(len(one.ids) for one in share)).append(chunk)
+    return shares
+
+
+def _product(rows: Floats, matrix: PackedMatrix) -> Floats:
+    """rows (R, I) -> (R, O)."""
+    result = np.empty((len(rows), len(matrix.scales)), np.float32)
+    kernels.product(rows, matrix.values, matrix.scales, matrix.values.dtype == np.uint16, result)
+    return result[:, : matrix.outputs]
+
+
+def _packed_layer(layer: Any, form: WeightFormat) -> _Layer:
+    attention, feed_forward = layer.self_attn, layer.mlp
+    has_head_norms = isinstance(attention.q_norm, RMSNorm)
+    return _Layer(
+        _norm(layer.input_layernorm),
+        pack(torch.cat([part.weight for part in (attention.q_proj, attention.k_proj, attention.v_proj)]), form),
+        _norm(attention.q_norm) if has_head_norms else None,
+        _norm(attention.k_norm) if has_head_norms else None,
+        pack(attention.o_proj.weight, form),
+        _norm(layer.post_attention_layernorm),
+        pack(torch.cat([feed_forward.gate_proj.weight, feed_forward.up_proj.weight]), form),
+        pack(feed_forward.down_proj.weight, form),
+    )
+
+
+def _norm(module: Any) -> _Norm:
+    """An RMSNorm or a LayerNorm."""
+    weight = module.weight.detach().float()
+    bias = module.bias.detach().float() if isinstance(module, nn.LayerNorm) else torch.zeros_like(weight)
+    return _Norm(weight.numpy(), bias.numpy(), module.eps, isinstance(module, nn.LayerNorm))

@@ -1,0 +1,1 @@
+"""The board: what run folders hold, as JSON for the Runs page; and runs started from there."""

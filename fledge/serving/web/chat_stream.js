@@ -1,0 +1,36 @@
+// One answer of one model, piece by piece: a request with `stream: true`, and the server-sent events that come back.
+
+import { RequestError, send } from "./common.js";
+
+/**
+ * Ask a model and call `onText` with each piece of its answer. Resolves to the reason of the end, as OpenAI names them. Raises RequestError;
+ * an AbortError if `signal` ends it, which the server notices.
+ */
+export async function streamAnswer({ model, messages, sampling, signal, onText }) {
+  const answer = await send("/v1/chat/completions", { method: "POST", signal, body: { model, messages, stream: true, ...sampling } });
+  let finish = "";
+  for await (const data of events(answer.body)) {
+    if (data === "[DONE]") return finish;
+    const event = JSON.parse(data);
+    if (event.error) throw new RequestError(event.error.message ?? "The answer broke off.", answer.status, "", event.error.code);
+    const choice = event.choices?.[0];
+    if (choice?.delta?.content) onText(choice.delta.content);
+    finish = choice?.finish_reason ?? finish;
+  }
+  throw new RequestError("The answer broke off: the server closed the connection.");
+}
+
+/** The data of each event; an event is one line here, for the data are JSON. */
+async function* events(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let held = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const lines = (held + value).split("\n");
+    held = lines.pop();
+    for (const line of lines) {
+      if (line.startsWith("data: ")) yield line.slice(6).trimEnd();
+    }
+  }
+}

@@ -1,0 +1,223 @@
+"""Runs that the board starts: the same command line that a person would type, spawned as it is shown.
+
+form    a recipe's values, with what may be said of each; checked by the parser of recipes
+plan    `fledge plan ... --json`, in a process of its own, because it measures and needs torch
+start   `fledge run ...` in a session of its own, so that it goes on when the board ends; SIGTERM to its group makes it save and end
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from fledge.core.errors import ConfigError, DataError, MachineError
+from fledge.core.form import form_fields
+from fledge.recipe import find_recipe, load_recipe, packaged_recipes, smoke
+from fledge.serving.board.launching import Asked
+from fledge.stages import STAGES, has_stage
+from fledge.stages.run import RUNS, Run, smoke_name
+
+PLAN_SECONDS = 600
+SHOWN_LINES = 40
+_SHOWN_BYTES = 16 << 10
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_CHANGED = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
+_RECIPE_SUFFIXES = (".yaml", ".json")
+
+
+@dataclass(frozen=True)
+class _Started:
+    """A process of ours."""
+
+    run: str
+    command: str
+    process: subprocess.Popen[bytes]
+    output: IO[bytes]
+    """A file without a name, which the process goes on writing to whatever becomes of the board."""
+
+
+class RunLauncher:
+    """Starts runs in a folder of runs, from the recipes of the package and of the working folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._started: list[_Started] = []
+        self._changing = threading.Lock()
+        self._planning = threading.Lock()
+
+    def recipes(self) -> list[dict[str, Any]]:
+        """Name, where it lies, and its first comment."""
+        found = [(name, path, "comes with Fledge") for name, path in packaged_recipes().items()]
+        own = sorted(path for path in Path().iterdir() if path.suffix in _RECIPE_SUFFIXES and path.is_file())
+        found += [(str(path), path, "in the working folder") for path in own]
+        return [{"name": name, "origin": origin, "about": _first_comment(path)} for name, path, origin in found]
+
+    def form(self, asked: Asked) -> dict[str, Any]:
+        """The values with these changes, and the command line. Raises ConfigError."""
+        recipe, tree = load_recipe(self._recipe(asked), _overrides(asked))
+        shown = smoke(recipe) if asked.smoke else recipe
+        return {
+            "fields": [asdict(field) for field in form_fields(recipe, tree)],
+            "shrunk": {field.name: field.value for field in form_fields(shown, tree)} if asked.smoke else {},
+            "stages": [stage for stage in STAGES if has_stage(stage, Run(recipe, self._folder, ""))],
+            "name": self._name(asked),
+            "command": self._shown(asked),
+            "exists": (self._folder / self._name(asked)).exists(),
+        }
+
+    def plan(self, asked: Asked) -> dict[str, Any]:
+        """What `fledge plan` says of it. Raises ConfigError with its words, MachineError while another plan is made."""
+        self._require_valid(asked)
+        if not self._planning.acquire(blocking=False):
+            raise MachineError("another plan is being made", "wait for it: it measures the speed of this machine")
+        try:
+            command = [*_FLEDGE, "plan", *self._arguments(asked, with_last=False), "--json", "--log-level", "error"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PLAN_SECONDS, stdin=subprocess.DEVNULL)
+        except subprocess.TimeoutExpired as error:
+            raise MachineError(f"no plan after {PLAN_SECONDS} s", "plan a smaller run, or start it without a plan") from error
+        finally:
+            self._planning.release()
+        if done.returncode != 0:
+            raise ConfigError(*_told(done.stderr))
+        plan: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
+        return plan
+
+    def start(self, asked: Asked) -> dict[str, Any]:
+        """Spawn it. Raises ConfigError, and MachineError if it cannot be started or a run of that name was started from here."""
+        self._require_valid(asked)
+        name = self._name(asked)
+        with self._changing:
+            if any(one.run == name and one.process.poll() is None for one in self._started):
+                raise MachineError(f"{name} is running", "stop it first, or give another name")
+            output = tempfile.TemporaryFile()  # noqa: SIM115 it outlives this call
+            try:
+                process = subprocess.Popen(
+                    [*_FLEDGE, *self._command(asked)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise MachineError(
+                    f"the run cannot be started: {error.strerror}", "close other programs, or start it in a terminal"
+                ) from error
+            for before in [one for one in self._started if one.run == name]:
+                before.output.close()
+                self._started.remove(before)
+            self._started.append(_Started(name, self._shown(asked), process, output))
+        return {"run": name, "command": self._shown(asked)}
+
+    def started(self) -> list[dict[str, Any]]:
+        """The newest first."""
+        return [
+            {"run": one.run, "command": one.command, "exit_code": one.process.poll(), "lines": _last_lines(one.output)}
+            for one in reversed(self._started)
+        ]
+
+    def stop(self, run: str) -> None:
+        """SIGTERM to its process group. Raises DataError if it was not started from here, or has ended."""
+        with self._changing:
+            found = next((one for one in self._started if one.run == run and one.process.poll() is None), None)
+            if found is None:
+                raise DataError(f"{run!r} does not run, or was not started from here", "stop it where it was started (Ctrl-C saves)")
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(found.process.pid, signal.SIGTERM)
+
+    def close(self) -> None:
+        """Let go of what was started; runs that still work go on."""
+        for one in self._started:
+            one.output.close()
+        self._started.clear()
+
+    @property
+    def running(self) -> Sequence[str]:
+        """The runs that still work."""
+        return [one.run for one in self._started if one.process.poll() is None]
+
+    def _recipe(self, asked: Asked) -> Path:
+        if asked.recipe not in {one["name"] for one in self.recipes()}:
+            raise ConfigError(f"there is no recipe {asked.recipe!r} in the list", "choose one of the list")
+        return find_recipe(asked.recipe)
+
+    def _require_valid(self, asked: Asked) -> None:
+        load_recipe(self._recipe(asked), _overrides(asked))
+        self._shown(asked)
+
+    def _name(self, asked: Asked) -> str:
+        """The one that is asked for, or the first that is free."""
+        if asked.name is not None:
+            if not _NAME.fullmatch(asked.name):
+                raise ConfigError(f"{asked.name!r} cannot be the name of a run", "use letters, digits, points, hyphens and underscores")
+            return asked.name
+        stem = Path(asked.recipe).stem
+        first = smoke_name(stem) if asked.smoke else stem
+        names = (first, *(f"{first}-{number}" for number in range(2, 10_000)))
+        return next(name for name in names if not (self._folder / name).exists())
+
+    def _command(self, asked: Asked) -> list[str]:
+        return ["run", *self._arguments(asked)]
+
+    def _arguments(self, asked: Asked, with_last: bool = True) -> list[str]:
+        if asked.last_stage is not None and asked.last_stage not in STAGES:
+            raise ConfigError(f"there is no stage {asked.last_stage!r}", f"name one of {', '.join(STAGES)}")
+        name = self._name(asked)
+        place = name if self._folder == RUNS else f"{self._folder}/{name}" if self._folder.name else f"./{name}"
+        last = ["--to", asked.last_stage] if asked.last_stage and with_last else []
+        return [asked.recipe, *_overrides(asked), *last, "--name", place, *(["--smoke"] if asked.smoke else [])]
+
+    def _shown(self, asked: Asked) -> str:
+        """What a person would type for what is spawned."""
+        return shlex.join(["fledge", *self._command(asked)])
+
+
+_FLEDGE = (sys.executable, "-m", "fledge")
+
+
+def _overrides(asked: Asked) -> list[str]:
+    for name in asked.changes:
+        if not _CHANGED.fullmatch(name):
+            raise ConfigError(f"{name!r} is no name of a value", "change values that the form has")
+    return [f"{name}={value}" for name, value in asked.changes.items()]
+
+
+def _told(noted: str) -> tuple[str, str]:
+    """Problem and remedy out of the two lines that a failed verb ends with."""
+    lines = noted.strip().splitlines() or ["error: it ended without a word"]
+    problem = next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), lines[-1])
+    remedy = next((line.removeprefix("  fix: ") for line in reversed(lines) if line.startswith("  fix: ")), "try it in a terminal")
+    return problem, remedy
+
+
+def _last_lines(output: IO[bytes]) -> list[str]:
+    """Read without moving the place at which the process writes."""
+    size_bytes = os.fstat(output.fileno()).st_size
+    start = max(0, size_bytes - _SHOWN_BYTES)
+    text = os.pread(output.fileno(), _SHOWN_BYTES, start).decode("utf-8", errors="replace")
+    return text.replace("\r", "\n").splitlines()[-SHOWN_LINES:]
+
+
+def _first_comment(path: Path) -> str:
+    """What a recipe says of itself at its top."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig", errors="replace")[:4_000].splitlines()
+    except OSError:
+        return ""
+    comment: list[str] = []
+    for line in lines:
+        if not line.startswith("#") or line.strip() == "#":
+            break
+        comment.append(line.lstrip("# ").strip())
+    return " ".join(comment)

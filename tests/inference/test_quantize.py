@@ -1,0 +1,62 @@
+"""Packed weights hold what they should, and products of them are the products of the weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fledge.core.errors import ConfigError
+from fledge.inference import kernels
+from fledge.inference.engine import Engine
+from fledge.inference.kernel_forward import PackedModel, _product
+from fledge.inference.quantize import WeightFormat, pack, quantized
+from fledge.inference.settings import EngineSettings, GenerationSettings
+from fledge.model.llama import Llama
+
+
+def test_int8_is_within_half_a_scale() -> None:
+    weight = torch.randn(50, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 3, 50)[:, None]
+    weight[7] = 0
+    values, scales = quantized(weight)
+    assert values.dtype == torch.int8
+    assert bool(((values * scales[:, None] - weight).abs() <= scales[:, None] * 0.5001).all())
+    assert int(values[7].abs().max()) == 0
+    assert bool((values.abs().amax(dim=1)[scales > 0] == 127).all())
+
+
+@pytest.mark.parametrize(("form", "tolerance"), [("fp32", 1e-5), ("bf16", 1e-5), ("int8", 1e-5)])
+@pytest.mark.parametrize("shape", [(300, 64), (128, 8), (1, 72)])
+def test_products(form: WeightFormat, tolerance: float, shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight, rows = torch.randn(shape, generator=generator), torch.randn(70, shape[1], generator=generator)
+    exact = weight.double()
+    if form == "bf16":
+        exact = weight.bfloat16().double()
+    if form == "int8":
+        values, scales = quantized(weight)
+        exact = values.double() * scales.double()[:, None]
+    found = torch.from_numpy(np.ascontiguousarray(_product(rows.numpy(), pack(weight, form))))
+    torch.testing.assert_close(found, (rows.double() @ exact.T).float(), rtol=tolerance, atol=tolerance)
+
+
+def test_exponentials() -> None:
+    values = np.linspace(-90, 88, 100_001, dtype=np.float32)
+    expected = np.exp(np.maximum(values, -87).astype(np.float64))
+    kernels.exponentiate(values)
+    assert float(np.abs(values / expected - 1).max()) < 3e-7
+
+
+@pytest.mark.parametrize(("weights", "kind"), [("auto", np.float32), ("bf16", np.uint16), ("int8", np.int8)])
+def test_the_engine_computes_in_the_weights_that_are_asked_for(tiny_model: Llama, weights: str, kind: type) -> None:
+    engine = Engine(tiny_model, 500, (), settings=EngineSettings(weights=weights))  # type: ignore[arg-type]
+    [completion] = engine.generate([[5]], GenerationSettings(temperature=0, maximum_new_tokens=5))
+    assert len(completion.ids) == 5
+    assert engine._packed.head.values.dtype == kind
+
+
+def test_int8_is_for_the_kernels(tiny_model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PackedModel, "fits", staticmethod(lambda _: False))
+    engine = Engine(tiny_model, 500, (), settings=EngineSettings(weights="int8"))
+    with pytest.raises(ConfigError, match="int8"):
+        engine.generate([[5]], GenerationSettings())

@@ -1,0 +1,138 @@
+"""A thread that shares an engine: every request hears its own tokens and its end, whatever happens to others and to the engine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from fledge.core.errors import DataError, MachineError
+from fledge.inference.engine import Engine
+from fledge.inference.requests import Drawn, Request
+from fledge.inference.settings import EngineSettings, GenerationSettings
+from fledge.inference.worker import EngineThread
+from fledge.model.llama import Llama
+
+ENDLESS = GenerationSettings(temperature=0, maximum_new_tokens=90)
+LIMIT_SECONDS = 60.0
+
+
+class Listener:
+    """Keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[Drawn] = []
+        self.ended = threading.Event()
+
+    def __call__(self, drawn: Drawn) -> None:
+        self.heard.append(drawn)
+        if drawn.finish:
+            self.ended.set()
+
+    def wait(self) -> Drawn:
+        assert self.ended.wait(LIMIT_SECONDS)
+        return self.heard[-1]
+
+
+@pytest.fixture
+def engine(tiny_model: Llama) -> Engine:
+    return Engine(tiny_model, 500, (), settings=EngineSettings(slots=2))
+
+
+@pytest.fixture
+def worker(engine: Engine) -> Iterator[EngineThread]:
+    worker = EngineThread(engine)
+    worker.start()
+    yield worker
+    worker.stop(LIMIT_SECONDS)
+    assert not worker.is_alive
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_each_listener_hears_its_own(engine: Engine, worker: EngineThread) -> None:
+    settings = GenerationSettings(temperature=0, maximum_new_tokens=5)
+    listeners = [Listener() for _ in range(12)]
+    tickets = [worker.submit(Request((index,), settings), listener) for index, listener in enumerate(listeners)]
+    for listener in listeners:
+        listener.wait()
+    expected = engine.generate([[index] for index in range(12)], settings)
+    assert [[drawn.token for drawn in listener.heard] for listener in listeners] == [completion.ids for completion in expected]
+    assert all({drawn.ticket for drawn in listener.heard} == {ticket} for ticket, listener in zip(tickets, listeners, strict=True))
+    eventually(lambda: worker.load.running == worker.load.waiting == 0 and worker.seconds_since_step == 0)
+
+
+def test_a_cancel_ends_a_request_and_frees_its_place(worker: EngineThread) -> None:
+    listeners = [Listener() for _ in range(3)]
+    tickets = [worker.submit(Request((index,), ENDLESS), listener) for index, listener in enumerate(listeners)]
+    for ticket in tickets:
+        worker.cancel(ticket)
+        worker.cancel(ticket)
+    worker.cancel(999)
+    assert [listener.wait().finish for listener in listeners] == ["cancelled"] * 3
+    eventually(lambda: worker.load.running == 0)
+
+
+def test_requests_that_cannot_be_answered_are_refused_where_they_are_made(worker: EngineThread) -> None:
+    with pytest.raises(DataError):
+        worker.submit(Request((), ENDLESS), Listener())
+    assert worker.load.waiting == 0
+
+
+def test_a_listener_that_fails_loses_its_request_only(worker: EngineThread) -> None:
+    def fail(drawn: Drawn) -> None:
+        raise RuntimeError("gone")
+
+    good = Listener()
+    worker.submit(Request((1,), ENDLESS), fail)
+    worker.submit(Request((2,), ENDLESS), good)
+    assert good.wait().finish == "length"
+    assert worker.is_alive
+    eventually(lambda: worker.load.running == 0)
+
+
+def test_when_the_engine_dies_all_hear_of_it(engine: Engine, worker: EngineThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = Listener()
+
+    def die() -> list[Drawn]:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(engine, "step", die)
+    worker.submit(Request((1,), ENDLESS), listener)
+    end = listener.wait()
+    assert (end.finish, end.error) == ("failed", "RuntimeError: no memory")
+    eventually(lambda: not worker.is_alive)
+    with pytest.raises(MachineError, match="has ended"):
+        worker.submit(Request((1,), ENDLESS), listener)
+
+
+def test_a_step_that_takes_long_shows(engine: Engine, worker: EngineThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, whole = threading.Event(), engine.step
+
+    def stall() -> list[Drawn]:
+        assert go_on.wait(LIMIT_SECONDS)
+        return whole()
+
+    monkeypatch.setattr(engine, "step", stall)
+    assert worker.seconds_since_step == 0
+    listener = Listener()
+    worker.submit(Request((1,), ENDLESS), listener)
+    eventually(lambda: worker.seconds_since_step > 0.02)
+    go_on.set()
+    listener.wait()
+
+
+def test_stopping_cancels_what_is_left(engine: Engine) -> None:
+    worker, listener = EngineThread(engine), Listener()
+    worker.start()
+    worker.submit(Request((1,), ENDLESS), listener)
+    worker.stop(LIMIT_SECONDS)
+    assert listener.wait().finish in ("cancelled", "length")
+    assert not worker.is_alive

@@ -1,0 +1,77 @@
+"""Texts that would run a script, load something or change a page if they were taken for markup; each sets `executed` or calls `alert`."""
+
+from __future__ import annotations
+
+_HANDLERS = (
+    "<img src=x onerror={}>",
+    "<svg onload={}>",
+    "<body onload={}>",
+    "<iframe onload={}></iframe>",
+    "<video><source onerror={}></video>",
+    "<audio src=x onerror={}>",
+    "<details open ontoggle={}>",
+    "<input autofocus onfocus={}>",
+    "<select autofocus onfocus={}>",
+    "<textarea autofocus onfocus={}>",
+    "<marquee onstart={}>",
+    "<object data=x onerror={}>",
+    "<style onload={}></style>",
+    "<a autofocus tabindex=0 onfocus={}>x</a>",
+    "<div style=animation-name:breathe onanimationstart={}>",
+)
+_WRAPPED = (
+    "<script>{}</script>",
+    "<script type=module>{}</script>",
+    "</script><script>{}</script>",
+    "</textarea><script>{}</script>",
+    "</title><script>{}</script>",
+    "</style><script>{}</script>",
+    "--><script>{}</script>",
+    "]]><script>{}</script>",
+    "<scr<script>ipt>{}</script>",
+    "<SCRIPT>{}</SCRIPT>",
+    "<svg><script>{}</script></svg>",
+    "<math><mi><script>{}</script></mi></math>",
+    "<template><script>{}</script></template>",
+    "<noscript><p title='</noscript><script>{}</script>'>",
+    "<iframe srcdoc='<script>parent.{}</script>'></iframe>",
+)
+_LINKS = (
+    "<a href=javascript:{}>x</a>",
+    "<iframe src=javascript:{}></iframe>",
+    "<form action=javascript:{}><button autofocus>x</button></form>",
+    "<meta http-equiv=refresh content='0;url=javascript:{}'>",
+    "<base href=javascript:{}//>",
+    "[x](javascript:{})",
+    "![x](javascript:{})",
+    "<svg><a xlink:href=javascript:{}><text>x</text></a></svg>",
+    "<embed src=javascript:{}>",
+    "<link rel=stylesheet href=javascript:{}>",
+)
+_OTHERS = (
+    "<img src=http://example.invalid/x.png>",
+    "![x](http://example.invalid/x.png)",
+    "<link rel=stylesheet href=//example.invalid/x.css>",
+    "<script src=//example.invalid/x.js></script>",
+    "<iframe src=http://example.invalid></iframe>",
+    "<style>@import '//example.invalid/x.css'; * { display: none }</style>",
+    "{{constructor.constructor('window.executed=1')()}}",
+    "${window.executed=1}",
+    "<%= window.executed=1 %>",
+    "javascript:window.executed=1",
+    "data:text/html,<script>window.executed=1</script>",
+    "&lt;script&gt;window.executed=1&lt;/script&gt;",
+    "\\u003cscript\\u003ewindow.executed=1\\u003c/script\\u003e",
+    '"><script>window.executed=1</script>',
+    "'><img src=x onerror=window.executed=1>",
+    "`-alert(1)-`",
+    "\u202e<script>window.executed=1</script>\u202c",
+    "<plaintext>",
+    "<!--",
+    "</main></body></html>",
+)
+PAYLOADS = (
+    *(form.format("window.executed=1") for form in (*_HANDLERS, *_WRAPPED)),
+    *(form.format("alert(1)") for form in _LINKS),
+    *_OTHERS,
+)

@@ -1,0 +1,172 @@
+"""The board over HTTP: behind the key on every route, closed without a launcher, deaf to names and bodies that are none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from fledge.core.errors import ConfigError
+from fledge.serving.application import create_application
+from fledge.serving.board.launching import Asked
+from fledge.serving.board.routes import board_router
+from fledge.serving.keys import ApiKeys
+from fledge.serving.pages import pages_router
+from fledge.serving.settings import ServerSettings
+from tests.serving.board_runs import STAGES, begun, finished
+
+KEY = {"Authorization": "Bearer secret"}
+
+
+class NotedLauncher:
+    """Starts nothing, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[Asked] = []
+        self.stopped: list[str] = []
+
+    def recipes(self) -> list[dict[str, Any]]:
+        return [{"name": "own.yaml", "origin": "in the working folder", "about": ""}]
+
+    def form(self, asked: Asked) -> dict[str, Any]:
+        return {"command": f"fledge run {asked.recipe}"}
+
+    def plan(self, asked: Asked) -> dict[str, Any]:
+        raise ConfigError("pretrain.steps is -1", "give a number above 0")
+
+    def start(self, asked: Asked) -> dict[str, Any]:
+        self.asked.append(asked)
+        return {"run": asked.name, "command": "fledge run own.yaml"}
+
+    def started(self) -> list[dict[str, Any]]:
+        return []
+
+    def stop(self, run: str) -> None:
+        self.stopped.append(run)
+
+
+def client_of(folder: Path, launcher: NotedLauncher | None) -> TestClient:
+    application = create_application(
+        ServerSettings(),
+        routers=[board_router(folder, STAGES, launcher)],
+        public_routers=[pages_router(["runs"])],
+        keys=ApiKeys(["secret"]),
+    )
+    return TestClient(application, base_url="http://127.0.0.1:8001")
+
+
+@pytest.fixture
+def launcher() -> NotedLauncher:
+    return NotedLauncher()
+
+
+@pytest.fixture
+def client(tmp_path: Path, launcher: NotedLauncher) -> Iterator[TestClient]:
+    finished(tmp_path / "runs" / "one")
+    begun(tmp_path / "runs" / "two", settings={"learning_rate": 0.5})
+    with client_of(tmp_path / "runs", launcher) as opened:
+        yield opened
+
+
+def test_every_route_of_the_board_needs_the_key(client: TestClient, tmp_path: Path, launcher: NotedLauncher) -> None:
+    routes = board_router(tmp_path / "runs", STAGES, launcher).routes
+    assert len(routes) >= 17
+    for route in routes:
+        path = route.path.format(name="one", stage="pretrain")  # type: ignore[attr-defined]
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
+            for method in route.methods:  # type: ignore[attr-defined]
+                answer = client.request(method, path, headers=headers, json={} if method == "POST" else None)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key"), path
+        assert client.get(f"{path}?key=secret").status_code == 401
+    assert client.get("/runs").status_code == 200 and client.get("/static/runs.js").status_code == 200
+
+
+def test_what_lies_there_is_told(client: TestClient) -> None:
+    listed = client.get("/board/runs", headers=KEY).json()
+    assert [(run["name"], run["state"]) for run in listed["runs"]] == [("one", "finished"), ("two", "stopped")] and listed["can_start"]
+    run = client.get("/board/runs/one", headers=KEY).json()
+    assert [stage["name"] for stage in run["training"]] == ["pretrain"] and run["other"][0]["place"] == "pack/documents"
+    curves = client.get("/board/runs/one/stages/pretrain/curves", headers=KEY).json()
+    assert curves["series"]["train/loss"][-1][0] == 50 and curves["last_step"] == 50
+    again = client.get("/board/runs/one/stages/pretrain/curves", headers=KEY, params={"cursor": curves["cursor"]}).json()
+    assert again["series"] == {} and not again["is_new_file"]
+    compared = client.get("/board/compare?run=one&run=two", headers=KEY).json()
+    assert compared["differing"] == [{"name": "pretrain.training.learning_rate", "values": [0.01, 0.5]}]
+    for part in ("status", "evaluations", "lineage", "cards", "config", "stages/pretrain/samples", "stages/pretrain/facts"):
+        assert client.get(f"/board/runs/two/{part}", headers=KEY).status_code == 200, part
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("none", "..", "..%2f..%2fetc", "%2e%2e/secret", "one%00", "a" * 300),
+        *("one/stages/..%2f..", "one/stages/none/curves", "one/stages/%00/samples"),
+    ],
+)
+def test_names_that_are_none_are_not_found(client: TestClient, path: str) -> None:
+    answer = client.get(f"/board/runs/{path}", headers=KEY)
+    assert answer.status_code == 404 and "root:" not in answer.text
+
+
+@pytest.mark.parametrize("query", ["", "run=one", "run=one&run=none", "&".join(["run=one"] * 7), "run=one&run=..%2fsecret"])
+def test_a_comparison_of_what_is_not_there_is_refused(client: TestClient, query: str) -> None:
+    assert client.get(f"/board/compare?{query}", headers=KEY).status_code in (400, 404)
+
+
+def test_a_run_is_started_and_stopped_by_its_launcher(client: TestClient, launcher: NotedLauncher) -> None:
+    body = {"recipe": "own.yaml", "changes": {"pretrain.steps": "5"}, "name": "new", "smoke": True, "last_stage": "corpus"}
+    assert client.post("/board/start", headers=KEY, json=body).json()["run"] == "new"
+    assert launcher.asked == [Asked("own.yaml", {"pretrain.steps": "5"}, "new", True, "corpus")]
+    assert client.post("/board/stop", headers=KEY, json={"run": "new"}).status_code == 200 and launcher.stopped == ["new"]
+    refused = client.post("/board/plan", headers=KEY, json={"recipe": "own.yaml"})
+    assert (refused.status_code, refused.json()["error"]["message"]) == (400, "pretrain.steps is -1\ngive a number above 0")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        [],
+        "x",
+        {"recipe": 3},
+        {"recipe": None},
+        {"recipe": "a" * 300},
+        {"recipe": "own.yaml", "changes": {"a": 3}},
+        {"recipe": "own.yaml", "changes": ["a=b"]},
+        {"recipe": "own.yaml", "smoke": "yes"},
+        {"recipe": "own.yaml", "command": ["rm"]},
+        {"recipe": "own.yaml", "changes": {"a": "x" * 30_000}},
+    ],
+)
+def test_a_body_of_another_form_starts_nothing(client: TestClient, launcher: NotedLauncher, body: Any) -> None:
+    assert client.post("/board/start", headers=KEY, json=body).status_code == 400
+    assert launcher.asked == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 421),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "http://127.0.0.1:9999"}, 403),
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
+    ],
+)
+def test_another_site_starts_nothing(client: TestClient, launcher: NotedLauncher, headers: dict[str, str], status: int) -> None:
+    content = b'{"recipe": "own.yaml"}'
+    answer = client.post("/board/start", headers={**KEY, "Content-Type": "application/json", **headers}, content=content)
+    assert answer.status_code == status and launcher.asked == []
+    own = {**KEY, "Content-Type": "application/json", "Origin": "http://127.0.0.1:8001"}
+    assert client.post("/board/start", headers=own, content=content).status_code == 200 and len(launcher.asked) == 1
+
+
+def test_without_a_launcher_nothing_can_be_started(tmp_path: Path) -> None:
+    with client_of(tmp_path, None) as closed:
+        assert closed.get("/board/runs", headers=KEY).json() == {"folder": str(tmp_path), "can_start": False, "runs": []}
+        for path in ("form", "plan", "start", "stop"):
+            assert closed.post(f"/board/{path}", headers=KEY, json={"recipe": "quickstart"}).status_code == 404
+        assert closed.get("/board/recipes", headers=KEY).status_code == 404

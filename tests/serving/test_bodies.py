@@ -1,0 +1,54 @@
+"""JSON that programs might read differently, or that only an attack sends, is refused."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from fledge.serving.bodies import parse_object
+from fledge.serving.errors import ApiError
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b'"x"',
+        b"{",
+        b'{"a": NaN}',
+        b'{"a": Infinity}',
+        b'{"a": "\x00"}',
+        b'{"a": "\\ud800"}',
+        b'{"a": "\xff"}',
+        b'{"a": 01}',
+        b"{'a': 1}",
+        b'{"a": 1} {"b": 2}',
+        b'{"a": ' + b"1" * 1_000_000 + b"}",
+        b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"a":' + b"[" * 1_000 + b"]" * 1_000 + b"}",
+        b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+        b"[" * 2_000_000,
+    ],
+)
+def test_what_is_no_plain_object_is_refused_at_once(content: bytes) -> None:
+    began = time.process_time()
+    with pytest.raises(ApiError) as refused:
+        parse_object(content)
+    assert refused.value.status == 400 and refused.value.code == "invalid_json"
+    assert len(refused.value.message) < 200
+    assert time.process_time() - began < 1
+
+
+def test_a_key_twice_is_named() -> None:
+    with pytest.raises(ApiError) as refused:
+        parse_object(b'{"a": {"n": 1, "n": 2}}')
+    assert refused.value.param == "n"
+
+
+def test_what_is_plain_is_read() -> None:
+    content = '{"a": "\\u0000 \\ud83d\\ude00 é", "b": 123456789012345678901234567890, "c": [1e3, null, true]}'.encode()
+    assert parse_object(content) == {"a": "\x00 😀 é", "b": 123456789012345678901234567890, "c": [1000.0, None, True]}
+    assert parse_object(b'{"a":' + b"[" * 500 + b"]" * 500 + b"}")

@@ -1,0 +1,296 @@
+"""The Runs page in a real browser: live charts, comparison, hostile texts, forms, keys; nothing leaves the machine, nothing fails."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fledge.core import process
+from fledge.core.errors import ConfigError
+from fledge.core.form import form_fields
+from fledge.recipe import find_recipe, load_recipe
+from fledge.serving.application import create_application
+from fledge.serving.board.launching import Asked
+from fledge.serving.board.routes import board_router
+from fledge.serving.keys import ApiKeys
+from fledge.serving.pages import pages_router
+from fledge.serving.settings import ServerSettings
+from tests.serving.board_runs import SCORE, STAGES, append, begun, evaluated, finished, record, recorded, sampled
+from tests.serving.browser import NARROW, WIDE, Browser
+from tests.serving.live import listening
+from tests.serving.payloads import PAYLOADS
+
+PLAN: dict[str, Any] = {
+    "parameters": 12_345,
+    "vocabulary_size": 512,
+    "stages": [
+        {
+            "stage": "pretrain",
+            "length": {"steps": 100, "tokens": 51_200, "batch_rows": 8, "row_tokens": 64},
+            "epochs": 1.5,
+            "batch": {"rows": 8},
+            "fits": True,
+            "available_bytes": 8e9,
+            "is_measured": True,
+            "seconds": 75.0,
+            "tokens_per_second": 700.0,
+            "peak_bytes": 4e8,
+        }
+    ],
+    "disk": [{"what": "checkpoints", "size_bytes": 1e6, "how": "computed"}, {"what": "text", "size_bytes": None, "how": "not known"}],
+    "devices": [{"device": "RTX 4090", "precision": "bf16", "fits": True, "tokens_per_second": 1e5, "seconds": 3.0}],
+    "warnings": ["the text is read 1.5 times"],
+}
+
+
+class FormLauncher:
+    """A real form; what it starts is a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.asked, self.stopped = folder, list[Asked](), list[str]()
+        self.is_waited_for = threading.Event()
+
+    def recipes(self) -> list[dict[str, Any]]:
+        return [{"name": "quickstart", "origin": "comes with Fledge", "about": PAYLOADS[0]}]
+
+    def form(self, asked: Asked) -> dict[str, Any]:
+        if not asked.smoke:
+            self.is_waited_for.wait(20)
+        recipe, tree = load_recipe(find_recipe(asked.recipe), [f"{name}={value}" for name, value in asked.changes.items()])
+        command = " ".join(["fledge run", asked.recipe, *(f"{name}={value}" for name, value in asked.changes.items())])
+        fields = [vars(field) for field in form_fields(recipe, tree)]
+        return {"fields": fields, "shrunk": {}, "stages": list(STAGES), "name": "fresh", "command": command, "exists": False}
+
+    def plan(self, asked: Asked) -> dict[str, Any]:
+        if asked.changes.get("pretrain.steps") == "77":
+            raise ConfigError(PAYLOADS[17], PAYLOADS[0])
+        return PLAN
+
+    def start(self, asked: Asked) -> dict[str, Any]:
+        self.asked.append(asked)
+        begun(self.folder / str(asked.name))
+        return {"run": asked.name, "command": "fledge run quickstart"}
+
+    def started(self) -> list[dict[str, Any]]:
+        return [{"run": one.name, "command": "fledge run quickstart", "exit_code": None, "lines": [PAYLOADS[1]]} for one in self.asked]
+
+    def stop(self, run: str) -> None:
+        self.stopped.append(run)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("board") / "runs"
+
+
+@pytest.fixture(scope="module")
+def launcher(folder: Path) -> FormLauncher:
+    return FormLauncher(folder)
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path, launcher: FormLauncher) -> Iterator[str]:
+    application = create_application(
+        ServerSettings(),
+        routers=[board_router(folder, STAGES, launcher)],
+        public_routers=[pages_router(["runs"])],
+        keys=ApiKeys(["secret"]),
+    )
+    with listening(application) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+
+
+def opened(address: str, view: str = "") -> str:
+    """With the key, which the page takes out of the address."""
+    return f"{address}/runs#key=secret{f'&then={view}' if view else ''}"
+
+
+def go(page: Any, view: str) -> None:
+    page.evaluate("view => { location.hash = view; }", view)
+
+
+def test_the_key_is_taken_out_of_the_address_or_asked_for(browser: Browser, address: str) -> None:
+    with browser.page(opened(address)) as page:
+        page.get_by_text("No run yet").wait_for()
+        assert page.url == f"{address}/runs"
+        assert page.evaluate("Object.values(sessionStorage).join() + '|' + Object.values(localStorage).join()") == "secret|"
+    with browser.page(f"{address}/runs", allowed_errors=("401",)) as page:
+        page.get_by_role("textbox", name="Key").fill("wrong")
+        page.get_by_role("button", name="Use it").click()
+        page.get_by_text("That key was not accepted.").wait_for()
+        page.get_by_role("textbox", name="Key").fill("secret")
+        page.keyboard.press("Enter")
+        page.get_by_text("No run yet").wait_for()
+
+
+def test_a_live_chart_gains_points_and_the_end_is_told(browser: Browser, address: str, folder: Path) -> None:
+    stage = begun(folder / "live", steps=range(1, 11))
+    sampled(stage, (10, "The bird", "sings in the morning"))
+    recorded(folder / "live", None)
+    with process.run_lock(folder / "live"), browser.page(opened(address)) as page:
+        page.get_by_role("link", name="live").click()
+        page.locator("main .badge.running").wait_for()
+        chart = page.get_by_label("Loss: ")
+        chart.wait_for()
+        points = "document.querySelector('.plot').data[0].x.length"
+        assert page.evaluate(points) == 10
+        page.get_by_text("sings in the morning").wait_for()
+        page.get_by_text("Curriculum: 2 phases, 2 sources").click()
+        page.get_by_role("cell", name="75.0 %").wait_for()
+        append(stage, record(11), record(12, **{"validation/loss": 5.0}), torn='{"step": 13, "ti')
+        page.get_by_text("at step 12").first.wait_for()
+        assert page.evaluate(points) == 12
+        assert page.evaluate("document.querySelector('.plot').data[1].y.at(-1)") == 5.0
+        assert "at step 12" in chart.get_attribute("aria-label")
+        assert page.evaluate("document.querySelector('.plot').layout.shapes.length") == 2
+        requests = [line for line in page.noted.addresses if "cursor=" in line]
+        assert requests, "new points are read from where the last look ended"
+        recorded(folder / "live", "failed", problem="no space left", remedy="free some")
+    with browser.page(opened(address)) as page:
+        page.get_by_text("no space left").wait_for()
+
+
+def test_two_runs_are_compared(browser: Browser, address: str, folder: Path) -> None:
+    for name, rate in (("one", 0.1), ("two", 0.2)):
+        finished(folder / name, steps=range(1, 21))
+        recorded(folder / name, "finished", config=[["pretrain.learning_rate", rate, "own.yaml:3"], ["pretrain.seed", 0, "default"]])
+    with browser.page(opened(address)) as page:
+        compare = page.get_by_role("button", name="Compare")
+        assert compare.is_disabled()
+        page.get_by_label("Compare one").check()
+        assert compare.is_disabled()
+        page.get_by_label("Compare two").press("Space")
+        page.get_by_role("button", name="Compare 2").click()
+        page.get_by_label("Loss: ").first.wait_for()
+        assert page.evaluate("document.querySelector('.plot').data.map((line) => line.x.length)") == [20, 20]
+        row = page.get_by_role("row", name="pretrain.learning_rate")
+        assert row.get_by_role("cell").all_inner_texts() == ["0.1", "0.2"]
+        assert page.get_by_role("row", name="pretrain.seed").count() == 0
+        page.go_back()
+        page.get_by_role("heading", name="Runs").wait_for()
+
+
+def test_sixty_payloads_are_shown_and_none_runs(browser: Browser, address: str, folder: Path) -> None:
+    # As far as a name of a folder can hold it: no slash.
+    names = [f"{number} {payload}".replace("/", "\u2215") for number, payload in enumerate(PAYLOADS)]
+    for name, payload in zip(names, PAYLOADS, strict=True):
+        recorded(folder / name, "failed", problem=payload, remedy=payload)
+    hostile = folder / "hostile"
+    metrics = dict.fromkeys(PAYLOADS, 1.0) | {f"train/source_tokens/{payload}": 5 for payload in PAYLOADS[:3]}
+    stage = begun(hostile, steps=())
+    append(stage, record(1, **metrics), record(2, **metrics))
+    sampled(stage, *((number, payload, payload) for number, payload in enumerate(PAYLOADS)))
+    answers = [{"question": payload, "text": payload, "reference": payload, "stopped": True} for payload in PAYLOADS]
+    evaluated(hostile, [{**SCORE, "name": payload, "note": payload} for payload in PAYLOADS], answers)
+    recorded(
+        hostile,
+        "failed",
+        config=[[payload, payload, payload] for payload in PAYLOADS],
+        problem=PAYLOADS[0],
+        stages=["pack", "pretrain", *PAYLOADS],
+    )
+    with browser.page(opened(address)) as page:
+        page.get_by_role("link", name="hostile").wait_for()
+        assert set(page.locator("tbody th").all_text_contents()) == {"hostile", *names}
+        assert set(PAYLOADS) <= set(page.locator("tbody .problem").all_text_contents())
+        page.get_by_role("link", name="hostile").click()
+        page.locator(".samples li").first.wait_for()
+        page.locator("table.config tbody tr").nth(59).wait_for(state="attached")
+        page.locator("table.scores tbody tr").nth(59).wait_for()
+        page.locator("details").evaluate_all("all => all.forEach((one) => { one.open = true; })")
+        assert page.locator(".samples .text").count() == 60 + 6
+        for payload in PAYLOADS[::6]:
+            page.get_by_label("Another figure").select_option(payload)
+        page.locator(".plot").last.hover()
+        shown = page.locator("main").text_content()
+        assert [payload for payload in PAYLOADS if payload not in shown] == []
+        assert page.locator("main").locator("img, iframe, script, object, embed, form, style, base, meta").count() == 0
+        links = page.locator("main a").evaluate_all("all => all.map((link) => link.getAttribute('href'))")
+        assert all(link.startswith("#/") for link in links)
+        page.evaluate("names => { location.hash = `/compare/${names.map(encodeURIComponent).join('/')}`; }", ["hostile", names[0]])
+        page.get_by_role("heading", name="Compare").wait_for()
+        page.get_by_label("Loss: ").wait_for()
+        page.locator(".plot").first.hover()
+
+
+def test_a_run_is_changed_planned_and_started(browser: Browser, address: str, folder: Path, launcher: FormLauncher) -> None:
+    with browser.page(opened(address), allowed_errors=("400",)) as page:
+        page.get_by_role("link", name="New run").click()
+        page.get_by_text("window.executed").first.wait_for()
+        # A second question before the first answer: the fields are shown with the second.
+        page.get_by_label("Shrink everything").check()
+        page.locator('[id="field-pretrain.steps"]').wait_for(state="attached")
+        launcher.is_waited_for.set()
+        page.get_by_label("Shrink everything").uncheck()
+        page.get_by_label("Find a value").fill("pretrain.steps")
+        steps = page.locator('[id="field-pretrain.steps"]')
+        assert steps.input_value() == "100"
+        page.get_by_text("Optimizer steps of the whole run").first.wait_for()
+        steps.fill("many")
+        page.get_by_role("alert").get_by_text("pretrain.steps: Input").wait_for()
+        assert page.get_by_role("button", name="Start").is_disabled()
+        assert steps.get_attribute("aria-invalid") == "true"
+        steps.fill("77")
+        page.get_by_text("fledge run quickstart pretrain.steps=77").wait_for()
+        assert steps.get_attribute("aria-invalid") is None
+        page.get_by_role("button", name="Show plan").click()
+        page.get_by_role("alert").get_by_text(PAYLOADS[17]).wait_for()
+        steps.fill("20")
+        page.get_by_text("fledge run quickstart pretrain.steps=20").wait_for()
+        page.get_by_role("button", name="Show plan").click()
+        page.get_by_text("the text is read 1.5 times").wait_for()
+        assert page.get_by_text("1 min 15 s").count() == 2
+        page.get_by_label("Find a value").fill("pretrain.optimizer")
+        page.locator('[id="field-pretrain.optimizer.kind"]').select_option("adamw")
+        page.locator('[id="field-pretrain.optimizer.momentum"]').wait_for(state="detached")
+        page.get_by_label("Name of the run").fill("mine")
+        page.get_by_role("button", name="Start").click()
+        page.get_by_role("heading", name="mine").wait_for()
+        page.get_by_role("button", name="Stop").click()
+        page.get_by_text("Stopping: it saves first").wait_for()
+    assert launcher.stopped == ["mine"]
+    assert launcher.asked == [Asked("quickstart", {"pretrain.steps": "20", "pretrain.optimizer.kind": "adamw"}, "mine")]
+
+
+UNNAMED = """() => [...document.querySelectorAll("button, a, input, select, textarea")]
+    .filter((one) => !(one.textContent.trim() || one.labels?.length || one.getAttribute("aria-label"))).length"""
+
+
+def test_nothing_is_wider_than_the_page_and_all_controls_have_names(browser: Browser, address: str, folder: Path) -> None:
+    long = "a-run-with-a-very-long-name-" * 6
+    for name in ("one", long):
+        sampled(finished(folder / name), (10, "", "word" * 200))
+        evaluated(folder / name)
+    for size in (WIDE, NARROW):
+        with browser.page(opened(address), size, dark=size is NARROW) as page:
+            page.get_by_role("link", name="one", exact=True).wait_for()
+            for view, heading in ((f"#/run/{long}", long), (f"#/compare/one/{long}", "Compare"), ("#/start", "New run"), ("#/", "Runs")):
+                go(page, view)
+                page.get_by_role("heading", name=heading).wait_for()
+                page.wait_for_load_state("networkidle")
+                assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], view
+                assert page.evaluate(UNNAMED) == 0, view
+            page.keyboard.press("Tab")
+            assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+
+
+def test_what_is_not_there_is_said(browser: Browser, address: str) -> None:
+    with browser.page(opened(address), allowed_errors=("404",)) as page:
+        page.get_by_text("No run yet").wait_for()
+        go(page, "#/run/%3Cimg%20src=x%20onerror=window.executed=1%3E")
+        page.get_by_role("alert").get_by_text("There is no such run.").wait_for()
+        go(page, "#/run/%E0%A4%A")
+        page.get_by_role("alert").wait_for()
+        page.get_by_role("link", name="All runs").click()
+        page.get_by_text("No run yet").wait_for()

@@ -1,0 +1,205 @@
+"""`fledge board`: the form of a recipe, the command line that is shown and spawned, and a real run that starts, is watched and stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fledge.core.errors import ConfigError, DataError, FledgeError, MachineError
+from fledge.core.metrics import METRICS
+from fledge.core.run_record import read_record
+from fledge.serving.board.curves import read_curves
+from fledge.serving.board.folders import Runs
+from fledge.serving.board.launching import Asked
+from fledge.serving.board.status import status_of
+from fledge.stages import STAGES
+from fledge.verbs import launcher as launching
+from fledge.verbs.launcher import RunLauncher
+
+OWN = """# A page of text.
+
+corpus:
+  sources: [{kind: text, name: own, path: text.txt}]
+tokenizer: {vocabulary_size: 512}
+"""
+
+
+@pytest.fixture
+def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunLauncher]:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("\n\n".join(f"The bird number {number} sings in the {number % 7}th tree." for number in range(200)))
+    (tmp_path / "own.yaml").write_text(OWN)
+    (tmp_path / "notes.txt").write_text("no recipe")
+    made = RunLauncher(Path("runs"))
+    yield made
+    made.close()
+
+
+def test_recipes_are_those_of_the_package_and_of_the_working_folder(launcher: RunLauncher) -> None:
+    found = {one["name"]: one for one in launcher.recipes()}
+    assert found["own.yaml"] == {"name": "own.yaml", "origin": "in the working folder", "about": "A page of text."}
+    assert found["quickstart"]["origin"] == "comes with Fledge" and found["quickstart"]["about"].startswith("From raw text")
+    assert "notes.txt" not in found
+
+
+def test_the_form_tells_values_stages_name_and_command(launcher: RunLauncher) -> None:
+    (Path("runs") / "own").mkdir(parents=True)
+    form = launcher.form(Asked("own.yaml", {"tokenizer.vocabulary_size": "600"}))
+    assert {field["name"]: field["value"] for field in form["fields"]}["tokenizer.vocabulary_size"] == "600"
+    assert (form["stages"], form["name"], form["exists"]) == (["corpus", "tokenizer"], "own-2", False)
+    assert form["command"] == "fledge run own.yaml tokenizer.vocabulary_size=600 --name own-2"
+    assert launcher.form(Asked("own.yaml", name="own"))["exists"]
+    small = launcher.form(Asked("quickstart", smoke=True))
+    assert small["command"] == "fledge run quickstart --name quickstart-smoke --smoke" and small["shrunk"]["pretrain.steps"] == "12"
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (Asked("none"), "there is no recipe 'none'"),
+        (Asked("../secret.yaml"), "there is no recipe"),
+        (Asked("/etc/passwd"), "there is no recipe"),
+        (Asked("notes.txt"), "there is no recipe"),
+        (Asked("--help"), "there is no recipe"),
+        (Asked("own.yaml", {"tokenizer.vocabulary_size": "many"}), "vocabulary_size"),
+        (Asked("own.yaml", {"--name": "x"}), "no name of a value"),
+        (Asked("own.yaml", {"-h": "x"}), "no name of a value"),
+        (Asked("own.yaml", {"a=b": "x"}), "no name of a value"),
+        (Asked("own.yaml", {"nonsense": "x"}), "nonsense"),
+        (Asked("own.yaml", name="../up"), "cannot be the name of a run"),
+        (Asked("own.yaml", name="-x"), "cannot be the name of a run"),
+        (Asked("own.yaml", name="a/b"), "cannot be the name of a run"),
+        (Asked("own.yaml", last_stage="none"), "there is no stage 'none'"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_starts_nothing(launcher: RunLauncher, asked: Asked, words: str) -> None:
+    for ask in (launcher.form, launcher.start, launcher.plan):
+        with pytest.raises(FledgeError, match=re.escape(words)):
+            ask(asked)
+    assert launcher.started() == [] and not Path("runs").exists()
+
+
+def test_a_text_that_a_shell_would_run_stays_one_argument(launcher: RunLauncher) -> None:
+    given = "$(touch hacked); `touch hacked` && rm -rf / #"
+    form = launcher.form(Asked("quickstart", {"question": given}))
+    assert shlex.split(form["command"])[3] == f"question={given}"
+
+
+def ended(launcher: RunLauncher, run: str, seconds: float = 120) -> int:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        code = next(one["exit_code"] for one in launcher.started() if one["run"] == run)
+        if code is not None:
+            return int(code)
+        time.sleep(0.05)
+    raise AssertionError(f"{run} does not end")
+
+
+def test_a_real_run_is_spawned_as_it_is_shown(launcher: RunLauncher) -> None:
+    asked = Asked("own.yaml", {"corpus.validation_fraction": "0.1"}, "first", last_stage="corpus")
+    started = launcher.start(asked)
+    shown = shlex.split(started["command"])
+    spawned = launcher._started[0].process.args
+    assert [*shown[1:]] == list(spawned)[3:] and list(spawned)[:3] == [sys.executable, "-m", "fledge"]  # type: ignore[call-overload]
+    with pytest.raises(MachineError, match="first is running"):
+        launcher.start(asked)
+    assert ended(launcher, "first") == 0, launcher.started()[0]["lines"]
+    status = status_of(Runs(Path("runs"), STAGES).named("first"))
+    assert (status.state, status.finished_stages, status.stages) == ("finished", ("corpus",), ("corpus",))
+    record = read_record(Path("runs/first"))
+    assert record is not None and ("corpus.validation_fraction", 0.1, "override corpus.validation_fraction=0.1") in record.config
+    assert any("corpus/documents" in line for line in launcher.started()[0]["lines"])
+    with pytest.raises(DataError, match="does not run"):
+        launcher.stop("first")
+
+
+def test_a_run_is_stopped_with_all_that_it_started(launcher: RunLauncher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal goes to the group: a stand-in that starts a process of its own, which is to end with it."""
+    code = "import subprocess, sys; child = subprocess.Popen(['sleep', '600']); print(child.pid, flush=True); child.wait()"
+    monkeypatch.setattr(launching, "_FLEDGE", (sys.executable, "-c", code))
+    launcher.start(Asked("own.yaml", name="long"))
+    deadline = time.monotonic() + 60
+    while not (lines := launcher.started()[0]["lines"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert launcher.running == ["long"]
+    launcher.stop("long")
+    assert ended(launcher, "long") == -signal.SIGTERM and launcher.running == []
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{lines[0]}").exists() and "State:\tZ" not in Path(f"/proc/{lines[0]}/status").read_text():
+        assert time.monotonic() < deadline, "its child goes on"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_real_training_is_watched_stopped_and_continued(launcher: RunLauncher) -> None:
+    asked = Asked("quickstart", {"pretrain.log_every_steps": "1"}, "small", smoke=True, last_stage="pretrain")
+    plan = launcher.plan(asked)
+    assert [stage["stage"] for stage in plan["stages"]] == ["pretrain", "sft", "dpo"] and plan["stages"][0]["length"]["steps"] == 12
+    launcher.start(asked)
+    runs, deadline = Runs(Path("runs"), STAGES), time.monotonic() + 600
+    while not any(run.file("pretrain", METRICS) for run in runs.all()):
+        assert time.monotonic() < deadline and launcher.running, launcher.started()
+        time.sleep(0.1)
+    assert status_of(runs.named("small")).state == "running"
+    launcher.stop("small")
+    assert ended(launcher, "small", 600) == 128 + signal.SIGTERM, launcher.started()[0]["lines"]
+    status = status_of(runs.named("small"))
+    assert status.state == "stopped" and "everything is saved" in status.problem and status.step is not None and status.step < 12
+    cursor = read_curves(runs.named("small").file("pretrain", METRICS)).cursor
+    launcher.start(asked)
+    assert ended(launcher, "small", 600) == 0, launcher.started()[0]["lines"]
+    assert status_of(runs.named("small")).state == "finished"
+    curves = read_curves(runs.named("small").file("pretrain", METRICS))
+    assert [step for step, _ in curves.series["train/loss"].points()] == list(range(1, 13)) and cursor != curves.cursor
+
+
+def test_a_plan_is_what_the_verb_prints(launcher: RunLauncher, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import json, sys; print('a note'); print(json.dumps({'arguments': sys.argv[1:]}, indent=2))"
+    monkeypatch.setattr(launching, "_FLEDGE", (sys.executable, "-c", code))
+    plan = launcher.plan(Asked("own.yaml", {"tokenizer.vocabulary_size": "600"}, "x", last_stage="corpus"))
+    assert plan["arguments"] == ["plan", "own.yaml", "tokenizer.vocabulary_size=600", "--name", "x", "--json", "--log-level", "error"]
+    fails = "import sys; print('note\\nerror: it is too large\\n  fix: make it smaller', file=sys.stderr); sys.exit(2)"
+    monkeypatch.setattr(launching, "_FLEDGE", (sys.executable, "-c", fails))
+    with pytest.raises(ConfigError) as refused:
+        launcher.plan(Asked("own.yaml"))
+    assert (refused.value.problem, refused.value.remedy) == ("it is too large", "make it smaller")
+
+
+# ---- the verb itself
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Iterator[tuple[str, str, subprocess.Popen[str]]]:
+    """(address, key, process) of `fledge board`."""
+    (tmp_path / "runs").mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "FLEDGE_API_KEY"}
+    command = [sys.executable, "-m", "fledge", "board", "--port", "0"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        found = re.search(r"(http://127\.0\.0\.1:\d+)/runs#key=(\S+)", process.stdout.readline())
+        assert found is not None
+        yield found[1], found[2], process
+        process.kill()
+
+
+def test_the_verb_prints_an_address_with_a_key_that_opens_it(board: tuple[str, str, subprocess.Popen[str]]) -> None:
+    address, key, process = board
+    asked = urllib.request.Request(f"{address}/board/runs", headers={"Authorization": f"Bearer {key}"})
+    with urllib.request.urlopen(asked) as answer:
+        assert json.load(answer) == {"folder": "runs", "can_start": True, "runs": []}
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{address}/board/runs")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
