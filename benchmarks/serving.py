@@ -1,6 +1,7 @@
-"""The engine against transformers' `generate`: `python benchmarks/serving.py [--write] [--rounds 5] [--models 23M 110M]`.
+"""The engine against transformers' `generate`: `python benchmarks/serving.py [--write] [--rounds 5] [--models 23M 110M]
+[--new-tokens 64]`.
 
-Random weights of two shapes, a head of 32,768, prompts of 32 tokens and 64 new ones, greedy. Each contestant has a process and one thread,
+Random weights of two shapes, a head of 32,768, prompts of 32 tokens, greedy. Each contestant has a process and one thread,
 takes its turn in every round, and what counts is the processor time per token, prompts included; ratios are medians over rounds.
 
     one       one request: generate in bf16 and fp32 against the engine in fp32, bf16 and int8
@@ -39,7 +40,7 @@ SHAPES = {
     },
 }
 VOCABULARY_SIZE = 32_768
-PROMPT_TOKENS, NEW_TOKENS, STREAMS = 32, 64, 16
+PROMPT_TOKENS, STREAMS = 32, 16
 BARS = {
     "23M": {"fp32": 2.4, "bf16": 1.7, "int8": 3.0, "sixteen": 3.0, "static batch": 1.1},
     "110M": {"bf16": 1.5, "int8": 1.9, "sixteen": 3.0, "static batch": 1.1},
@@ -63,7 +64,7 @@ def prompts() -> list[list[int]]:
     return [[int(token) for token in row] for row in drawn]
 
 
-def engine_work(folder: Path, weights: str) -> dict[str, Callable[[], list[list[int]]]]:
+def engine_work(folder: Path, weights: str, new_tokens: int) -> dict[str, Callable[[], list[list[int]]]]:
     """What a process of ours does."""
     from fledge.inference.engine import Engine
     from fledge.inference.requests import Request
@@ -71,7 +72,7 @@ def engine_work(folder: Path, weights: str) -> dict[str, Callable[[], list[list[
     from fledge.model.folder import load_model
 
     engine = Engine(load_model(folder).eval(), VOCABULARY_SIZE, (), settings=EngineSettings(slots=STREAMS, weights=weights))  # type: ignore[arg-type]
-    greedy = GenerationSettings(temperature=0, maximum_new_tokens=NEW_TOKENS)
+    greedy = GenerationSettings(temperature=0, maximum_new_tokens=new_tokens)
 
     def answer(asked: list[list[int]]) -> list[list[int]]:
         tickets: dict[int, list[int]] = {engine.submit(Request(tuple(prompt), greedy)): [] for prompt in asked}
@@ -84,7 +85,7 @@ def engine_work(folder: Path, weights: str) -> dict[str, Callable[[], list[list[
     return {"one": lambda: answer(prompts()[:1]), "sixteen": lambda: answer(prompts())}
 
 
-def peer_work(folder: Path, dtype: str) -> dict[str, Callable[[], list[list[int]]]]:
+def peer_work(folder: Path, dtype: str, new_tokens: int) -> dict[str, Callable[[], list[list[int]]]]:
     """What a process of transformers does; sixteen one after another take 16 times as long as one."""
     import transformers
 
@@ -93,18 +94,18 @@ def peer_work(folder: Path, dtype: str) -> dict[str, Callable[[], list[list[int]
     def answer(asked: list[list[int]]) -> list[list[int]]:
         ids = torch.tensor(asked)
         found = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, pad_token_id=0
         )
         return [[int(token) for token in row] for row in found[:, PROMPT_TOKENS:]]
 
     return {"one": lambda: answer(prompts()[:1]), "sixteen": lambda: answer(prompts())}
 
 
-def work(folder: Path, name: str) -> None:
+def work(folder: Path, name: str, new_tokens: int) -> None:
     """A contestant: reads what to do, a line each, and writes seconds of processor time and the tokens."""
     torch.set_num_threads(1)
     dtype = {"generate fp32": "float32", "generate bf16": "bfloat16"}.get(name)
-    tasks = peer_work(folder, dtype) if dtype else engine_work(folder, name)
+    tasks = peer_work(folder, dtype, new_tokens) if dtype else engine_work(folder, name, new_tokens)
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         start = time.process_time()
@@ -115,9 +116,9 @@ def work(folder: Path, name: str) -> None:
 class Contestant:
     """A process that answers when it is asked."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, new_tokens: int) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, __file__, "--work", name, "--folder", str(folder)]
+        command = [sys.executable, __file__, "--work", name, "--folder", str(folder), "--new-tokens", str(new_tokens)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
         )
@@ -145,9 +146,9 @@ class Contestant:
         self.process.wait()
 
 
-def measure(folder: Path, rounds: int) -> dict[str, Any]:
+def measure(folder: Path, rounds: int, new_tokens: int) -> dict[str, Any]:
     """Seconds of each contestant and task in each round, and whether fp32 draws the tokens of generate."""
-    contestants = {name: Contestant(folder, name) for name in (*ENGINES, *PEERS)}
+    contestants = {name: Contestant(folder, name, new_tokens) for name in (*ENGINES, *PEERS)}
     seconds: dict[str, dict[str, list[float]]] = {name: {"one": [], "sixteen": []} for name in contestants}
     tokens: dict[str, Any] = {}
     for turn in range(rounds + 1):
@@ -211,6 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="keep the figures in benchmarks/results/serving.json")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--models", nargs="+", choices=sorted(SHAPES), default=list(SHAPES))
     parser.add_argument("--checkpoint", type=Path, help="a trained model, for what int8 changes")
     parser.add_argument("--text", type=Path, help="the text that it is measured on")
@@ -219,21 +221,22 @@ def main() -> None:
     arguments = parser.parse_args()
     sys.path.append(sys.path.pop(0))  # beside this file lies a tokenizers.py, which is not the library
     if arguments.work:
-        work(arguments.folder, arguments.work)
+        work(arguments.folder, arguments.work, arguments.new_tokens)
         return
     result: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "machine": {**machine(), "torch": torch.__version__},
         "rounds": arguments.rounds,
+        "new_tokens": arguments.new_tokens,
         "engine": {},
     }
     missed = []
     for shape in arguments.models:
         with tempfile.TemporaryDirectory() as place:
             make_model(Path(place), shape)
-            measured = result["engine"][shape] = measure(Path(place), arguments.rounds)
+            measured = result["engine"][shape] = measure(Path(place), arguments.rounds, arguments.new_tokens)
         for name, contestant in measured["seconds"].items():
-            one, sixteen = (statistics.median(contestant[task]) * 1000 / NEW_TOKENS for task in ("one", "sixteen"))
+            one, sixteen = (statistics.median(contestant[task]) * 1000 / arguments.new_tokens for task in ("one", "sixteen"))
             print(f"{shape:5} {name:14} one {one:7.2f} ms per token    sixteen {sixteen:7.2f} ms per step")
         for name, ratio in measured["ratios"].items():
             bar = BARS[shape].get(name)

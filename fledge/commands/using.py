@@ -88,7 +88,7 @@ def chat(
     checkpoints: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[CHECKPOINT]...",
+            metavar="CHECKPOINT",
             help="A checkpoint folder, or RUN, RUN@latest, RUN@best, RUN@final, RUN@500. None: a table to choose from.",
         ),
     ] = None,

@@ -28,10 +28,11 @@ def next_tokens(logits: Tensor, settings: GenerationSettings, generators: Sequen
     per row. Raises NumericsError if a logit is not a number: the weights are broken.
     """
     logits = logits[:, :vocabulary_size].float()
-    if bool(logits.isnan().any()):
+    largest, likeliest = logits.max(dim=-1)  # not a number if one of the row is none
+    if bool(largest.isnan().any()):
         raise NumericsError("the model answers with logits that are not numbers", "use an earlier checkpoint; this one is broken")
     if settings.temperature == 0 or settings.top_k == 1:
-        return logits.argmax(dim=-1)
+        return likeliest
     probabilities, candidates = candidate_probabilities(logits, settings)
     uniform = torch.cat([torch.rand(1, dtype=torch.float64, generator=generator) for generator in generators]).to(logits.device)
     cumulative = probabilities.double().cumsum(dim=-1)

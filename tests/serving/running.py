@@ -36,7 +36,7 @@ from fledge.tokens.trainers import train_tokenizer
 NAME = "tiny"
 CONTEXT_TOKENS = 256
 SLOTS = 4
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 120.0
 _WORDS = ("row", "table", "holds", "words", "and", "ends", "here", "next", "one", "says", "hello", "grün", "number", "column", "page")
 TEXTS = [
     f"row {index} of the {_WORDS[index % 15]} {_WORDS[index // 15 % 15]} holds {index * 7} words, says hello.\n" for index in range(300)
