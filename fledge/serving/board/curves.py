@@ -41,7 +41,8 @@ class Thinned:
 
     def add(self, point: Point) -> None:
         if self._buckets and self._in_last < self._width:
-            self._buckets[-1] = _joined(self._buckets[-1], (point, point))
+            least, greatest = self._buckets[-1]
+            self._buckets[-1] = (point if point[1] < least[1] else least, point if point[1] > greatest[1] else greatest)
             self._in_last += 1
             return
         self._buckets.append((point, point))
