@@ -256,7 +256,7 @@ def test_the_readme_is_true(road: Road) -> None:
 def test_smoke_works_on_every_verb(tmp_path: Path) -> None:
     walked = fledge("run", "quickstart", "--smoke", home=tmp_path)
     assert walked.returncode == 0, walked.stderr
-    [checkpoint] = (tmp_path / "runs" / "quickstart-smoke" / "sft" / "checkpoints").glob("step-*")
+    checkpoint = next((tmp_path / "runs" / "quickstart-smoke" / "sft" / "checkpoints").glob("step-*"))
     generation = json.loads((checkpoint / "generation_config.json").read_text())
     assert (generation["do_sample"], generation["temperature"], generation["maximum_new_tokens"]) == (True, 0.8, 48), "the recipe's own"
     for stage in STAGES:
