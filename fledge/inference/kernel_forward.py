@@ -160,8 +160,11 @@ def _shares(chunks: Sequence[Chunk], threads: int) -> list[list[Chunk]]:
 
 def _product(rows: Floats, matrix: PackedMatrix) -> Floats:
     """rows (R, I) -> (R, O)."""
-    result = np.empty((len(rows), len(matrix.scales)), np.float32)
-    kernels.product(rows, matrix.values, matrix.scales, matrix.values.dtype == np.uint16, result)
+    result, is_bf16 = np.empty((len(rows), len(matrix.scales)), np.float32), matrix.values.dtype == np.uint16
+    if len(rows) == 1 and not is_bf16:
+        kernels.product_of_one(rows[0], matrix.values, matrix.scales, result[0])
+    else:
+        kernels.product(rows, matrix.values, matrix.scales, is_bf16, result)
     return result[:, : matrix.outputs]
 
 
