@@ -1,4 +1,8 @@
-"""Shared by all tests: one thread per process, since tests run on both cores at once and idle threads of one starve the other."""
+"""Shared by all tests.
+
+One thread per process, since tests run on both cores at once and idle threads of one starve the other. Generated inputs are the same in
+every run, however long each takes; `pytest --hypothesis-profile=exploring` looks for others.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,16 @@ import functools
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.command_line import Fledge, run_fledge
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("exploring", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -54,7 +54,7 @@ def test_nothing_has_no_checksum() -> None:
     assert BlockChecksums().finish() == b""
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(-5, 1_005), st.integers(-5, 1_005)), min_size=1, max_size=5))
 def test_it_reads_like_an_array(tmp_path_factory: pytest.TempPathFactory, ranges: list[tuple[int, int]]) -> None:
     blocks.BLOCK_BYTES = BLOCK

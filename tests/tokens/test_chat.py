@@ -168,7 +168,7 @@ hostile = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(hostile, hostile)
 def test_no_message_can_forge_a_turn(tokenizer: Tokenizer, question: str, answer: str) -> None:
     rendered = render(tokenizer, [Message("user", question), Message("assistant", answer)])

@@ -33,7 +33,7 @@ def documents(count: int, longest_words: int = 60, seed: int = 0) -> list[Docume
     return [Document(text, f"document-{number}", ("books", "web", "code")[number % 3], "g") for number, text in enumerate(texts)]
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(
     st.lists(st.lists(st.integers(0, 99), max_size=5), max_size=6), st.sampled_from([(), (100,), (101, 102)]), st.sampled_from([(), (103,)])
 )
@@ -45,7 +45,7 @@ def test_frames_are_put_around_every_text(texts: list[list[int]], start: tuple[i
     assert [tokens[a:b].tolist() for a, b in pairwise(borders)] == [[*start, *ids, *end] for ids in texts]
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(st.integers(1, 30), st.lists(st.integers(1, 100), min_size=1, max_size=40), st.sampled_from([None, 7]))
 def test_rows_hold_every_token_once_and_no_document_crosses_one(row_tokens: int, lengths: list[int], closing: int | None) -> None:
     offsets = np.concatenate([[0], np.cumsum(lengths)])

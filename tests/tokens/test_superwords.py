@@ -42,7 +42,7 @@ def _merged(merger: SuperwordMerger, rows: list[list[int]], threads: int = 1) ->
     return [ids[start:stop].tolist() for start, stop in itertools.pairwise(ends)]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.lists(st.lists(st.integers(0, WORDS - 1), max_size=60), max_size=6))
 def test_the_ids_are_those_of_the_definition(seed: int, rows: list[list[int]]) -> None:
     merges = _random_merges(random.Random(seed), 12)

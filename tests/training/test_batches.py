@@ -30,7 +30,7 @@ def whole(reader: RowReader) -> Batch:
 
 
 @given(row_tokens=st.integers(8, 90))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_every_token_of_a_stream_is_a_target_once(documents: TokenSet, row_tokens: int) -> None:
     reader = open_rows([documents], "train", row_tokens)
     batch = whole(reader)

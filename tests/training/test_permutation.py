@@ -11,7 +11,7 @@ from fledge.training.permutation import permute, permute_by_epoch, shuffled
 
 
 @given(size=st.integers(1, 3_000), key=st.integers(0, 2**64 - 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_permutation_hits_every_number_once(size: int, key: int) -> None:
     images = permute(np.arange(size, dtype=np.uint64), size, np.full(size, key, dtype=np.uint64))
     assert sorted(images.tolist()) == list(range(size))

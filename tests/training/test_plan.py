@@ -49,7 +49,7 @@ def taken(plan: Plan) -> Taken:
 
 
 @given(rows=st.integers(1, 50), batch_rows=st.integers(1, 60), seed=st.integers(0, 5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_row_comes_once_per_epoch(rows: int, batch_rows: int, seed: int) -> None:
     plan = plan_of([rows], batch_rows, seed)
     seen = [row for step in range(3 * rows // batch_rows + 1) for row in plan.rows(step)]
@@ -77,7 +77,6 @@ def test_a_batch_does_not_depend_on_where_the_batches_before_ended() -> None:
 
 
 @given(batch_rows=st.integers(1, 40), world_size=st.integers(1, 9))
-@settings(deadline=None)
 def test_processes_share_a_batch_without_loss_or_repetition(batch_rows: int, world_size: int) -> None:
     rows = plan_of([500], batch_rows).rows(3)
     shares = [slice_for_rank(rows, rank, world_size) for rank in range(world_size)]
@@ -105,7 +104,6 @@ def test_without_a_mixture_shares_follow_sizes() -> None:
     slots=st.integers(0, 100_000),
     more=st.integers(0, 5_000),
 )
-@settings(deadline=None)
 def test_counts_are_exact_and_never_fall(weights: list[int], slots: int, more: int) -> None:
     shares = [Fraction(weight) for weight in weights]
     before, after = counts_before(slots, shares), counts_before(slots + more, shares)
@@ -168,7 +166,7 @@ def test_growing_batches_read_on() -> None:
     phases=st.lists(st.tuples(st.integers(1, 8), st.integers(1, 20), st.sampled_from([8, 16, 24, 48])), min_size=1, max_size=4),
     seed=st.integers(0, 3),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_nothing_comes_again_before_an_epoch_is_over(tokens: list[int], phases: list[tuple[int, int, int]], seed: int) -> None:
     """Across lengths of rows too; what an epoch leaves out is less than a row of the next length per border of phases."""
     plan = phased(tokens, phases, seed=seed)

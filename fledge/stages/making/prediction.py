@@ -72,7 +72,7 @@ def predict(
         gc.collect()
         console.say(f"expected: {console.format_seconds(seconds)}, {console.format_bytes(memory.total)} of memory")
     restart_peak(world.device)
-    prediction = Prediction(memory.total, None if seconds is None else round(seconds, 1))
+    prediction = Prediction(memory.total, None if seconds is None else round(seconds, 3))
     if world.main:
         disk.write_json(folder / PREDICTION, asdict(prediction))
     return prediction

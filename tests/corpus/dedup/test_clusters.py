@@ -6,7 +6,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -29,7 +29,6 @@ def spread(numbers: list[int]) -> NDArray[np.uint64]:
     return np.array(numbers, np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), max_size=8), max_size=4))
 def test_clusters_do_not_depend_on_the_number_of_parts(units: list[list[list[int]]]) -> None:
     """Each unit holds rows, each row its keys of three bands."""

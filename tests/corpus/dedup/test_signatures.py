@@ -8,7 +8,7 @@ from random import Random
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -178,7 +178,6 @@ def test_seeds_and_bands_are_different_functions() -> None:
     assert np.array_equal(signed("a b c d e f g", seed=-(2**70)).bands, signed("a b c d e f g", seed=0).bands)
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=12), st.randoms(use_true_random=False))
 def test_keys_depend_on_the_text_alone(texts: list[str], random: Random) -> None:
     order = list(range(len(texts)))

@@ -7,7 +7,7 @@ import unicodedata
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fledge.corpus.characters import TABLE_SIZE
@@ -85,7 +85,6 @@ def by_document(hashes: Hashes) -> list[list[int]]:
     return [part.tolist() for part in np.split(hashes.values, hashes.offsets[1:-1])]
 
 
-@settings(deadline=None)
 @given(any_text)
 def test_words_are_those_of_the_reference(text: str) -> None:
     assert hashed(text) == [[reference_hash(word) for word in reference_words(text)]]
@@ -119,7 +118,6 @@ def test_words(text: str, words: list[str]) -> None:
     assert hashed(text) == [[reference_hash(word) for word in words]]
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(st.binary(max_size=12), any_text.map(str.encode)), max_size=8))
 def test_bytes_that_are_no_text_separate_and_never_reach_into_a_neighbour(documents: list[bytes]) -> None:
     readable = [document.decode("utf-8", "replace") for document in documents]
@@ -132,7 +130,6 @@ def test_a_character_that_is_cut_off_or_overlong_separates(cut: bytes) -> None:
     assert hashed(b"ab" + cut, b"\xa2cd" + cut + b"ef") == hashed("ab", "cd ef")
 
 
-@settings(deadline=None)
 @given(st.lists(any_text, max_size=5), st.integers(1, 6))
 def test_runs(texts: list[str], length: int) -> None:
     words = hash_words(*text_buffers(pa.array(texts, pa.large_string())))

@@ -183,7 +183,7 @@ def test_empty_batches_and_texts(texts: list[str]) -> None:
 
 
 @given(st.lists(messy | st.text(max_size=30), max_size=10), st.sets(st.sampled_from(CLEANING_STEPS)))
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 def test_cleaning_twice_is_cleaning_once_and_every_promise_holds(texts: list[str], steps: set[CleaningStep]) -> None:
     cleaner = Cleaner(tuple(steps))
     texts = [text.encode("utf-8", errors="replace").decode() for text in texts]
@@ -202,7 +202,7 @@ def test_cleaning_twice_is_cleaning_once_and_every_promise_holds(texts: list[str
 
 
 @given(messy | st.text(max_size=30), st.sampled_from(CLEANING_STEPS))
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=400)
 def test_who_is_not_suspected_would_not_be_changed(text: str, step: CleaningStep) -> None:
     texts = pa.array([text.encode("utf-8", errors="replace").decode()], pa.large_string())
     if not cleaning._suspects(texts, [step])[step][0] and step != "mojibake":

@@ -8,7 +8,7 @@ from random import Random
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fledge.core.errors import DataError
@@ -101,7 +101,6 @@ def test_the_shortest_whole_text_of_short_runs(contamination: Callable[..., Cont
     assert found(contamination(text(0, 2), shingle_words=3), text(0, 2)) == [-1]
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_agrees_with_plain_python(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     texts = st.lists(st.lists(st.sampled_from("abc"), max_size=24), max_size=4)

@@ -77,7 +77,7 @@ PATCHWORK = st.lists(PIECES, max_size=40).map("".join)
 RULES = st.sets(st.sampled_from(LINE_RULES)).map(lambda names: {name: ALL[name] for name in LINE_RULES if name in names})
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(PATCHWORK, st.text(max_size=60)), RULES)
 @example("", DEFAULT)
 @example("\n\n", DEFAULT)

@@ -39,7 +39,7 @@ def test_sentence_terminals(character: str, ends: bool) -> None:
     assert bool(code_point_traits()[ord(character)] & TERMINAL) == ends
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=4), st.integers(0, 2))
 def test_texts_are_their_utf8_in_a_row(texts: list[str], before: int) -> None:
     given_texts = as_bytes(pa.array(["x" * 9] * before + texts, pa.large_string()).slice(before))

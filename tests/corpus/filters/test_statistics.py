@@ -95,7 +95,7 @@ PIECES = st.sampled_from(
 PATCHWORK = st.lists(PIECES, max_size=60).map("".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(PATCHWORK, st.text(max_size=80), PATCHWORK.map(lambda text: text * 3)))
 @example("")
 @example("\n")
@@ -107,7 +107,7 @@ def test_the_compiled_counts_are_those_of_plain_python(text: str) -> None:
     assert counts_of(text) == reference(text)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(PATCHWORK, max_size=6))
 def test_documents_do_not_see_each_other(texts: list[str]) -> None:
     together = counted(*texts).counts

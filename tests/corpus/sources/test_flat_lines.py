@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from fledge.core.errors import DataError
 from fledge.corpus.document import Document
 from fledge.corpus.rejects import Rejects
 from fledge.corpus.sources import flat_lines, json_lines
+from fledge.corpus.sources.files import refuse_no_text
 from fledge.corpus.sources.flat_lines import FlatLines
 from fledge.corpus.sources.json_lines import read_line_batches, read_lines
 from fledge.corpus.sources.records import Records
@@ -150,15 +152,25 @@ def lines(draw: st.DrawFn) -> bytes:
     return content + draw(st.sampled_from([b"\n", b"\r\n", b" \n"]))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(content=st.lists(lines(), min_size=1, max_size=6).map(b"".join), removed=st.integers(0, 3), block_bytes=st.integers(20, 300))
 def test_batches_and_single_lines_agree(tmp_path_factory: pytest.TempPathFactory, content: bytes, removed: int, block_bytes: int) -> None:
     path = tmp_path_factory.getbasetemp() / "lines.jsonl"
     path.write_bytes(content[: len(content) - removed])
+    assume(is_text(path))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_lines, "_BLOCK_BYTES", block_bytes)
         batched = read_batched(path)
     assert batched == read_singly(path)
+
+
+def is_text(path: Path) -> bool:
+    """A short line with zeros looks like UTF-16, which either reader refuses as a whole."""
+    try:
+        refuse_no_text(path, path.read_bytes())
+    except DataError:
+        return False
+    return True
 
 
 def read_batched(path: Path, start: int = 0, end: int | None = None) -> tuple[list[Document], dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fledge.core.errors import DataError
@@ -264,7 +264,6 @@ LINES = st.lists(
 )
 
 
-@settings(deadline=None)  # a busy machine takes longer
 @given(
     lines=LINES,
     end_of_line=st.sampled_from([b"\n", b"\r\n"]),

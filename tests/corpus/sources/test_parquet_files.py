@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fledge.core.errors import DataError
@@ -187,7 +187,6 @@ def test_any_cut_gives_the_same_rows_and_rejects(mixed: list[InputFile], piece_b
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(["a\r\nb", "\u2003\u1680", "\x1c", "\x85", "\u3000x", "\u0e01"])
 
 
-@settings(deadline=None)
 @given(
     values=st.lists(TEXTS, max_size=9), odd=st.sampled_from([None, b"\xff", b"fine"]), rows=st.integers(1, 10), batch_rows=st.integers(1, 4)
 )
