@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -146,18 +145,6 @@ def in_a_fork(act: Callable[[], object]) -> int:
         finally:
             os._exit(99)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-class Countdown:
-    """A fail point that kills this process after so many operations."""
-
-    def __init__(self, left: int) -> None:
-        self._left = left
-
-    def __call__(self, operation: str, path: Path) -> None:
-        self._left -= 1
-        if self._left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main() -> None:

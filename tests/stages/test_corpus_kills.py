@@ -21,8 +21,9 @@ from fledge.corpus.engine.units import UNIT
 from fledge.recipe import load_recipe
 from fledge.stages import corpus as stage
 from fledge.stages.run import Run
+from tests.fail_points import Countdown
 
-from ..corpus.corpus_assembly import Countdown, cut_small, digests, in_a_fork, near_copy, program, texts, write_lines
+from ..corpus.corpus_assembly import cut_small, digests, in_a_fork, near_copy, program, texts, write_lines
 from ..corpus.engine.engine_assembly import wait_until_gone, workers_of
 
 # From Python 3.12 on, a fork beside the threads of other libraries warns; these children build a corpus and are killed.

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from training_assembly import start_all, train_as_asked, write_benchmarks
+from benchmark_rows import write_benchmarks
+from training_assembly import start_all, train_as_asked
 
 from fledge.core.metrics import read_metrics
 from fledge.model.folder import read_weights

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmark_rows import BENCHMARK_ROWS
 
 from fledge.core import artifact
 from fledge.core.artifact import Artifact, Request
@@ -72,13 +73,6 @@ REQUEST = Request("training", {"name": "toy"})
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
-BENCHMARK_ROWS: dict[str, list[dict[str, Any]]] = {
-    "lambada_openai": [{"text": f"{'word ' * count}end"} for count in range(1, 6)],
-    "boolq": [{"passage": "row " * count, "question": f"is it {count}", "label": count % 2} for count in (2, 3, 1)],
-    "text": [{"text": "one text " * 9}, {"text": "and another"}],
-}
-
-
 class ToyTokenizer:
     """A token per byte."""
 
@@ -89,14 +83,6 @@ class ToyTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(map(str, ids))
-
-
-def write_benchmarks(folder: Path) -> Path:
-    """Rows of the kinds that processes share out: last words, choices and texts."""
-    folder.mkdir()
-    for name, rows in BENCHMARK_ROWS.items():
-        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return folder
 
 
 def write_token_set(folder: Path, content: Content, sizes: Mapping[str, int], seed: int = 0) -> TokenSet:
@@ -168,7 +154,7 @@ def assembled(
 ) -> Iterator[Trainer]:
     """The parts of a run, put together; `watched` adds the observers that every stage has, `parent` is what `keep` takes from.
 
-    `ask` of a folder: the questions of its benchmarks, see `write_benchmarks`.
+    `ask` of a folder: the questions of its benchmarks, see `benchmark_rows`.
     """
     with open_world(settings.device) as world, StopSignals() as stop:
         if world.main:

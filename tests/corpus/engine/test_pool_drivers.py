@@ -17,6 +17,7 @@ from engine_assembly import OPERATIONS, TextUnit, ids, runs_of, text_units, tree
 from fledge.core import disk
 from fledge.corpus.engine.pool import LocalExecutor
 from fledge.corpus.engine.units import WorkFolder
+from tests.fail_points import Countdown
 
 # From Python 3.12 on, a fork beside the threads of other libraries warns; these children run units and are killed.
 pytestmark = [
@@ -138,15 +139,3 @@ def test_a_driver_killed_at_every_operation_of_its_own_continues(tmp_path: Path,
         work = WorkFolder(tmp_path / str(index))
         in_a_fork(lambda index=index, work=work: killed_at(index, work))  # type: ignore[misc]
         require_continues(work, expected)
-
-
-class Countdown:
-    """A fail point that kills this process after so many operations."""
-
-    def __init__(self, left: int) -> None:
-        self._left = left
-
-    def __call__(self, operation: str, path: Path) -> None:
-        self._left -= 1
-        if self._left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
