@@ -47,9 +47,9 @@ def measure(model: ServedModel, prompts: Sequence[Sequence[int]], new_tokens: in
     return {
         "seconds": found["seconds"],
         "tokens_per_second": tokens / found["seconds"],
-        "first_token_p50_seconds": _quantile(first, 0.5),
-        "first_token_p99_seconds": _quantile(first, 0.99),
-        "between_tokens_p99_seconds": _quantile(between, 0.99),
+        "first_token_p50_seconds": quantile(first, 0.5),
+        "first_token_p99_seconds": quantile(first, 0.99),
+        "between_tokens_p99_seconds": quantile(between, 0.99),
     }
 
 
@@ -74,7 +74,7 @@ def _serving(model: ServedModel, streams: int) -> Iterator[str]:
         thread.join()
 
 
-def _quantile(values: Sequence[float], share: float) -> float:
+def quantile(values: Sequence[float], share: float) -> float:
     """The smallest value that at least this share of them does not exceed; not a number if there are none."""
     return sorted(values)[math.ceil(share * len(values)) - 1] if values else math.nan
 

@@ -6,14 +6,14 @@
     logits = head(normalize(x)) of the wanted tokens
 
 A chunk of a prompt and a single token are the same here: rows with a slot and a position. What a row becomes depends on no other, so
-answers are the same to the bit whatever else is answered, and however prompts are cut. Weights are packed once (`quantize`),
+answers are the same to the bit whatever else is answered, however prompts are cut and however many threads there are: requests are
+divided among them, and large products and the attention of many rows where a thread is free. Weights are packed once (`quantize`),
 activations are fp32. `TorchForward` is the reference, and computes what this cannot.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +23,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fledge.inference import kernels
+from fledge.inference.crew import Work, crew
 from fledge.inference.forward import Chunk
 from fledge.inference.kernels import Floats
 from fledge.inference.quantize import PackedMatrix, WeightFormat, pack
 from fledge.model.llama import Llama, RMSNorm
+
+PIECE_PRODUCTS = 1 << 18
+"""Multiplications that are worth giving to another thread, at least: 20 to 100 microseconds."""
 
 _ACTIVATIONS = {"silu": kernels.SILU, "gelu": kernels.GELU, "relu": kernels.RELU}
 
@@ -84,23 +88,18 @@ class KernelForward:
 
     def __init__(self, model: PackedModel, slots: int, context_tokens: int) -> None:
         settings = self.model_settings = model.settings
-        self.model = model
+        self.model, self._threads = model, 1
         shape = (settings.num_hidden_layers, slots, settings.key_value_heads)
         # Zeroed memory is taken from the system when it is first written to: a slot costs what it has held.
         self.keys = np.zeros((*shape, settings.head_size, context_tokens), np.float32)
         self.values = np.zeros((*shape, context_tokens, settings.head_size), np.float32)
 
     def run(self, chunks: Sequence[Chunk]) -> list[Tensor]:
-        """See `Forward`. Requests are divided among as many threads as torch has; none waits for another before the end."""
-        shares = _shares(chunks, torch.get_num_threads())
-        if len(shares) == 1:
-            return self._read(chunks)
-        own, *others = shares
-        with ThreadPoolExecutor(len(others)) as pool:
-            futures = [pool.submit(self._read, share) for share in others]
-            found = dict(zip(own, self._read(own), strict=True))
-            for share, future in zip(others, futures, strict=True):
-                found |= dict(zip(share, future.result(), strict=True))
+        """See `Forward`, with as many threads as torch has."""
+        self._threads = torch.get_num_threads()
+        shares = _shares(chunks, self._threads)
+        found: dict[Chunk, Tensor] = {}
+        _divide(len(shares), self._threads, lambda number: found.update(zip(shares[number], self._read(shares[number]), strict=True)))
         return [found[chunk] for chunk in chunks]
 
     def _read(self, chunks: Sequence[Chunk]) -> list[Tensor]:
@@ -122,21 +121,21 @@ class KernelForward:
         hidden = model.embedding[tokens]
         for index, layer in enumerate(model.layers):
             mixed = self._attention(index, layer, layer.attention_norm(hidden), slots, positions)
-            hidden += _product(mixed, layer.output)
-            both = _product(layer.feed_forward_norm(hidden), layer.gate_up)
+            hidden += _product(mixed, layer.output, self._threads)
+            both = _product(layer.feed_forward_norm(hidden), layer.gate_up, self._threads)
             gated = np.empty((len(tokens), self.model_settings.intermediate_size), np.float32)
             kernels.gate(both, _ACTIVATIONS[self.model_settings.activation], gated)
-            hidden += _product(gated, layer.down)
-        return _product(model.norm(hidden[wanted]), model.head)
+            hidden += _product(gated, layer.down, self._threads)
+        return _product(model.norm(hidden[wanted]), model.head, self._threads)
 
     def _attention(self, index: int, layer: _Layer, rows: Floats, slots: NDArray[np.int64], positions: NDArray[np.int64]) -> Floats:
         """rows (R, D) -> (R, H E); their keys and values join those of their slots."""
         settings, keys, values = self.model_settings, self.keys[index], self.values[index]
         heads, shared, size = settings.num_attention_heads, settings.key_value_heads, settings.head_size
-        mixed = _product(rows, layer.query_key_value)
+        mixed = _product(rows, layer.query_key_value, self._threads)
+        ends = [heads * size, (heads + shared) * size, (heads + 2 * shared) * size]
         query, key, value = (
-            np.ascontiguousarray(part).reshape(len(rows), -1, size)
-            for part in np.split(mixed, [heads * size, (heads + shared) * size], axis=1)
+            np.ascontiguousarray(mixed[:, start:end]).reshape(len(rows), -1, size) for start, end in zip([0, *ends], ends, strict=False)
         )
         if layer.query_norm is not None and layer.key_norm is not None:
             query, key = (
@@ -146,7 +145,8 @@ class KernelForward:
             kernels.rotate(part, positions, self.model.cosine, self.model.sine)
         kernels.store(key, value, slots, positions, keys, values)
         result = np.empty_like(query)
-        kernels.attend(query, slots, positions, keys, values, result)
+        pieces = _pieces(len(rows), int(positions.mean() + 1) * 2 * heads * size, self._threads)
+        _divide(len(pieces), self._threads, lambda number: kernels.attend(query, slots, positions, keys, values, *pieces[number], result))
         return result.reshape(len(rows), -1)
 
 
@@ -158,14 +158,34 @@ def _shares(chunks: Sequence[Chunk], threads: int) -> list[list[Chunk]]:
     return shares
 
 
-def _product(rows: Floats, matrix: PackedMatrix) -> Floats:
+def _product(rows: Floats, matrix: PackedMatrix, threads: int = 1) -> Floats:
     """rows (R, I) -> (R, O)."""
     result, is_bf16 = np.empty((len(rows), len(matrix.scales)), np.float32), matrix.values.dtype == np.uint16
-    if len(rows) == 1 and not is_bf16:
-        kernels.product_of_one(rows[0], matrix.values, matrix.scales, result[0])
-    else:
-        kernels.product(rows, matrix.values, matrix.scales, is_bf16, result)
+    pieces = _pieces(len(matrix.values), len(rows) * matrix.values.shape[1], threads)
+
+    def compute(number: int) -> None:
+        if len(rows) == 1 and not is_bf16:
+            kernels.product_of_one(rows[0], matrix.values, matrix.scales, *pieces[number], result[0])
+        else:
+            kernels.product(rows, matrix.values, matrix.scales, is_bf16, *pieces[number], result)
+
+    _divide(len(pieces), threads, compute)
     return result[:, : matrix.outputs]
+
+
+def _pieces(parts: int, products: int, threads: int) -> list[tuple[int, int]]:
+    """So many parts of so many multiplications each, as borders of pieces; one piece if it is not worth dividing."""
+    size = max(1, PIECE_PRODUCTS // max(1, products))
+    if threads == 1 or 2 * size > parts:
+        return [(0, parts)]
+    return [(first, min(first + size, parts)) for first in range(0, parts, size)]
+
+
+def _divide(pieces: int, threads: int, work: Work) -> None:
+    if pieces == 1:
+        work(0)
+    else:
+        crew(threads).divide(pieces, work)
 
 
 def _packed_layer(layer: Any, form: WeightFormat) -> _Layer:

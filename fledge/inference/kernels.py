@@ -6,8 +6,7 @@ fp32. Loops run side by side over outputs and in order over what is summed, so t
 order of any sum, and what is computed for a row depends neither on how many rows there are nor on who computes them. torch's products
 have another order for every number of rows.
 
-One call is one thread's. Loops divided among threads by numba wait for each other 50 times a token, and where other processes want the
-cores too each wait is as long as a turn of the scheduler: 24 ms, 100 times the work (measured). Requests are divided instead.
+One call is one thread's; what is worth dividing (`crew`) is given with the part of it that is to be computed.
 
 R rows (tokens), I inputs, O outputs, H query heads, K key and value heads, E head size, S tokens of a slot.
 """
@@ -40,14 +39,16 @@ _BF16_SHIFT = np.uint32(16)
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"})
-def product(rows: Floats, weights: NDArray[np.generic], scales: Floats, is_bf16: bool, result: Floats) -> None:
-    """rows (R, I), weights (O / TILE, I x TILE) as packed, scales (O) -> result (R, O), both O with their padding.
+def product(
+    rows: Floats, weights: NDArray[np.generic], scales: Floats, is_bf16: bool, first_tile: int, last_tile: int, result: Floats
+) -> None:
+    """rows (R, I), weights (O / TILE, I x TILE) as packed, scales (O) -> result (R, O), both O with their padding; some tiles of it.
 
     fp32 is copied too, as if it were packed: read in order it comes from memory in two thirds of the time that 8 places side by side take.
     """
     values = np.empty(STRIDE * TILE, np.float32)
     bits = values.view(np.uint32)
-    for tile in range(weights.shape[0]):
+    for tile in range(first_tile, last_tile):
         outputs = slice(tile * TILE, (tile + 1) * TILE)
         for first in range(0, rows.shape[0], ROWS_AT_ONCE):
             last = min(first + ROWS_AT_ONCE, rows.shape[0])
@@ -70,13 +71,13 @@ def product(rows: Floats, weights: NDArray[np.generic], scales: Floats, is_bf16:
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"})
-def product_of_one(row: Floats, weights: NDArray[np.generic], scales: Floats, result: Floats) -> None:
+def product_of_one(row: Floats, weights: NDArray[np.generic], scales: Floats, first_tile: int, last_tile: int, result: Floats) -> None:
     """`product` of a single row (I) -> result (O), to the same bits, of weights that are numbers as they lie: not of bf16.
 
     What is used once is not worth a copy: int8 takes half of the time, fp32 two thirds where it lies in a cache. Two inputs at a time,
     because a processor foresees two places of reading better than eight.
     """
-    for tile in range(weights.shape[0]):
+    for tile in range(first_tile, last_tile):
         sums = result[tile * TILE : (tile + 1) * TILE]
         sums[:] = _ZERO
         for start in range(0, row.shape[0], 2):
@@ -162,12 +163,21 @@ def store(key: Floats, value: Floats, slots: NDArray[np.int64], positions: NDArr
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"})
-def attend(query: Floats, slots: NDArray[np.int64], positions: NDArray[np.int64], keys: Floats, values: Floats, result: Floats) -> None:
-    """query, result (R, H, E): softmax(query key^T / sqrt(E)) value over the keys of the row's slot up to its position."""
+def attend(
+    query: Floats,
+    slots: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    keys: Floats,
+    values: Floats,
+    first_row: int,
+    last_row: int,
+    result: Floats,
+) -> None:
+    """query, result (R, H, E): softmax(query key^T / sqrt(E)) value over the keys of the row's slot up to its position; some rows."""
     heads, size = query.shape[1], query.shape[2]
     shared = heads // keys.shape[1]
     scale = np.float32(1.0 / math.sqrt(size))
-    for task in range(query.shape[0] * heads):
+    for task in range(first_row * heads, last_row * heads):
         row, head = task // heads, task % heads
         seen = positions[row] + 1
         scores = np.zeros(seen, np.float32)
