@@ -27,6 +27,7 @@ from fledge.inference.crew import Work, crew
 from fledge.inference.forward import Chunk
 from fledge.inference.kernels import Floats
 from fledge.inference.quantize import PackedMatrix, WeightFormat, pack
+from fledge.inference.vector_block import INPUTS
 from fledge.model.llama import Llama, RMSNorm
 
 PIECE_PRODUCTS = 1 << 18
@@ -75,12 +76,12 @@ class PackedModel:
 
     @staticmethod
     def fits(model: Llama) -> bool:
-        """Whether the kernels can compute a model: on the CPU, without an adapter apart, all widths multiples of their stride."""
+        """Whether the kernels can compute a model: on the CPU, without an adapter apart, widths that they add in whole blocks."""
         settings = model.config.settings
         widths = (settings.hidden_size, settings.intermediate_size, settings.num_attention_heads * settings.head_size)
         weight = model.lm_head.weight
         is_plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and model.adapter is None
-        return is_plain and not any(width % kernels.STRIDE for width in widths)
+        return is_plain and not any(width % INPUTS for width in widths)
 
 
 class KernelForward:
@@ -160,14 +161,14 @@ def _shares(chunks: Sequence[Chunk], threads: int) -> list[list[Chunk]]:
 
 def _product(rows: Floats, matrix: PackedMatrix, threads: int = 1) -> Floats:
     """rows (R, I) -> (R, O)."""
-    result, is_bf16 = np.empty((len(rows), len(matrix.scales)), np.float32), matrix.values.dtype == np.uint16
+    result = np.empty((len(rows), len(matrix.scales)), np.float32)
     pieces = _pieces(len(matrix.values), len(rows) * matrix.values.shape[1], threads)
 
     def compute(number: int) -> None:
-        if len(rows) == 1 and not is_bf16:
+        if len(rows) == 1 and matrix.values.dtype == np.int8:
             kernels.product_of_one(rows[0], matrix.values, matrix.scales, *pieces[number], result[0])
         else:
-            kernels.product(rows, matrix.values, matrix.scales, is_bf16, *pieces[number], result)
+            kernels.product(rows, matrix.values, matrix.scales, *pieces[number], result)
 
     _divide(len(pieces), threads, compute)
     return result[:, : matrix.outputs]

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fledge.inference.kernels import TILE
+from fledge.inference.vector_block import TILE
 
 WeightFormat = Literal["fp32", "bf16", "int8"]
 
