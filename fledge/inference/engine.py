@@ -16,7 +16,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from fledge.core import console
 from fledge.core.errors import ConfigError, DataError, NumericsError
+from fledge.inference import kernels
 from fledge.inference.forward import Forward, TorchForward, product_dtype
 from fledge.inference.graph_forward import GraphForward
 from fledge.inference.kernel_forward import KernelForward, PackedModel
@@ -160,6 +162,8 @@ class Engine:
     def _passing_forward(self, slots: int, context_tokens: int, prefill_tokens: int = BATCH_PREFILL_TOKENS) -> Forward:
         """For one batch of prompts, of a model that may be in training."""
         if PackedModel.fits(self.model):
+            if not kernels.are_kept():
+                console.info("compiling the loops that compute answers, which takes some ten seconds, once")
             return KernelForward(self._packed, slots, context_tokens)
         padded_chunk_tokens = prefill_tokens if self.settings.batch_invariant else None
         return TorchForward(self.model, self._torch_precision, slots, context_tokens, padded_chunk_tokens)

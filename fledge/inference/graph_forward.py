@@ -5,7 +5,7 @@ starts them all at once, but with the same shapes at the same addresses. So row 
 buffers that stay, and there is a graph for each
 
     rows    1, 2, 4, ... slots              up to the highest slot in use: slots between get a token where nothing is yet
-    keys    128, 256, 512, ... context      a step reads the keys and values of so many positions of every row, so at most twice what it must
+    keys    128, 256, 512, ... context      a step reads so many keys and values of every row, so at most twice what it must
 
 each recorded when it is first wanted (CUDA Graphs as in `torch.cuda.graph`, the buckets as in vLLM). Weights are kept in the precision of
 the products, activations too, as in transformers' bf16; logits are fp32.
@@ -53,17 +53,17 @@ class GraphForward:
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> list[Tensor]:
-        """See `Forward`. The logits of single tokens are overwritten by the next pass."""
+        """See `Forward`."""
         single = [chunk for chunk in chunks if len(chunk.ids) == 1]
         longer = [chunk for chunk in chunks if len(chunk.ids) > 1]
         found = dict(zip(longer, self._prompts.run(longer), strict=True))
         if single:
-            self._step(single)
-        found |= {chunk: self._logits[chunk.slot : chunk.slot + (chunk.wanted != "nothing")] for chunk in single}
+            logits = self._step(single)
+            found |= {chunk: logits[chunk.slot : chunk.slot + (chunk.wanted != "nothing")] for chunk in single}
         return [found[chunk] for chunk in chunks]
 
-    def _step(self, chunks: Sequence[Chunk]) -> None:
-        """One token of each chunk; their logits lie at their slots."""
+    def _step(self, chunks: Sequence[Chunk]) -> Tensor:
+        """One token of each chunk -> logits (B, V), those of each at its slot."""
         ends = self._prompts.ends
         for chunk in chunks:
             ends[chunk.slot] = chunk.end
@@ -80,6 +80,7 @@ class GraphForward:
         if (rows, keys) not in self._recorded:
             self._recorded[rows, keys] = self._recording(rows, keys)
         self._recorded[rows, keys]()
+        return self._logits[:rows].clone()  # the next pass writes over them
 
     def _recording(self, rows: int, keys: int) -> Recorded:
         """One token of each of the first rows, over so many keys; by plain calls if it cannot be recorded."""

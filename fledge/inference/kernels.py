@@ -15,6 +15,7 @@ R rows (tokens), I inputs, O outputs, H query heads, K key and value heads, E he
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 from numba import njit
@@ -232,3 +233,10 @@ def exponentiate(values: Floats) -> None:
     factors = powers.view(np.float32)
     for place in range(values.shape[0]):
         values[place] *= factors[place]
+
+
+def are_kept() -> bool:
+    """Whether an earlier process has compiled these loops and left them on the disk, since this file was last changed."""
+    changed = Path(__file__).stat().st_mtime
+    kept = Path(attend.stats.cache_path).glob(f"{Path(__file__).stem}.{attend.__name__}-*.nbi")
+    return any(index.stat().st_mtime >= changed for index in kept)

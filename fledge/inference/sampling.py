@@ -1,9 +1,9 @@
 """Logits become the next token ids: penalty, temperature, top_k, top_p, min_p, then one draw per row from that row's own generator.
 
 Each row draws one uniform number and looks it up in its own cumulative distribution, so a request gets the same tokens alone
-and in a batch; the numbers come from the CPU, so a seed means the same everywhere. To draw, no GPU is waited for. The order of the filters is transformers' (top_p is taken of what top_k left, renormalised); nucleus sampling is
-Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020, min_p Nguyen et al., arXiv:2407.01082, the penalty for
-repetition Keskar et al., arXiv:1909.05858.
+and in a batch; the numbers come from the CPU, so a seed means the same everywhere. To draw, no GPU is waited for. The order of the
+filters is transformers' (top_p is taken of what top_k left, renormalised); nucleus sampling is Holtzman et al., "The Curious Case of
+Neural Text Degeneration", 2020, min_p Nguyen et al., arXiv:2407.01082, the penalty for repetition Keskar et al., arXiv:1909.05858.
 
 B rows, V vocabulary including padding, K candidates left by top_k.
 """

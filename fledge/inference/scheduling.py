@@ -162,7 +162,7 @@ class Scheduler:
             row.prompt_logprobs += token_logprobs(logits[: len(known)], known, row.request.logprobs or 0, self.vocabulary_size)
 
     def _draw(self, speaking: Sequence[tuple[_Row, Tensor]]) -> list[tuple[_Row, Tensor, int]]:
-        """The next token of each row by its logits (V); rows that are sampled alike are drawn from at once, and a GPU is waited for once."""
+        """The next token of each row by its logits (V); rows that are sampled alike are drawn from at once, a GPU is waited for once."""
         alike: dict[tuple[float, ...], list[tuple[_Row, Tensor]]] = {}
         for row, logits in speaking:
             generation = row.request.generation

@@ -12,6 +12,7 @@ from fledge.core.config import ByKind, operation, settings
 from fledge.core.settings import MetricsSettings
 from fledge.model.settings import DeviceName, LoraSettings
 
+
 def _require(holds: bool, problem: str) -> None:
     if not holds:
         raise ValueError(problem)
