@@ -31,6 +31,8 @@ from fledge.model.precision import Precision, choose_precision
 
 MAXIMUM_BATCH_ROWS = 128
 """`generate` completes so many prompts at once: the cache grows with rows."""
+PREFILL_TOKENS = {"cpu": 256, "cuda": 2048}
+"""Read in one step, by kind of device, unless the settings say otherwise: on a GPU 2,048 take hardly longer than 256."""
 BATCH_PREFILL_TOKENS = 8192
 """`generate` has nobody to hold up by reading prompts."""
 
@@ -147,7 +149,7 @@ class Engine:
     def _scheduler(self) -> Scheduler:
         """Of the requests that were submitted; its slots are taken when there is one. Raises MachineError if they do not fit."""
         slots, context_tokens = self.settings.slots, self.context_tokens
-        return self._schedule(self._lasting_forward(slots, context_tokens), slots, context_tokens, self.settings.prefill_tokens)
+        return self._schedule(self._lasting_forward(slots, context_tokens), slots, context_tokens, self._prefill_tokens)
 
     def _schedule(self, forward: Forward, slots: int, context_tokens: int, prefill_tokens: int) -> Scheduler:
         chunk_tokens = forward.padded_chunk_tokens if isinstance(forward, TorchForward) else None
@@ -157,7 +159,7 @@ class Engine:
         """For requests that come and go: worth a copy of the weights, and what is recorded or compiled."""
         if self.model.lm_head.weight.device.type == "cuda" and not self.settings.batch_invariant:
             return GraphForward(self.model, product_dtype(self.model, self._torch_precision), slots, context_tokens)
-        return self._passing_forward(slots, context_tokens, self.settings.prefill_tokens)
+        return self._passing_forward(slots, context_tokens, self._prefill_tokens)
 
     def _passing_forward(self, slots: int, context_tokens: int, prefill_tokens: int = BATCH_PREFILL_TOKENS) -> Forward:
         """For one batch of prompts, of a model that may be in training."""
@@ -167,6 +169,10 @@ class Engine:
             return KernelForward(self._packed, slots, context_tokens)
         padded_chunk_tokens = prefill_tokens if self.settings.batch_invariant else None
         return TorchForward(self.model, self._torch_precision, slots, context_tokens, padded_chunk_tokens)
+
+    @property
+    def _prefill_tokens(self) -> int:
+        return self.settings.prefill_tokens or PREFILL_TOKENS.get(self.model.lm_head.weight.device.type, PREFILL_TOKENS["cpu"])
 
     @cached_property
     def _packed(self) -> PackedModel:
