@@ -33,7 +33,8 @@ HOPPER = (9, 0)
 FLASH_ATTENTION_3 = "flash_attn_interface"
 
 Mask = Tensor | DocumentBlocks | BlockMask | None
-"""What a query may look at: booleans (B, 1, T, S), the forms that the kernels for documents want, or None: causal, T = S."""
+"""What a query may look at: booleans (B, 1, T, S), or what is added to its scores; the forms that the kernels for documents want; or None:
+causal, T = S."""
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Mask, dropout: float = 0.0) -> Tensor:
@@ -202,9 +203,15 @@ class KeyValueCache:
         return LayerCache(self.keys[index], self.values[index], positions)
 
     def mask(self, positions: Tensor) -> Tensor:
-        """positions (B, T) -> (B, 1, T, S): the token at position p looks at slots 0 to p."""
+        """positions (B, T) -> (B, 1, T, S): the token at position p looks at slots 0 to p.
+
+        On a GPU 0 and -inf, which torch's fused kernels add to the scores: of booleans they would make that anew in every layer.
+        """
         slots = torch.arange(self.slots, device=positions.device)
-        return (slots <= positions[:, :, None])[:, None]
+        seen = (slots <= positions[:, :, None])[:, None]
+        if positions.device.type == "cpu":
+            return seen
+        return torch.zeros(seen.shape, dtype=self.keys.dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
 def cache_bytes(settings: ModelSettings, rows: int, slots: int, dtype: torch.dtype) -> int:
