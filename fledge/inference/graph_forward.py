@@ -102,7 +102,7 @@ class CudaGraphs:
     """Records what it is given as CUDA graphs, all in one pool of memory: none is replayed beside another, and results are in buffers."""
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, compute: Recorded) -> Recorded:

@@ -237,6 +237,7 @@ def exponentiate(values: Floats) -> None:
 
 def are_kept() -> bool:
     """Whether an earlier process has compiled these loops and left them on the disk, since this file was last changed."""
-    changed = Path(__file__).stat().st_mtime
-    kept = Path(attend.stats.cache_path).glob(f"{Path(__file__).stem}.{attend.__name__}-*.nbi")
-    return any(index.stat().st_mtime >= changed for index in kept)
+    place, source = attend.stats.cache_path, Path(__file__)
+    assert place is not None, "its loops are compiled with cache=True"
+    kept = Path(place).glob(f"{source.stem}.attend-*.nbi")
+    return any(index.stat().st_mtime >= source.stat().st_mtime for index in kept)

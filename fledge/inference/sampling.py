@@ -68,10 +68,15 @@ def penalise_repetition(logits: Tensor, ids: Collection[int], penalty: float) ->
 def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int, vocabulary_size: int) -> list[TokenLogprobs]:
     """How likely each of `tokens` was after its row of logits (B, V), and the `top` most likely ones."""
     logprobs = logits[:, :vocabulary_size].float().log_softmax(dim=-1)
-    own = logprobs.gather(-1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
-    values, ids = (part.tolist() for part in torch.topk(logprobs, min(top, vocabulary_size), dim=-1))
-    likeliest = [tuple(zip(row_ids, row_values, strict=True)) for row_ids, row_values in zip(ids, values, strict=True)]
-    return [TokenLogprobs(logprob, best) for logprob, best in zip(own, likeliest, strict=True)]
+    own = logprobs.gather(-1, without_waiting(torch.tensor(tokens), logits.device)[:, None])
+    values, ids = torch.topk(logprobs, min(top, vocabulary_size), dim=-1)
+    # Brought back in one copy; fp32 holds every id below 2^24.
+    rows = torch.cat([own, values, ids.float()], dim=-1).tolist()
+    found = []
+    for own_value, *rest in rows:
+        ids_of_row = [int(token) for token in rest[len(rest) // 2 :]]
+        found.append(TokenLogprobs(own_value, tuple(zip(ids_of_row, rest[: len(rest) // 2], strict=True))))
+    return found
 
 
 def row_generators(seed: int | None, rows: int) -> list[torch.Generator]:
