@@ -14,6 +14,7 @@ from fledge.core.errors import ConfigError
 from fledge.core.metrics import require_sinks
 from fledge.core.wording import without_secrets
 from fledge.inference.settings import Weights
+from fledge.model.settings import DeviceName
 from fledge.stages import STAGES, TRAINING_STAGES, Stage, has_stage
 from fledge.stages.run import RUNS, Run, run_folder, smoke_name
 
@@ -55,7 +56,12 @@ RepetitionPenalty = Annotated[
 ]
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="Cut an answer off after so many tokens.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Makes the draws repeatable.")]
-WeightsKept = Annotated[Weights, typer.Option("--weights", help="In what weights are kept: bf16 and int8 are faster, fp32 is exact.")]
+WeightsKept = Annotated[
+    Weights, typer.Option("--weights", help="In what weights are kept: fp32 is exact, bf16 faster, int8 too on a CPU. auto: bf16 on a GPU.")
+]
+Device = Annotated[
+    DeviceName, typer.Option("--device", help="Where the model is computed: auto is an NVIDIA GPU if there is one, else the CPU.")
+]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="A text that ends an answer; may be given several times.")]
 """Of all that is not given the checkpoint itself says how: its recipe's `generation`."""
 

@@ -115,6 +115,8 @@ def test_a_start_that_is_no_checkpoint_is_named(fledge: Fledge, names: tuple[str
 def test_a_gpu_that_is_not_there_is_told(fledge: Fledge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     expect_error(fledge("pretrain", "tiny.yaml", "pretrain.device=cuda"), 5, "device is cuda", "no GPU", "set device to auto or cpu")
+    for verb in (("generate", "run", "--prompt", "x"), ("serve", "run")):
+        expect_error(fledge(*verb, "--device", "cuda"), 5, "device is cuda", "no GPU")
 
 
 def test_a_tokenizer_that_cannot_be_used_is_named(fledge: Fledge) -> None:

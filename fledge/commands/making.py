@@ -12,6 +12,7 @@ import typer
 from fledge.core import console, process
 from fledge.core.errors import ConfigError
 from fledge.core.run_record import recorded
+from fledge.model.settings import DeviceName
 from fledge.options import (
     Force,
     Gpus,
@@ -240,6 +241,7 @@ def evaluate(
     window_tokens: Annotated[int | None, typer.Option("--window-tokens", help="Of models: context; default each one's own.", min=1)] = None,
     stride_tokens: Annotated[int | None, typer.Option("--stride-tokens", help="Of models: windows overlap but for these.", min=1)] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of models: decides which rows are drawn (0).")] = None,
+    device: Annotated[DeviceName | None, typer.Option("--device", help="Of models: where they are computed (auto).")] = None,
     folder: Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help="Of models: keep tables, page and items there.")] = None,
     name: Name = None,
     force: Force = False,
@@ -248,7 +250,7 @@ def evaluate(
     log_level: LogLevel = "info",
 ) -> None:
     first, *others = places
-    options = (file, benchmarks, harness, samples, prompt, prompts, max_tokens, window_tokens, stride_tokens, seed, folder)
+    options = (file, benchmarks, harness, samples, prompt, prompts, max_tokens, window_tokens, stride_tokens, seed, device, folder)
     if all(option in (None, []) for option in options) and names_recipe(first, others):
         _stage_verb("evaluate")(first, others, name, force, small, no_wandb, log_level)
         return
@@ -268,6 +270,7 @@ def evaluate(
         context_tokens=window_tokens,
         stride_tokens=stride_tokens,
         seed=seed or 0,
+        device=device or "auto",
         folder=folder,
     )
     verbs.compare(places, use, small)

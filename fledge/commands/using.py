@@ -11,6 +11,7 @@ from fledge.core import console
 from fledge.core.errors import ConfigError
 from fledge.inference.settings import EngineSettings
 from fledge.options import (
+    Device,
     LogLevel,
     MaxTokens,
     MinP,
@@ -62,6 +63,7 @@ def generate(
     stop: Stop = None,
     seed: Seed = None,
     weights: WeightsKept = ENGINE.weights,
+    device: Device = "auto",
     small: SmokeRun = False,
     log_level: LogLevel = "info",
 ) -> None:
@@ -79,7 +81,7 @@ def generate(
         maximum_new_tokens=max_tokens,
         seed=seed,
     )
-    speaker = speakers.open_speaker(smoke_name(checkpoint) if small else checkpoint, EngineSettings(slots=1, weights=weights))
+    speaker = speakers.open_speaker(smoke_name(checkpoint) if small else checkpoint, EngineSettings(slots=1, weights=weights), device)
     settings = speakers.adjusted(speaker.generation, given)
     generating.generate(speaker, prompts, settings, samples, stop or [], generating.Output(target, as_json))
 
@@ -103,6 +105,7 @@ def chat(
     stop: Stop = None,
     seed: Seed = None,
     weights: WeightsKept = ENGINE.weights,
+    device: Device = "auto",
     small: SmokeRun = False,
     log_level: LogLevel = "info",
 ) -> None:
@@ -126,7 +129,7 @@ def chat(
         seed=seed,
     )
     engine = EngineSettings(slots=1, weights=weights)
-    loop.chat([speakers.open_speaker(one, engine) for one in named], system, given, stop or [])
+    loop.chat([speakers.open_speaker(one, engine, device) for one in named], system, given, stop or [])
 
 
 def _sampling(**values: float | int | None) -> dict[str, float | int]:
@@ -153,6 +156,7 @@ def serve(
     slots: Annotated[int, typer.Option("--slots", help="Answers computed at once.", min=1)] = ENGINE.slots,
     context: Annotated[int | None, typer.Option("--context", help="Longest prompt and answer together, in tokens.", min=2)] = None,
     weights: WeightsKept = ENGINE.weights,
+    device: Device = "auto",
     drain_seconds: Annotated[float, typer.Option("--drain-seconds", help="After a signal, time for answers.")] = SERVER.drain_seconds,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts and answers into the log.")] = False,
     allow_control_ids: Annotated[bool, typer.Option("--allow-control-ids", help="Take control tokens in prompts of token ids.")] = False,
@@ -172,7 +176,8 @@ def serve(
     )
     from fledge.verbs import serving
 
-    serving.serve(checkpoints, model_name or [], small, server, EngineSettings(slots=slots, context_tokens=context, weights=weights))
+    engine = EngineSettings(slots=slots, context_tokens=context, weights=weights)
+    serving.serve(checkpoints, model_name or [], small, server, engine, device)
 
 
 def merge(

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fledge.core import artifact
 from fledge.core.artifact import Artifact
 from fledge.core.errors import DataError
@@ -66,9 +68,9 @@ class Questions:
     stride_tokens: int | None = None
 
 
-def measure(name: str, checkpoint: Artifact, asked: Questions) -> ComparedModel:
+def measure(name: str, checkpoint: Artifact, asked: Questions, device: torch.device) -> ComparedModel:
     """Everything that is asked of a model. Raises CheckpointError or DataError if it cannot be opened, or a text is empty."""
-    model, tokenizer = load_model(checkpoint.path).eval(), open_text_tokenizer(checkpoint.path)
+    model, tokenizer = load_model(checkpoint.path, device).eval(), open_text_tokenizer(checkpoint.path)
     reader = Reader(model, tokenizer, context_tokens=asked.context_tokens, stride_tokens=asked.stride_tokens)
     measured = [*_on_texts(reader, asked.texts), *_on_benchmarks(reader, asked), *_by_harness(reader, asked)]
     return ComparedModel(

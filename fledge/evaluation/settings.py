@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from fledge.core.config import operation, settings
+from fledge.model.settings import DeviceName
 
 
 @settings
@@ -44,6 +45,8 @@ class EvaluateSettings:
     """Measure zlib and xz on the same held-out text, for comparison."""
     seed: int = 0
     """Decides which held-out samples are taken and how the tasks are built."""
+    device: DeviceName = operation("auto")
+    """Where it is computed: auto is an NVIDIA GPU where there is one, else the CPU; scores agree to about 1e-4."""
     batch_tokens: int = operation(2_048)
     """Tokens in one forward pass, padding included. On a CPU more is slower: rows of one pass then differ more in length."""
     precision: Literal["fp32", "bf16"] = "fp32"

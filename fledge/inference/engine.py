@@ -16,18 +16,23 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from fledge.core import console
 from fledge.core.errors import ConfigError, DataError, NumericsError
-from fledge.inference.forward import Forward, TorchForward
+from fledge.inference import kernels
+from fledge.inference.forward import Forward, TorchForward, product_dtype
+from fledge.inference.graph_forward import GraphForward
 from fledge.inference.kernel_forward import KernelForward, PackedModel
 from fledge.inference.requests import Drawn, Request
 from fledge.inference.sampling import row_generators
 from fledge.inference.scheduling import Load, Scheduler
 from fledge.inference.settings import EngineSettings, GenerationSettings
 from fledge.model.llama import Llama
-from fledge.model.precision import Precision
+from fledge.model.precision import Precision, choose_precision
 
 MAXIMUM_BATCH_ROWS = 128
 """`generate` completes so many prompts at once: the cache grows with rows."""
+PREFILL_TOKENS = {"cpu": 256, "cuda": 2048}
+"""Read in one step, by kind of device, unless the settings say otherwise: on a GPU 2,048 take hardly longer than 256."""
 BATCH_PREFILL_TOKENS = 8192
 """`generate` has nobody to hold up by reading prompts."""
 
@@ -51,7 +56,9 @@ class Completion:
 
 
 class Engine:
-    """One model and its requests. On a CPU its weights are copied at the first request, so what they become after that is not seen."""
+    """One model and its requests. Weights are copied at the first request, so what they become after that is not seen; on a GPU,
+    `generate` computes with the model as it is.
+    """
 
     def __init__(
         self,
@@ -121,7 +128,7 @@ class Engine:
         longest_tokens = max((len(prompt) for prompt in prompts), default=0)
         context_tokens = min(self.context_tokens, longest_tokens + settings.maximum_new_tokens)
         slots = max(1, min(len(prompts), MAXIMUM_BATCH_ROWS))
-        scheduler = self._schedule(slots, context_tokens, BATCH_PREFILL_TOKENS)
+        scheduler = self._schedule(self._passing_forward(slots, context_tokens), slots, context_tokens, BATCH_PREFILL_TOKENS)
         generators = row_generators(settings.seed, len(prompts))
         for request, generator in zip(requests, generators, strict=True):
             scheduler.submit(request, generator)
@@ -140,17 +147,32 @@ class Engine:
 
     @cached_property
     def _scheduler(self) -> Scheduler:
-        """Of the requests that were submitted; its slots are taken when there is one."""
-        return self._schedule(self.settings.slots, self.context_tokens, self.settings.prefill_tokens)
+        """Of the requests that were submitted; its slots are taken when there is one. Raises MachineError if they do not fit."""
+        slots, context_tokens = self.settings.slots, self.context_tokens
+        return self._schedule(self._lasting_forward(slots, context_tokens), slots, context_tokens, self._prefill_tokens)
 
-    def _schedule(self, slots: int, context_tokens: int, prefill_tokens: int) -> Scheduler:
-        chunk_tokens = None
-        if PackedModel.fits(self.model):
-            forward: Forward = KernelForward(self._packed, slots, context_tokens)
-        else:
-            chunk_tokens = prefill_tokens if self.settings.batch_invariant else None
-            forward = TorchForward(self.model, self._torch_precision, slots, context_tokens, chunk_tokens)
+    def _schedule(self, forward: Forward, slots: int, context_tokens: int, prefill_tokens: int) -> Scheduler:
+        chunk_tokens = forward.padded_chunk_tokens if isinstance(forward, TorchForward) else None
         return Scheduler(forward, slots, context_tokens, prefill_tokens, self.vocabulary_size, self.stop_ids, chunk_tokens)
+
+    def _lasting_forward(self, slots: int, context_tokens: int) -> Forward:
+        """For requests that come and go: worth a copy of the weights, and what is recorded or compiled."""
+        if self.model.lm_head.weight.device.type == "cuda" and not self.settings.batch_invariant:
+            return GraphForward(self.model, product_dtype(self.model, self._torch_precision), slots, context_tokens)
+        return self._passing_forward(slots, context_tokens, self._prefill_tokens)
+
+    def _passing_forward(self, slots: int, context_tokens: int, prefill_tokens: int = BATCH_PREFILL_TOKENS) -> Forward:
+        """For one batch of prompts, of a model that may be in training."""
+        if PackedModel.fits(self.model):
+            if not kernels.are_kept():
+                console.info("compiling the loops that compute answers, which takes some ten seconds, once")
+            return KernelForward(self._packed, slots, context_tokens)
+        padded_chunk_tokens = prefill_tokens if self.settings.batch_invariant else None
+        return TorchForward(self.model, self._torch_precision, slots, context_tokens, padded_chunk_tokens)
+
+    @property
+    def _prefill_tokens(self) -> int:
+        return self.settings.prefill_tokens or PREFILL_TOKENS.get(self.model.lm_head.weight.device.type, PREFILL_TOKENS["cpu"])
 
     @cached_property
     def _packed(self) -> PackedModel:
@@ -162,4 +184,4 @@ class Engine:
         asked = self.settings.weights
         if asked == "int8":
             raise ConfigError("weights are int8, which is computed on a CPU only, adapters merged", "choose bf16, or device=cpu")
-        return self.precision if asked == "auto" else asked
+        return self.precision if asked == "auto" else choose_precision(asked, self.model.lm_head.weight.device)

@@ -4,7 +4,7 @@ A chunk is a run of tokens of one request. A prompt that is read is a long one, 
 and all of them go through the model together. A `Forward` owns the slots that hold the keys and values of the earlier tokens; two
 passes over the same chunk leave the same behind, so that a pass which failed may be tried again with fewer chunks.
 
-`TorchForward` computes with the model as it is, wherever it lies; `kernel_forward` is faster on a CPU.
+`TorchForward` computes with the model as it is, wherever it lies; `kernel_forward` is faster on a CPU, `graph_forward` on a GPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from fledge.model.attention import KeyValueCache
+from fledge.model.attention import KeyValueCache, cache_bytes
+from fledge.model.devices import require_room
 from fledge.model.llama import Llama
 from fledge.model.precision import Precision, autocast
 
@@ -56,13 +57,18 @@ class TorchForward:
     def __init__(self, model: Llama, precision: Precision, slots: int, context_tokens: int, padded_chunk_tokens: int | None = None) -> None:
         """With `padded_chunk_tokens` every product has the same shape whatever is asked: chunks are read one by one, those of more than one
         token padded to this, and attention is over the whole context. A product's rows differ in their last bits with its shape and their
-        place in it, so that is what makes answers independent of the load.
+        place in it, so that is what makes answers independent of the load. Raises MachineError if the slots do not fit.
         """
         self.model, self.precision = model, precision
         self.device = model.lm_head.weight.device
         self.padded_chunk_tokens = padded_chunk_tokens
-        self.cache = KeyValueCache(model.config.settings, slots, context_tokens, _product_dtype(model, precision), self.device)
-        self._ends = [0] * slots
+        settings, dtype = model.config.settings, product_dtype(model, precision)
+        what = f"the keys and values of {slots} texts of {context_tokens:,} tokens"
+        needed_bytes = cache_bytes(settings, slots, context_tokens, dtype)
+        require_room(needed_bytes, self.device, what, "compute fewer at once (--slots), shorten the context (--context), or use the CPU")
+        self.cache = KeyValueCache(settings, slots, context_tokens, dtype, self.device)
+        self.ends = [0] * slots
+        """Position behind the last token of each slot, of the text that was read there last."""
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> list[Tensor]:
@@ -94,9 +100,9 @@ class TorchForward:
         length = max(len(chunk.ids) for chunk in chunks)
         length = fixed if fixed and length > 1 else length
         for chunk in chunks:
-            self._ends[chunk.slot] = chunk.end
+            self.ends[chunk.slot] = chunk.end
         by_slot = {chunk.slot: chunk for chunk in chunks}
-        read = [by_slot.get(slot, Chunk(slot, self._ends[slot], (), "nothing")) for slot in slots]
+        read = [by_slot.get(slot, Chunk(slot, self.ends[slot], (), "nothing")) for slot in slots]
         longest = self.cache.slots if fixed else min(self.cache.slots, _rounded_up(max(chunk.start for chunk in read) + length))
         tokens = torch.tensor([[*chunk.ids, *[0] * (length - len(chunk.ids))] for chunk in read])
         starts = torch.tensor([[chunk.start] for chunk in read])
@@ -118,6 +124,6 @@ def _rounded_up(tokens: int) -> int:
     return -(-tokens // SLOT_STEP_TOKENS) * SLOT_STEP_TOKENS
 
 
-def _product_dtype(model: Llama, precision: Precision) -> torch.dtype:
+def product_dtype(model: Llama, precision: Precision) -> torch.dtype:
     """What keys and values are computed in."""
     return {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp16": torch.float16}.get(precision, model.lm_head.weight.dtype)

@@ -14,6 +14,7 @@ R rows (tokens), I inputs, O outputs, H query heads, K key and value heads, E he
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 from numba import njit
@@ -215,3 +216,11 @@ def exponentiate(values: Floats) -> None:
     factors = powers.view(np.float32)
     for place in range(values.shape[0]):
         values[place] *= factors[place]
+
+
+def are_kept() -> bool:
+    """Whether an earlier process has compiled these loops and left them on the disk, since this file was last changed."""
+    place, source = attend.stats.cache_path, Path(__file__)
+    assert place is not None, "its loops are compiled with cache=True"
+    kept = Path(place).glob(f"{source.stem}.attend-*.nbi")
+    return any(index.stat().st_mtime >= source.stat().st_mtime for index in kept)

@@ -1,9 +1,9 @@
 """Logits become the next token ids: penalty, temperature, top_k, top_p, min_p, then one draw per row from that row's own generator.
 
 Each row draws one uniform number and looks it up in its own cumulative distribution, so a request gets the same tokens alone
-and in a batch. The order of the filters is transformers' (top_p is taken of what top_k left, renormalised); nucleus sampling is
-Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020, min_p Nguyen et al., arXiv:2407.01082, the penalty for
-repetition Keskar et al., arXiv:1909.05858.
+and in a batch; the numbers come from the CPU, so a seed means the same everywhere. To draw, no GPU is waited for. The order of the
+filters is transformers' (top_p is taken of what top_k left, renormalised); nucleus sampling is Holtzman et al., "The Curious Case of
+Neural Text Degeneration", 2020, min_p Nguyen et al., arXiv:2407.01082, the penalty for repetition Keskar et al., arXiv:1909.05858.
 
 B rows, V vocabulary including padding, K candidates left by top_k.
 """
@@ -16,27 +16,32 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from fledge.core.errors import NumericsError
 from fledge.inference.requests import TokenLogprobs
 from fledge.inference.settings import GenerationSettings
+from fledge.model.devices import without_waiting
+
+BROKEN = -1
+"""In place of a token, where logits are not numbers: the weights are broken."""
 
 
 def next_tokens(logits: Tensor, settings: GenerationSettings, generators: Sequence[torch.Generator], vocabulary_size: int) -> Tensor:
     """Logits (B, V) to token ids (B,), on the device of the logits; the penalty has been applied, see `penalise_repetition`.
 
     Ids from `vocabulary_size` on are padding of the embedding matrix and are never drawn. `generators` holds one CPU generator
-    per row. Raises NumericsError if a logit is not a number: the weights are broken.
+    per row. A row with a logit that is not a number gets BROKEN.
     """
     logits = logits[:, :vocabulary_size].float()
     largest, likeliest = logits.max(dim=-1)  # not a number if one of the row is none
-    if bool(largest.isnan().any()):
-        raise NumericsError("the model answers with logits that are not numbers", "use an earlier checkpoint; this one is broken")
-    if settings.temperature == 0 or settings.top_k == 1:
-        return likeliest
+    greedy = settings.temperature == 0 or settings.top_k == 1
+    tokens = likeliest if greedy else _draws(logits, settings, generators)
+    return tokens.masked_fill(largest.isnan(), BROKEN)
+
+
+def _draws(logits: Tensor, settings: GenerationSettings, generators: Sequence[torch.Generator]) -> Tensor:
     probabilities, candidates = candidate_probabilities(logits, settings)
-    uniform = torch.cat([torch.rand(1, dtype=torch.float64, generator=generator) for generator in generators]).to(logits.device)
+    uniform = torch.cat([torch.rand(1, dtype=torch.float64, generator=generator) for generator in generators])
     cumulative = probabilities.double().cumsum(dim=-1)
-    threshold = uniform[:, None] * cumulative[:, -1:]
+    threshold = without_waiting(uniform, logits.device)[:, None] * cumulative[:, -1:]
     # right=True skips candidates of probability 0, whose cumulative value equals that of their predecessor
     chosen = torch.searchsorted(cumulative, threshold, right=True).clamp(max=cumulative.shape[-1] - 1)
     return candidates.gather(-1, chosen)[:, 0]
@@ -55,7 +60,7 @@ def candidate_probabilities(logits: Tensor, settings: GenerationSettings) -> tup
 
 def penalise_repetition(logits: Tensor, ids: Collection[int], penalty: float) -> Tensor:
     """Logits (V) -> the same with those of `ids`, prompt and answer so far, divided by the penalty if positive, else multiplied."""
-    seen = torch.tensor(sorted(set(ids)), device=logits.device)
+    seen = without_waiting(torch.tensor(sorted(set(ids))), logits.device)
     values = logits[seen]
     return logits.scatter(0, seen, torch.where(values < 0, values * penalty, values / penalty))
 
@@ -63,10 +68,15 @@ def penalise_repetition(logits: Tensor, ids: Collection[int], penalty: float) ->
 def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int, vocabulary_size: int) -> list[TokenLogprobs]:
     """How likely each of `tokens` was after its row of logits (B, V), and the `top` most likely ones."""
     logprobs = logits[:, :vocabulary_size].float().log_softmax(dim=-1)
-    own = logprobs.gather(-1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
-    values, ids = (part.tolist() for part in torch.topk(logprobs, min(top, vocabulary_size), dim=-1))
-    likeliest = [tuple(zip(row_ids, row_values, strict=True)) for row_ids, row_values in zip(ids, values, strict=True)]
-    return [TokenLogprobs(logprob, best) for logprob, best in zip(own, likeliest, strict=True)]
+    own = logprobs.gather(-1, without_waiting(torch.tensor(tokens), logits.device)[:, None])
+    values, ids = torch.topk(logprobs, min(top, vocabulary_size), dim=-1)
+    # Brought back in one copy; fp32 holds every id below 2^24.
+    rows = torch.cat([own, values, ids.float()], dim=-1).tolist()
+    found = []
+    for own_value, *rest in rows:
+        ids_of_row = [int(token) for token in rest[len(rest) // 2 :]]
+        found.append(TokenLogprobs(own_value, tuple(zip(ids_of_row, rest[: len(rest) // 2], strict=True))))
+    return found
 
 
 def row_generators(seed: int | None, rows: int) -> list[torch.Generator]:

@@ -19,9 +19,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fledge.core.errors import NumericsError
 from fledge.inference.forward import Chunk, Forward, Wanted
 from fledge.inference.requests import Drawn, Request, TokenLogprobs
-from fledge.inference.sampling import next_tokens, penalise_repetition, row_generators, token_logprobs
+from fledge.inference.sampling import BROKEN, next_tokens, penalise_repetition, row_generators, token_logprobs
 
 
 @dataclass(frozen=True)
@@ -161,33 +162,31 @@ class Scheduler:
             row.prompt_logprobs += token_logprobs(logits[: len(known)], known, row.request.logprobs or 0, self.vocabulary_size)
 
     def _draw(self, speaking: Sequence[tuple[_Row, Tensor]]) -> list[tuple[_Row, Tensor, int]]:
-        """The next token of each row by its logits (V); rows that are sampled alike are drawn from at once."""
+        """The next token of each row by its logits (V); rows that are sampled alike are drawn from at once, a GPU is waited for once."""
         alike: dict[tuple[float, ...], list[tuple[_Row, Tensor]]] = {}
         for row, logits in speaking:
             generation = row.request.generation
             alike.setdefault((generation.temperature, generation.top_k, generation.top_p, generation.min_p), []).append((row, logits))
-        return [drawn for group in alike.values() for drawn in self._draw_alike(group)]
+        drawn = [one for group in alike.values() for one in self._draw_alike(group)]
+        tokens = torch.cat([found for _, found in drawn]).tolist() if drawn else []
+        rows = [one for group, _ in drawn for one in group]
+        for (row, _), token in zip(rows, tokens, strict=True):
+            if token == BROKEN:
+                remedy = "use an earlier checkpoint; this one is broken"
+                self._fail(row, NumericsError("the model answers with logits that are not numbers", remedy))
+        return [(row, logits, token) for (row, logits), token in zip(rows, tokens, strict=True) if token != BROKEN]
 
-    def _draw_alike(self, group: Sequence[tuple[_Row, Tensor]]) -> list[tuple[_Row, Tensor, int]]:
+    def _draw_alike(self, group: Sequence[tuple[_Row, Tensor]]) -> list[tuple[Sequence[tuple[_Row, Tensor]], Tensor]]:
+        """The group with its tokens (B,), where its logits are; if that fails, each row by itself, without those that fail again."""
         try:
-            return [
-                (row, logits, token)
-                for (row, logits), token in zip(
-                    group,
-                    next_tokens(
-                        torch.stack([_penalised(row, logits) for row, logits in group]),
-                        group[0][0].request.generation,
-                        [row.generator for row, _ in group],
-                        self.vocabulary_size,
-                    ).tolist(),
-                    strict=True,
-                )
-            ]
-        except Exception as error:  # logits that are not numbers, or what a library raises: the other requests go on
+            logits = torch.stack([_penalised(row, logits) for row, logits in group])
+            generators = [row.generator for row, _ in group]
+            return [(group, next_tokens(logits, group[0][0].request.generation, generators, self.vocabulary_size))]
+        except Exception as error:  # whatever a library raises: the other requests go on
             if len(group) == 1:
                 self._fail(group[0][0], error)
                 return []
-        return [drawn for alone in group for drawn in self._draw_alike([alone])]
+        return [one for alone in group for one in self._draw_alike([alone])]
 
     def _take(self, row: _Row, token: int, logits: Tensor) -> None:
         """The row goes on with a token, or ends."""

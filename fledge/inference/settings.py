@@ -54,8 +54,9 @@ class EngineSettings:
     """Requests computed at once; each holds the keys and values of a whole context."""
     context_tokens: int | None = operation(None)
     """Longest prompt and answer together, in tokens; None means the model's context."""
-    prefill_tokens: int = operation(256)
-    """Most tokens of prompts read in one step, so that a long prompt does not hold up those who are being answered."""
+    prefill_tokens: int | None = operation(None)
+    """Most tokens of prompts read in one step, so that a long prompt does not hold up those who are being answered; None: 256, on a GPU
+    2,048."""
     weights: Weights = operation("auto")
     """In what weights are kept: int8 and bf16 are read faster than fp32, which is exact; auto means the engine's precision."""
     batch_invariant: bool = operation(False)
@@ -66,5 +67,5 @@ class EngineSettings:
             raise ValueError(f"slots must be at least 1, not {self.slots}")
         if self.context_tokens is not None and self.context_tokens < 2:
             raise ValueError(f"context_tokens must be at least 2, not {self.context_tokens}")
-        if self.prefill_tokens < 1:
+        if self.prefill_tokens is not None and self.prefill_tokens < 1:
             raise ValueError(f"prefill_tokens must be at least 1, not {self.prefill_tokens}")

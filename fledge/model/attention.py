@@ -33,7 +33,8 @@ HOPPER = (9, 0)
 FLASH_ATTENTION_3 = "flash_attn_interface"
 
 Mask = Tensor | DocumentBlocks | BlockMask | None
-"""What a query may look at: booleans (B, 1, T, S), the forms that the kernels for documents want, or None: causal, T = S."""
+"""What a query may look at: booleans (B, 1, T, S), or what is added to its scores; the forms that the kernels for documents want; or None:
+causal, T = S."""
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Mask, dropout: float = 0.0) -> Tensor:
@@ -58,7 +59,15 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Mask, dropout: fl
         return block_attention(query, key, value, mask)
     if mask is not None and on_cpu and key.shape[2] <= PRODUCTS_UP_TO_SLOTS:
         return _attention_by_products(query, key, value, mask)
+    if mask is not None and grouped and query.shape[2] == 1:
+        return _attention_of_one(query, key, value, mask)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+
+
+def _attention_of_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """query (B, H, 1, E): the heads that share a key head stand in line like tokens, so that keys are not repeated for each."""
+    in_line = query.reshape(len(query), key.shape[1], -1, query.shape[3])  # (B, H, 1, E) -> (B, K, H / K, E)
+    return F.scaled_dot_product_attention(in_line, key, value, attn_mask=mask).reshape(query.shape)
 
 
 def _attention_by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
@@ -194,6 +203,17 @@ class KeyValueCache:
         return LayerCache(self.keys[index], self.values[index], positions)
 
     def mask(self, positions: Tensor) -> Tensor:
-        """positions (B, T) -> (B, 1, T, S): the token at position p looks at slots 0 to p."""
+        """positions (B, T) -> (B, 1, T, S): the token at position p looks at slots 0 to p.
+
+        On a GPU 0 and -inf, which torch's fused kernels add to the scores: of booleans they would make that anew in every layer.
+        """
         slots = torch.arange(self.slots, device=positions.device)
-        return (slots <= positions[:, :, None])[:, None]
+        seen = (slots <= positions[:, :, None])[:, None]
+        if positions.device.type == "cpu":
+            return seen
+        return torch.zeros(seen.shape, dtype=self.keys.dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+
+
+def cache_bytes(settings: ModelSettings, rows: int, slots: int, dtype: torch.dtype) -> int:
+    """What a KeyValueCache of this size takes."""
+    return 2 * settings.num_hidden_layers * rows * settings.key_value_heads * slots * settings.head_size * dtype.itemsize

@@ -12,6 +12,9 @@ from typing import Literal, get_args
 
 from fledge.core.config import settings
 
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+"""Where a model is trained, asked or measured."""
+
 Normalization = Literal["rms", "layer"]
 Activation = Literal["silu", "gelu", "relu"]
 

@@ -29,13 +29,15 @@ from fledge.core import __version__, console, disk, process
 from fledge.core.config import differences
 from fledge.core.errors import ArtifactError, DistributedError, MachineError
 from fledge.model.attention import fused_kernel, use_flash_attention_3
+from fledge.model.devices import choose_device
 from fledge.model.float8 import has_float8
 from fledge.model.llama import Llama
 from fledge.model.precision import Precision, autocast, can_compute, choose_precision, set_fp32_products, use_fast_fp32
+from fledge.model.settings import DeviceName
 from fledge.training.checkpoint_folders import list_checkpoints
 from fledge.training.compiling import wants_compiling
 from fledge.training.layout import Layout, choose_layout, device_bytes, shard, whole
-from fledge.training.settings import DeviceName, TrainingSettings
+from fledge.training.settings import TrainingSettings
 
 MACHINE = "machine.json"
 SHARED_BY_PROCESSES = frozenset({"processes", "parallel", "threads", "compiled"})
@@ -357,15 +359,9 @@ def _circumstances(settings: TrainingSettings, world: World, machine: Machine) -
 
 
 def _choose_device(device: DeviceName) -> torch.device:
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    chosen = device if device != "auto" else "cuda" if there["cuda"] else "mps" if there["mps"] and process.world_size() == 1 else "cpu"
-    if not there[chosen]:
-        needed = "a torch built for CUDA" if chosen == "cuda" else "macOS on Apple silicon"
-        raise MachineError(
-            f"device is {chosen}, but torch finds no GPU of that kind", f"set device to auto or cpu; {chosen} needs {needed}"
-        )
-    if chosen != "cuda":
-        return torch.device(chosen)
+    chosen = choose_device(device, apple_by_itself=process.world_size() == 1)
+    if chosen.type != "cuda":
+        return chosen
     number = process.local_rank()
     if number >= torch.cuda.device_count():
         raise MachineError(

@@ -10,9 +10,7 @@ from typing import Annotated, Literal
 
 from fledge.core.config import ByKind, operation, settings
 from fledge.core.settings import MetricsSettings
-from fledge.model.settings import LoraSettings
-
-DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+from fledge.model.settings import DeviceName, LoraSettings
 
 
 def _require(holds: bool, problem: str) -> None:

@@ -38,6 +38,7 @@ from fledge.evaluation.comparison import (
 )
 from fledge.evaluation.text_files import IN_PIECES, find_text_files, text_file_documents
 from fledge.model.adapter_config import find_base, is_adapter
+from fledge.model.settings import DeviceName
 from fledge.stages.checkpoint_names import open_checkpoint
 from fledge.stages.run import free_name, smoke_name
 
@@ -70,6 +71,7 @@ class Use:
     context_tokens: int | None = None
     stride_tokens: int | None = None
     seed: int = 0
+    device: DeviceName = "auto"
     folder: Path | None = None
     """Where to keep it."""
 
@@ -116,7 +118,7 @@ def compare(places: Sequence[str], use: Use, small: bool) -> None:
         console.say(f"{use.folder}: measured before on the same weights, tokenizers and data, which is shown again")
         _print(read_comparison((use.folder / RESULTS).read_text(encoding="utf-8")))
         return
-    comparison = _measure(models, [one.told for one in data], questions, asked)
+    comparison = _measure(models, [one.told for one in data], questions, asked, use.device)
     _print(comparison)
     if use.folder is not None:
         with artifact.build(use.folder, wanted) as (partial, stats):
@@ -336,19 +338,23 @@ def _is_measured(folder: Path, wanted: artifact.Request) -> bool:
     return True
 
 
-def _measure(models: dict[str, Artifact], data: Sequence[ComparedData], questions: Questions, asked: dict[str, Any]) -> Comparison:
+def _measure(
+    models: dict[str, Artifact], data: Sequence[ComparedData], questions: Questions, asked: dict[str, Any], device: DeviceName
+) -> Comparison:
     import torch
 
     from fledge.core.process import keep_freed_memory
     from fledge.evaluation.comparison_measures import measure
+    from fledge.model.devices import choose_device
     from fledge.model.precision import use_fast_fp32
 
     keep_freed_memory()
-    use_fast_fp32("cpu")
+    chosen = choose_device(device)
+    use_fast_fp32(chosen)
     measured = []
     with console.progress("evaluate", len(models), "models") as progress:
         for name, found in models.items():
-            measured.append(measure(name, found, questions))
+            measured.append(measure(name, found, questions, chosen))
             progress.advance(note=name)
     # What lm-eval computes is a matter of its version.
     harness = {"lm_eval": _harness_version()} if questions.harness else {}

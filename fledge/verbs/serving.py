@@ -15,6 +15,7 @@ from fledge.inference.engine import Engine
 from fledge.inference.requests import Request
 from fledge.inference.settings import EngineSettings, GenerationSettings
 from fledge.inference.worker import EngineThread
+from fledge.model.settings import DeviceName
 from fledge.serving.application import create_application
 from fledge.serving.keys import ApiKeys
 from fledge.serving.pages import pages_router
@@ -28,22 +29,26 @@ from fledge.verbs.chatting.speakers import open_speaker
 _STOP_SECONDS = 5.0
 
 
-def serve(references: Sequence[str], names: Sequence[str], small: bool, settings: ServerSettings, engine: EngineSettings) -> None:
+def serve(
+    references: Sequence[str], names: Sequence[str], small: bool, settings: ServerSettings, engine: EngineSettings, device: DeviceName
+) -> None:
     """Serve the checkpoints that these references name, under `names` or names of their own.
 
     Raises ConfigError, CheckpointError or DataError before it listens, and MachineError when it cannot listen or go on.
     """
     require_safe_address(settings, bool(ApiKeys.from_environment()))  # before models are loaded
-    with served_models([smoke_name(one) if small else one for one in references], names, engine) as models:
+    with served_models([smoke_name(one) if small else one for one in references], names, engine, device) as models:
         application = create_application(settings, models, public_routers=[pages_router(["chat"])])
         service = Service(application, settings)
         service.run(lambda address: _greet(address, models, settings))
 
 
 @contextlib.contextmanager
-def served_models(references: Sequence[str], names: Sequence[str], engine: EngineSettings) -> Iterator[list[ServedModel]]:
+def served_models(
+    references: Sequence[str], names: Sequence[str], engine: EngineSettings, device: DeviceName = "auto"
+) -> Iterator[list[ServedModel]]:
     """Their models, loaded, each with an engine that runs while the block lasts."""
-    models = [_open(reference, name, engine) for reference, name in zip(references, model_names(references, names), strict=True)]
+    models = [_open(reference, name, engine, device) for reference, name in zip(references, model_names(references, names), strict=True)]
     for model in models:
         model.engine.start()
     try:
@@ -74,8 +79,8 @@ def _own_name(reference: str) -> str:
     return path.relative_to(RUNS).as_posix() if path.is_relative_to(RUNS) else path.as_posix()
 
 
-def _open(reference: str, name: str, settings: EngineSettings) -> ServedModel:
-    speaker = open_speaker(reference, settings)
+def _open(reference: str, name: str, settings: EngineSettings, device: DeviceName) -> ServedModel:
+    speaker = open_speaker(reference, settings, device)
     config = speaker.folder / "config.json"
     created = int(config.stat().st_mtime) if config.is_file() else int(time.time())
     engine = speaker.engine
@@ -85,7 +90,8 @@ def _open(reference: str, name: str, settings: EngineSettings) -> ServedModel:
 
 def _warm_up(engine: Engine, tokenizer: Tokenizer, reference: str) -> None:
     """Two tokens before anyone asks: what is compiled is compiled now, and what cannot be computed is refused now. Raises NumericsError."""
-    engine.submit(Request(tokenizer.document_start, GenerationSettings(temperature=0, maximum_new_tokens=2)))
+    prompt = (tokenizer.document_start * 3)[: engine.context_tokens - 1]  # several tokens and one are computed by different loops
+    engine.submit(Request(prompt, GenerationSettings(temperature=0, maximum_new_tokens=2)))
     while engine.has_work:
         for drawn in engine.step():
             if drawn.finish == "failed":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from fledge.core.errors import DataError
 from fledge.inference import engine as engine_module
+from fledge.inference import kernels
 from fledge.inference.engine import Completion, Engine
 from fledge.inference.settings import GenerationSettings
 from fledge.model.folder import save_model
@@ -135,3 +137,20 @@ def test_bf16_runs(tiny_model: Llama) -> None:
     (completion,) = Engine(tiny_model, VOCABULARY_SIZE, (), precision="bf16").generate([[5, 6]], GREEDY)
     assert isinstance(completion, Completion)
     assert len(completion.ids) == 40
+
+
+def test_a_word_before_loops_are_compiled(tiny_model: Llama, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for kept, told in ((True, 0), (False, 1)):
+        monkeypatch.setattr(kernels, "are_kept", lambda kept=kept: kept)
+        Engine(tiny_model, VOCABULARY_SIZE, ()).generate([[1]], GREEDY)
+        assert capsys.readouterr().err.count("compiling the loops") == told
+
+
+def test_loops_are_kept_until_their_file_changes(engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    engine.generate([[1]], GREEDY)
+    source = tmp_path / Path(kernels.__file__).name
+    source.touch()
+    monkeypatch.setattr(kernels, "__file__", str(source))
+    assert not kernels.are_kept()
+    os.utime(source, (0, 0))
+    assert kernels.are_kept()

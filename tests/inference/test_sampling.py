@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fledge.core.errors import NumericsError
-from fledge.inference.sampling import candidate_probabilities, next_tokens, penalise_repetition, row_generators, token_logprobs
+from fledge.inference.sampling import BROKEN, candidate_probabilities, next_tokens, penalise_repetition, row_generators, token_logprobs
 from fledge.inference.settings import GenerationSettings
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.5, 0.0, -0.5, -1.0, -3.0, 1.5]])
@@ -138,6 +137,8 @@ def test_without_a_seed_every_call_differs() -> None:
     assert len(draws) == 5
 
 
-def test_broken_logits_are_an_error() -> None:
-    with pytest.raises(NumericsError, match="not numbers"):
-        next_tokens(torch.tensor([[0.0, math.nan]]), GenerationSettings(), row_generators(0, 1), 2)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_of_broken_logits_gets_no_token_and_the_others_theirs(temperature: float) -> None:
+    rows = torch.tensor([[0.0, math.nan], [9.0, -99.0], [math.nan, math.nan]])
+    drawn = next_tokens(rows, GenerationSettings(temperature=temperature), row_generators(0, 3), 2)
+    assert drawn.tolist() == [BROKEN, 0, BROKEN]

@@ -13,6 +13,7 @@ from torch import Tensor
 from fledge.core.errors import DataError
 from fledge.inference.engine import Engine
 from fledge.inference.forward import Chunk, TorchForward
+from fledge.inference.graph_forward import GraphForward
 from fledge.inference.kernel_forward import KernelForward, PackedModel
 from fledge.inference.requests import Drawn, Request, TokenLogprobs
 from fledge.inference.settings import EngineSettings, GenerationSettings
@@ -46,6 +47,16 @@ class Answer:
 def torch_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: the model itself computes."""
     monkeypatch.setattr(PackedModel, "fits", staticmethod(lambda _: False))
+
+
+@pytest.fixture
+def graph_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU where requests come and go, but for the recording."""
+    monkeypatch.setattr(
+        Engine,
+        "_lasting_forward",
+        lambda engine, slots, context: GraphForward(engine.model, torch.float32, slots, context, lambda one: one),
+    )
 
 
 def make_engine(model: Llama, **settings: object) -> Engine:
@@ -103,14 +114,14 @@ def under_load(engine: Engine, requests: Sequence[Request], seed: int) -> tuple[
     return answers, cancelled
 
 
-@pytest.mark.parametrize("path", ["kernels", "torch", "torch with batch_invariant"])
+@pytest.mark.parametrize("path", ["kernels", "torch", "torch with batch_invariant", "graph"])
 def test_requests_get_under_load_what_they_get_alone(tiny_model: Llama, path: str, request: pytest.FixtureRequest) -> None:
     """To the bit with the kernels and with `batch_invariant`; else up to the rounding of products of another shape, so without a choice
     between logits that are nearly equal, which this model has none of."""
     if path != "kernels":
-        request.getfixturevalue("torch_path")
+        request.getfixturevalue(f"{path.split()[0]}_path")
     engine = make_engine(tiny_model, batch_invariant="invariant" in path, prefill_tokens=16)
-    requests = random_requests(1000 if path == "kernels" else 60, seed=1, greedy_only=path == "torch")
+    requests = random_requests(1000 if path == "kernels" else 60, seed=1, greedy_only=path in ("torch", "graph"))
     answers, cancelled = under_load(engine, requests, seed=2)
     assert (engine.load.running, engine.load.waiting, engine.has_work) == (0, 0, False)
     assert len(cancelled) > len(requests) // 20
@@ -123,7 +134,7 @@ def test_requests_get_under_load_what_they_get_alone(tiny_model: Llama, path: st
         if answer.end.finish == "cancelled":
             assert index in cancelled
             assert answer.ids == expected.ids[: len(answer.ids)]
-        elif path == "torch":
+        elif path in ("torch", "graph"):
             assert answer.ids == expected.ids
             compare_logprobs(answer, expected)
         else:
@@ -193,7 +204,7 @@ def test_a_cancel_takes_effect_before_the_next_pass(tiny_model: Llama) -> None:
     assert [drawn.ticket for drawn in engine.step()] == [next_one]
 
 
-def poisoned(monkeypatch: pytest.MonkeyPatch, kind: type[KernelForward] | type[TorchForward]) -> None:
+def poisoned(monkeypatch: pytest.MonkeyPatch, kind: type[KernelForward | TorchForward | GraphForward]) -> None:
     whole = kind.run
 
     def run_or_fail(self: KernelForward, chunks: Sequence[Chunk]) -> list[Tensor]:
@@ -204,15 +215,15 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, kind: type[KernelForward] | type[T
     monkeypatch.setattr(kind, "run", run_or_fail)
 
 
-@pytest.mark.parametrize("path", ["kernels", "torch"])
+@pytest.mark.parametrize("path", ["kernels", "torch", "graph"])
 def test_a_request_that_fails_inside_fails_alone(
     tiny_model: Llama, path: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if path == "torch":
-        request.getfixturevalue("torch_path")
+    if path != "kernels":
+        request.getfixturevalue(f"{path}_path")
     requests = [Request((token, 1, 2), GREEDY, ignore_end=True) for token in (5, POISON, 6)]
     expected = run(make_engine(tiny_model), [requests[0], requests[2]])
-    poisoned(monkeypatch, KernelForward if path == "kernels" else TorchForward)
+    poisoned(monkeypatch, {"kernels": KernelForward, "torch": TorchForward, "graph": GraphForward}[path])
     engine = make_engine(tiny_model)
     first, broken, last = run(engine, requests)
     assert [first.ids, last.ids] == [one.ids for one in expected]

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
+
 from fledge.core import console, disk
 from fledge.core.artifact import Artifact
 from fledge.core.process import keep_freed_memory
@@ -34,9 +36,10 @@ from fledge.evaluation.scoring import leading_texts
 from fledge.evaluation.settings import EvaluateSettings
 from fledge.evaluation.statistics import Score
 from fledge.evaluation.text_files import text_file_scores
+from fledge.model.devices import choose_device
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
-from fledge.model.precision import use_fast_fp32
+from fledge.model.precision import set_fp32_products, use_fast_fp32
 from fledge.stages.checkpoint_names import is_checkpoint
 from fledge.stages.run import Run
 from fledge.tokens.settings import CorpusSplitSettings
@@ -62,6 +65,7 @@ class HeldOut:
     """What is measured on; and what was found of each checkpoint that others, or a later comparison, are measured by."""
 
     settings: EvaluateSettings
+    device: torch.device
     documents: Sequence[Document]
     conversations: Sequence[Conversation]
     training_texts: Callable[[], Iterable[str]]
@@ -84,12 +88,16 @@ def make_evaluation(
 ) -> list[CheckpointEvaluation]:
     """Measure every checkpoint, print the scores and write them.
 
-    `tokenizers` are the folders of those of the checkpoints, `corpora` and `tokens` the held-out data by content and role.
+    `tokenizers` are the folders of those of the checkpoints, `corpora` and `tokens` the held-out data by content and role. Raises
+    MachineError if the device is not there.
     """
     keep_freed_memory()
-    use_fast_fp32("cpu")
+    settings: EvaluateSettings = run.recipe.section("evaluate")
+    device = choose_device(settings.device)
+    set_fp32_products("fp32", use_fast_fp32(device))  # training, in the same process, may have chosen others
     held_out = HeldOut(
-        run.recipe.section("evaluate"),
+        settings,
+        device,
         list(_documents(run, corpora["documents"], tokens["documents"], "validation")),
         [row for found in corpora["conversations"].values() for row in read_conversations(found.path, "validation")],
         lambda: (row.text for row in _documents(run, corpora["documents"], tokens["documents"], "train")),
@@ -136,7 +144,7 @@ def _open(tokens: dict[str, Artifact]) -> TokenSet | None:
 
 
 def _evaluate(name: str, checkpoint: Artifact, tokenizer: Tokenizer, held_out: HeldOut) -> CheckpointEvaluation:
-    model = load_model(checkpoint.path).eval()
+    model = load_model(checkpoint.path, held_out.device).eval()
     for token_set in (held_out.document_tokens, held_out.pair_tokens):
         if token_set is not None:
             what, holder = f"token set {token_set.folder}", f"checkpoint {checkpoint.path}"
@@ -199,7 +207,7 @@ def _preference_scores(checkpoint: Artifact, model: Llama, held_out: HeldOut) ->
     if parent.id not in held_out.pairs and not is_checkpoint(Path(parent.path)):
         console.warn(f"{parent.path} is not there any more: no rewards, which compare with it")
         return preference_scores(_pairs(checkpoint.id, model, held_out), None)
-    reference = held_out.pairs.get(parent.id) or _pairs(parent.id, load_model(Path(parent.path)).eval(), held_out)
+    reference = held_out.pairs.get(parent.id) or _pairs(parent.id, load_model(Path(parent.path), held_out.device).eval(), held_out)
     beta = training_settings(checkpoint)["objective"]["beta"]
     return preference_scores(_pairs(checkpoint.id, model, held_out), reference, beta)
 
@@ -213,7 +221,8 @@ def _pairs(checkpoint_id: str, model: Llama, held_out: HeldOut) -> PairLogProbab
 
 def _samples(held_out: HeldOut, checkpoint: Artifact, tokenizer: Tokenizer) -> list[Sample]:
     """How the first of the checkpoints goes on with held-out documents."""
-    return continued_documents(load_model(checkpoint.path).eval(), tokenizer, held_out.documents, held_out.settings)
+    model = load_model(checkpoint.path, held_out.device).eval()
+    return continued_documents(model, tokenizer, held_out.documents, held_out.settings)
 
 
 def _compressors(held_out: HeldOut, tokenizer: Tokenizer) -> list[CompressorFigure]:
