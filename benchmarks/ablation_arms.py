@@ -10,9 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from fledge.model.precision import Precision
+
+STAGE_SHARES = (1, 1, 2, 2, 6, 9, 15, 15, 30, 42)
+"""Text in the stages of the curriculum, in parts of their sum: as recipes/superbpe-197m.yaml has its tokens."""
 
 
 @dataclass(frozen=True)
@@ -114,14 +118,15 @@ def tokens_recipe(kind: str, corpus: str, size: Size) -> dict[str, Any]:
 def arm_recipe(arm: Arm, size: Size, tokens: str, tokens_per_byte: float, seed: int, device: str, compiled: bool) -> dict[str, Any]:
     """What Fledge is told; `tokens`: the folder of the token set that the arm's tokenizer has packed."""
     lengths = size.lengths if arm.curriculum else size.lengths[-1:]
+    shares = STAGE_SHARES if arm.curriculum else (1,)
     budget_tokens, step_tokens = size.budget_bytes * tokens_per_byte, size.step_bytes * tokens_per_byte
     phases = [
         {
-            "until_tokens": round(budget_tokens * number / len(lengths)),
+            "until_tokens": round(budget_tokens * until / sum(shares)),
             "sequence_length": length,
             "batch_tokens": max(1, round(step_tokens / length)) * length,
         }
-        for number, length in enumerate(lengths, start=1)
+        for length, until in zip(lengths, accumulate(shares), strict=True)
     ]
     return {
         "model": {**size.model, "max_position_embeddings": size.lengths[-1]},

@@ -4,11 +4,11 @@
 
 Every arm is the `pretrain` stage of a recipe (`ablation_arms.py`), on the same bytes in steps of equal bytes, and is validated on the same
 held-out bytes in rows of the curriculum's last length, cut at the same number of tokens. What is told is how long an arm trains until its
-bits per byte are those with which the plain one ends. Rounds have seeds of their own and go through the arms in turned order.
+bits per byte are those with which the plain one ends. The arms of a round are processes that take turns of some seconds, so that what else
+the machine does meets all alike; every round has a seed of its own.
 
 The text is Python's documentation on a CPU and the installed Python packages on a GPU, or what --text names: files, or folders whose
-.py, .md, .rst and .txt are read. What is done stays in --work, and the same command goes on there; --minutes ends it after the run that
-passes them.
+.py, .md, .rst and .txt are read. --minutes stops all arms at their next step; what is done stays in --work, and the same command goes on.
 
 The curriculum has ten shapes, each compiled at its first step, which takes minutes; so nothing is compiled unless --compile asks for it.
 FP8 is slower than bf16 without the compiler, so it is an arm only with it.
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import gc
 import json
 import os
 import subprocess
@@ -32,59 +31,53 @@ from typing import Any
 sys.path.append(sys.path.pop(0))  # beside this file lies a tokenizers.py, which is not the library
 
 import torch
-from ablation_arms import SIZES, Arm, Size, all_arms, arm_recipe, corpus_recipe, tokens_recipe
+from ablation_arms import SIZES, STAGE_SHARES, Arm, Size, all_arms, arm_recipe, corpus_recipe, tokens_recipe
 from ablation_figures import ArmRun, arm_figures, read_run, table
+from ablation_turns import RECIPE, take_turns
 from processes import ROOT, machine
 
-from fledge.core import artifact, console
+from fledge.core import artifact
 from fledge.core.metrics import read_metrics
 from fledge.evaluation.run_data import PLAN
 from fledge.model.float8 import has_float8
 from fledge.model.precision import Precision, can_compute, choose_precision, use_fast_fp32
-from fledge.recipe import load_recipe
-from fledge.stages import run_stage
-from fledge.stages.run import Run
 
 TOKENIZERS = ("byte_bpe", "superbpe")
 PACKAGE_BYTES = 48_000_000
 """Of the installed packages, which a GPU trains on unless it is told another text."""
 SUFFIXES = ("py", "md", "rst", "txt")
+_TURN_SECONDS = {"cpu": 12.0, "cuda": 2.0}
+"""Many steps, of which the first and the last of a turn are slow."""
 
 
 def main() -> None:
     given = _arguments()
-    console.configure("warning")
     size, started = SIZES[given.device], time.monotonic()
-    arms = _chosen(all_arms(_precisions(given.device, given.compile)), given.arms)
+    arms = all_arms(_precisions(given.device, given.compile))
     work = given.work or ROOT / "runs" / f"superbpe-ablation-{given.device}"
     work.mkdir(parents=True, exist_ok=True)
-    tokens = _prepare(work, _sources(given.device, given.text, size), size)
+    tokens = _prepare(work, _sources(given.device, given.text), size)
     print(f"prepared after {time.monotonic() - started:.0f} s", flush=True)
     folder = work / ("compiled" if given.compile else "uncompiled")
-    for number in range(given.rounds):
-        for arm in arms if number % 2 == 0 else arms[::-1]:
-            if given.minutes is not None and time.monotonic() - started > 60 * given.minutes:
-                print("the time is over: the same command goes on from here")
-                break
-            _train(arm, size, folder, tokens[arm.tokenizer], number, given)
+    deadline = None if given.minutes is None else started + 60 * given.minutes
+    for seed in range(given.rounds):
+        chosen = [_written(arm, size, folder, tokens[arm.tokenizer], seed, given) for arm in _chosen(arms, given.arms)]
+        if not take_turns(chosen, _TURN_SECONDS[given.device], deadline):
+            print("the time is over: the same command goes on from here")
+            break
     runs = {arm.name: list(_read(folder, arm, given.rounds)) for arm in arms}
-    if not runs["plain"]:
-        return
-    result = _result(given, size, tokens, runs)
-    print("\n".join(table(result["arms"])))
-    target = given.output or (_result_path(given) if given.write else None)
-    if target is not None:
-        target.write_text(json.dumps(result, indent=1) + "\n")
+    if runs["plain"]:
+        _tell(given, size, tokens, runs)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--text", nargs="+", default=[], help="files or folders; on a CPU besides Python's documentation")
-    parser.add_argument("--arms", nargs="+", default=[], metavar="NAME", help='plain and others, like "SuperBPE + curriculum"')
+    parser.add_argument("--arms", nargs="+", default=[], metavar="NAME", help='train these only, like "SuperBPE + curriculum"')
     parser.add_argument("--compile", action="store_true", help="minutes more; what is compiled is not counted")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--minutes", type=float, default=None, help="begin nothing after so many")
+    parser.add_argument("--minutes", type=float, default=None, help="stop after so many")
     parser.add_argument("--work", type=Path, default=None, help="where runs are kept")
     parser.add_argument("--write", action="store_true", help="keep the figures in benchmarks/results")
     parser.add_argument("--output", type=Path, default=None, help="keep them there")
@@ -104,10 +97,10 @@ def _chosen(arms: list[Arm], names: Sequence[str]) -> list[Arm]:
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise SystemExit(f"there is no arm {unknown[0]!r} here; there are: {', '.join(known)}")
-    return [arm for arm in arms if not names or arm.name in (*names, "plain")]
+    return [arm for arm in arms if not names or arm.name in names]
 
 
-def _sources(device: str, text: Sequence[str], size: Size) -> list[dict[str, Any]]:
+def _sources(device: str, text: Sequence[str]) -> list[dict[str, Any]]:
     """Where the text comes from, in the words of a recipe."""
     sources: list[dict[str, Any]] = [{"kind": "python_docs"}] if device == "cpu" else []
     limits: dict[str, int] = {}
@@ -148,20 +141,13 @@ def _finish(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         raise SystemExit(f"the preparation ended with {max(codes)}")
 
 
-def _train(arm: Arm, size: Size, folder: Path, tokens: artifact.Artifact, seed: int, given: argparse.Namespace) -> None:
-    """The pretraining stage, as `fledge pretrain` runs it; what is finished is left alone."""
+def _written(arm: Arm, size: Size, folder: Path, tokens: artifact.Artifact, seed: int, given: argparse.Namespace) -> Path:
+    """The folder of an arm's run, with its recipe."""
     place = _place(folder, arm, seed)
     place.mkdir(parents=True, exist_ok=True)
     recipe = arm_recipe(arm, size, str(tokens.path.absolute()), _tokens_per_byte(tokens), seed, given.device, given.compile)
-    path = place / "recipe.json"
-    path.write_text(json.dumps(recipe, indent=1))
-    started = time.monotonic()
-    print(f"--- {arm.name}, seed {seed}", flush=True)
-    run_stage("pretrain", Run(load_recipe(path, [])[0], place, str(path)))
-    gc.collect()
-    if given.device == "cuda":
-        torch.cuda.empty_cache()
-    print(f"--- {arm.name}, seed {seed}: {time.monotonic() - started:.0f} s with everything", flush=True)
+    (place / RECIPE).write_text(json.dumps(recipe, indent=1))
+    return place
 
 
 def _place(folder: Path, arm: Arm, seed: int) -> Path:
@@ -182,23 +168,24 @@ def _read(folder: Path, arm: Arm, rounds: int) -> Iterator[ArmRun]:
             yield read_run(read_metrics(stage), [phase["steps"] for phase in phases], seed)
 
 
-def _result(given: argparse.Namespace, size: Size, tokens: dict[str, artifact.Artifact], runs: dict[str, list[ArmRun]]) -> dict[str, Any]:
+def _tell(given: argparse.Namespace, size: Size, tokens: dict[str, artifact.Artifact], runs: dict[str, list[ArmRun]]) -> None:
     kinds = {arm.name: arm.tokenizer for arm in all_arms(_precisions(given.device, given.compile))}
     figures = {name: arm_figures(found, runs["plain"], _tokens_per_byte(tokens[kinds[name]])) for name, found in runs.items() if found}
-    return {
+    result = {
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python", "benchmarks/superbpe_ablation.py", *sys.argv[1:]]),
-        "machine": _card() if given.device == "cuda" else machine(),
+        "machine": {"card": torch.cuda.get_device_name()} if given.device == "cuda" else machine(),
         "torch": torch.__version__,
         "compiled": given.compile,
-        "size": {**vars(size), "model": dict(size.model), "lengths": list(size.lengths)},
+        "size": vars(size),
+        "stage_shares": STAGE_SHARES,
         "text": {kind: {side: found.stats[side] for side in ("train", "validation")} for kind, found in tokens.items()},
         "arms": figures,
     }
-
-
-def _card() -> dict[str, Any]:
-    return {"card": torch.cuda.get_device_name()}
+    print("\n".join(table(figures)))
+    target = given.output or (_result_path(given) if given.write else None)
+    if target is not None:
+        target.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _result_path(given: argparse.Namespace) -> Path:

@@ -80,9 +80,9 @@ def test_arms_see_equal_bytes_in_as_many_steps_and_are_validated_in_rows_of_one_
         assert plan.steps == pytest.approx(size.budget_bytes / size.step_bytes, rel=0.04), name
         assert len(plan.phases) == (10 if "curriculum" in name else 1)
         assert settings.longest_sequence_length == size.lengths[-1]
-        # Equal bytes in every stage, so the schedule, which counts steps, is the same function of the bytes.
-        shares = [phase.steps / plan.steps for phase in plan.phases]
-        assert shares == pytest.approx([1 / len(shares)] * len(shares), rel=0.15), name
+        # Steps of equal bytes in every stage, so the schedule, which counts steps, is the same function of the bytes.
+        step_bytes = [phase.batch_tokens / TOKENS_PER_BYTE[kind] for phase in plan.phases]
+        assert step_bytes == pytest.approx([size.step_bytes] * len(step_bytes), rel=0.06), name
 
 
 def test_a_curriculum_goes_from_short_rows_to_the_length_of_the_others() -> None:
