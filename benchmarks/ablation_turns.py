@@ -24,6 +24,11 @@ STOPPED = 128 + signal.SIGTERM
 _LOOK_SECONDS = 0.05
 
 
+def environment() -> dict[str, str]:
+    """For processes that run this checkout's Fledge, with whatever else this one finds its modules by."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
 class Training:
     """A process that trains the recipe in a folder, or goes on with it; what is finished ends at once."""
 
@@ -33,7 +38,7 @@ class Training:
         self._predicted_before = self._predicted()
         command = [sys.executable, "-m", "fledge", "pretrain", str(folder / RECIPE), "--name", str(folder), "--log-level", "warning"]
         with (folder / LOG).open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)})
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment())
 
     @property
     def is_over(self) -> bool:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import subprocess
 import sys
 import sysconfig
@@ -33,7 +32,7 @@ sys.path.append(sys.path.pop(0))  # beside this file lies a tokenizers.py, which
 import torch
 from ablation_arms import SIZES, STAGE_SHARES, Arm, Size, all_arms, arm_recipe, corpus_recipe, tokens_recipe
 from ablation_figures import ArmRun, arm_figures, read_run, table
-from ablation_turns import RECIPE, take_turns
+from ablation_turns import RECIPE, environment, take_turns
 from processes import ROOT, machine
 
 from fledge.core import artifact
@@ -48,6 +47,8 @@ PACKAGE_BYTES = 48_000_000
 SUFFIXES = ("py", "md", "rst", "txt")
 _TURN_SECONDS = {"cpu": 12.0, "cuda": 2.0}
 """Many steps, of which the first and the last of a turn are slow."""
+_AT_ONCE = 4
+"""Arms that take turns together: a GPU holds them all."""
 
 
 def main() -> None:
@@ -62,7 +63,8 @@ def main() -> None:
     deadline = None if given.minutes is None else started + 60 * given.minutes
     for seed in range(given.rounds):
         chosen = [_written(arm, size, folder, tokens[arm.tokenizer], seed, given) for arm in _chosen(arms, given.arms)]
-        if not take_turns(chosen, _TURN_SECONDS[given.device], deadline):
+        groups = [chosen[first : first + _AT_ONCE] for first in range(0, len(chosen), _AT_ONCE)]
+        if not all(take_turns(group, _TURN_SECONDS[given.device], deadline) for group in groups):
             print("the time is over: the same command goes on from here")
             break
     runs = {arm.name: list(_read(folder, arm, given.rounds)) for arm in arms}
@@ -132,7 +134,7 @@ def _fledge(work: Path, name: str, recipe: dict[str, Any], verb: str, *options: 
     path = work / f"{name}.json"
     path.write_text(json.dumps(recipe, indent=1))
     command = [sys.executable, "-m", "fledge", verb, str(path), "--name", str(work / name), "--log-level", "warning", *options]
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return subprocess.Popen(command, env=environment())
 
 
 def _finish(processes: Sequence[subprocess.Popen[bytes]]) -> None:
