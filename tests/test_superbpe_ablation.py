@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fledge.recipe import load_recipe
+from fledge.recipe import find_recipe, load_recipe
 from fledge.training.phases import make_plan
 from fledge.training.plan import Plan, Source
 from fledge.training.settings import TrainingSettings
@@ -85,13 +86,18 @@ def test_arms_see_equal_bytes_in_as_many_steps_and_are_validated_in_rows_of_one_
         assert step_bytes == pytest.approx([size.step_bytes] * len(step_bytes), rel=0.06), name
 
 
-def test_a_curriculum_goes_from_short_rows_to_the_length_of_the_others() -> None:
-    from ablation_arms import SIZES
+def test_the_curriculum_is_that_of_the_recipe() -> None:
+    from ablation_arms import SIZES, STAGE_SHARES
 
-    for size in SIZES.values():
-        assert len(size.lengths) == 10
-        assert list(size.lengths) == sorted(set(size.lengths))
-    assert SIZES["cuda"].lengths == (8, 16, 32, 64, 128, 256, 512, 768, 1_536, 2_048)
+    recipe, _ = load_recipe(find_recipe("superbpe-197m"), [])
+    assert recipe.pretrain is not None
+    phases = recipe.pretrain.phases
+    ends = [0, *(phase.until_tokens for phase in phases)]
+    tokens = [after - before for before, after in pairwise(ends)]
+    assert [share / sum(STAGE_SHARES) for share in STAGE_SHARES] == pytest.approx([one / sum(tokens) for one in tokens])
+    assert SIZES["cuda"].lengths == tuple(phase.sequence_length for phase in phases)
+    # Shorter on a CPU, and as many.
+    assert len(SIZES["cpu"].lengths) == 10 and list(SIZES["cpu"].lengths) == sorted(set(SIZES["cpu"].lengths))
 
 
 def _run(step_seconds: list[float], curve: list[tuple[int, float]], seed: int = 0, phase_steps: tuple[int, ...] = (2, 2)) -> Any:
