@@ -25,7 +25,7 @@ QUICKSTART = find_recipe("quickstart")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_parses(path: Path) -> None:
     recipe, _ = load_recipe(path, [])
-    assert recipe.corpus is not None
+    assert recipe.corpus is not None or (recipe.pack is not None and recipe.pack.import_bin is not None)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -36,10 +36,11 @@ def test_smoke_keeps_every_stage_and_shrinks_it(path: Path) -> None:
         assert (getattr(small, name) is None) == (getattr(recipe, name) is None), name
     for name in ("pretrain", "sft", "dpo"):
         if getattr(recipe, name) is not None:
-            assert getattr(small, name).steps <= 12
+            assert (getattr(small, name).steps or 0) <= 12
             assert getattr(small, name).objective == getattr(recipe, name).objective
-    assert [source.name for source in small.corpus.sources] == [source.name for source in recipe.corpus.sources]
-    assert all(source.kind == "python_docs" for source in small.corpus.sources)
+    if recipe.corpus is not None:
+        assert [source.name for source in small.corpus.sources] == [source.name for source in recipe.corpus.sources]
+        assert all(source.kind == "python_docs" for source in small.corpus.sources)
 
 
 def test_smoke_is_pure_and_settles() -> None:

@@ -68,6 +68,16 @@ def planned_length(plan: Plan) -> StageLength:
     return StageLength(plan.steps - plan.start.step, rows, plan.longest_row_tokens, plan.tokens(plan.steps) - plan.start.tokens)
 
 
+def first_longest_step(plan: Plan) -> int:
+    """Steps before the first one that reads the rows and the batch of `planned_length`."""
+    length, step = planned_length(plan), plan.start.step
+    for phase in plan.phases:
+        if (phase.row_tokens, phase.batch_rows) == (length.row_tokens, length.batch_rows):
+            break
+        step += phase.steps
+    return step
+
+
 def micro_batch(settings: TrainingSettings, length: StageLength, device: str, precision: Precision, compiled: bool) -> MicroBatch:
     """As much as the settings let a stage compute at once, on a device of torch's name."""
     return MicroBatch(

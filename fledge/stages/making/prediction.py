@@ -18,7 +18,7 @@ from fledge.model.cost import trained_parameter_count
 from fledge.model.llama import Llama
 from fledge.model.memory import training_memory
 from fledge.training.batches import BatchLoader
-from fledge.training.forecast import micro_batch, planned_length, stage_seconds
+from fledge.training.forecast import first_longest_step, micro_batch, planned_length, stage_seconds
 from fledge.training.objectives import Objective
 from fledge.training.optimizer import make_optimizer
 from fledge.training.parallel import Machine, World
@@ -61,14 +61,15 @@ def predict(
     memory = training_memory(model.config, batch, settings.optimizer.kind, resident_bytes, process_bytes)
     seconds = None
     if world.size == 1:
-        first = batches.micro_batches(plan.start.step)[0].to(world.device)
+        # What is counted are the longest rows, which the first phase of a curriculum does not have.
+        longest = batches.micro_batches(first_longest_step(plan))[0].to(world.device)
         optimizer = make_optimizer(model, settings, world.device.type != "cpu" or machine.precision == "bf16")
-        took = measure(model, objective, optimizer, machine, first, PROBE_RUNS.get(world.device.type, 3))
+        took = measure(model, objective, optimizer, machine, longest, PROBE_RUNS.get(world.device.type, 3))
         step_seconds = took.step(rows_per_rank(length.batch_rows, world.size))
         trained = trained_parameter_count(model.config, settings.lora)
         epochs = plan.epochs(plan.steps)
         seconds = stage_seconds(settings, length, step_seconds, took.row, trained, validation_rows, epochs)
-        del first, optimizer
+        del longest, optimizer
         gc.collect()
         console.say(f"expected: {console.format_seconds(seconds)}, {console.format_bytes(memory.total)} of memory")
     restart_peak(world.device)
