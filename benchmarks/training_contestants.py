@@ -22,7 +22,8 @@ LEARNING_RATE = 3e-4
 
 def main() -> None:
     sys.path.append(sys.path.pop(0))  # beside this file lies a tokenizers.py, which is not the library
-    given = SimpleNamespace(**{"documents": False, "compile": False, "keep_memory": False, "threads": None, **json.loads(sys.argv[1])})
+    usual = {"documents": False, "compile": False, "keep_memory": False, "threads": None, "model": None, "vocabulary": VOCABULARY}
+    given = SimpleNamespace(**{**usual, **json.loads(sys.argv[1])})
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     if given.keep_memory:
@@ -93,7 +94,7 @@ def _fledge(given: SimpleNamespace) -> Iterator[None]:
     """The Trainer itself, on random rows that are there already, as they are with tokens on the device."""
     from training_fledge import make_trainer
 
-    trainer = make_trainer(given, VOCABULARY, LEARNING_RATE)
+    trainer = make_trainer(given, given.vocabulary, LEARNING_RATE)
     for _ in turns(given, sum(parameter.numel() for parameter in trainer.model.parameters()), kernel=trainer.machine.precision):
         trainer.step()
     yield

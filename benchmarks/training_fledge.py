@@ -31,15 +31,7 @@ def make_trainer(given: SimpleNamespace, vocabulary: int, learning_rate: float) 
     device = torch.device(given.device)
     fast_fp32 = use_fast_fp32(device)
     set_fp32_products(given.precision, fast_fp32)
-    shape = ModelSettings(
-        hidden_size=given.width,
-        num_hidden_layers=given.layers,
-        num_attention_heads=given.heads,
-        num_key_value_heads=given.key_value_heads,
-        intermediate_size=given.feed_forward,
-        max_position_embeddings=given.tokens,
-        tie_word_embeddings=given.tied,
-    )
+    shape = ModelSettings(**given.model) if given.model else _shape(given)
     settings = TrainingSettings(
         steps=1_000_000,
         batch_rows=given.rows,
@@ -67,6 +59,18 @@ def make_trainer(given: SimpleNamespace, vocabulary: int, learning_rate: float) 
         writer=SimpleNamespace(notice=lambda: None, failures=0),  # type: ignore[arg-type]
         stop=SimpleNamespace(requested=None),
         progress=Progress(),
+    )
+
+
+def _shape(given: SimpleNamespace) -> ModelSettings:
+    return ModelSettings(
+        hidden_size=given.width,
+        num_hidden_layers=given.layers,
+        num_attention_heads=given.heads,
+        num_key_value_heads=given.key_value_heads,
+        intermediate_size=given.feed_forward,
+        max_position_embeddings=given.tokens,
+        tie_word_embeddings=given.tied,
     )
 
 
