@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from processes import ROOT
+from processes import python_path
 
 from fledge.stages.making.prediction import PREDICTION
 
@@ -26,7 +26,7 @@ _LOOK_SECONDS = 0.05
 
 def environment() -> dict[str, str]:
     """For processes that run this checkout's Fledge, with whatever else this one finds its modules by."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    return {**os.environ, "PYTHONPATH": python_path()}
 
 
 class Training:

@@ -24,6 +24,11 @@ PEERS = Path(__file__).with_name("corpus_peers.py")
 _WATCH_SECONDS = 0.1
 
 
+def python_path() -> str:
+    """For the environment of a process: Fledge as it lies here, before whatever is on the path already."""
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 @dataclass(frozen=True)
 class Measured:
     """One process and its children."""

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from processes import ROOT, machine
+from processes import ROOT, machine, python_path
 from serving_http import measure as measure_http
 from serving_http import quantile
 
@@ -134,7 +134,7 @@ class Contestant:
     """A process that answers when it is asked."""
 
     def __init__(self, folder: Path, name: str, new_tokens: int, threads: int) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
+        environment = {**os.environ, "PYTHONPATH": python_path(), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
         options = {"--work": name, "--folder": folder, "--new-tokens": new_tokens, "--threads": threads}
         command = [sys.executable, __file__, *(str(part) for option in options.items() for part in option)]
         self.process = subprocess.Popen(

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from processes import ROOT
+from processes import ROOT, python_path
 from serving import SHAPES, VOCABULARY_SIZE, make_model
 
 NEW_TOKENS = 64
@@ -124,7 +124,7 @@ class Contestant:
     """A process that answers when it is asked."""
 
     def __init__(self, folder: Path, name: str, log: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, "PYTHONPATH": python_path(), "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, __file__, "--work", name, "--folder", str(folder)]
         self.log = log
         with log.open("w") as errors:

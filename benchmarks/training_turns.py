@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from processes import python_path
+
 CONTESTANTS = Path(__file__).with_name("training_contestants.py")
 
 
@@ -71,7 +73,7 @@ def tokens_per_second(contestant: Contestant, kind: str = "seconds") -> float:
 
 
 def _start(contestant: Contestant, logs: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(CONTESTANTS.parent.parent), os.environ.get("PYTHONPATH", "")])}
+    environment = {**os.environ, "PYTHONPATH": python_path()}
     command = [contestant.python, str(CONTESTANTS), json.dumps(contestant.given)]
     if contestant.core is not None:
         command = ["taskset", "--cpu-list", str(contestant.core), *command]
