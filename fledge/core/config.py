@@ -2,9 +2,9 @@
 
     defaults  <-  the files named by `extends`, left to right  <-  the file  <-  overrides `a.b.c=value`
 
-Merging happens on plain trees (mappings merge, lists and scalars replace, a changed `kind` drops what was inherited), so the
-origin of each leaf is known. Then pydantic validates the merged tree, strictly: "12" is not an integer and true is not 1.
-The tree is never changed afterwards; what follows from it is a function of it.
+Merging happens on plain trees (mappings merge, lists and scalars replace, a mapping of places such as `0:` changes those of a list,
+a changed `kind` drops what was inherited), so the origin of each leaf is known. Then pydantic validates the merged tree, strictly:
+"12" is not an integer and true is not 1. The tree is never changed afterwards; what follows from it is a function of it.
 
 YAML here is the core schema of YAML 1.2: `3e-4` is a float and `no` a string (both are not, in PyYAML's YAML 1.1). Duplicate
 keys, tags and nests of aliases are refused with their line. After lingua's `args.py` and torchtitan's frozen option list.
@@ -189,11 +189,7 @@ def _suggest_file(path: Path) -> str:
 
 
 def _load_text(path: Path, text: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
-    if path.suffix == ".json":
-        value = _load_json(path, text)
-        lines: dict[KeyPath, int] = {}
-    else:
-        value, lines = _load_yaml(str(path), text)
+    value, lines = (_load_json(path, text), {}) if path.suffix == ".json" else _load_yaml(str(path), text)
     if value is None:
         raise ConfigError(f"{path} is empty", "write `key: value` lines; `fledge config quickstart` prints every key of a whole recipe")
     if not isinstance(value, dict):
@@ -316,8 +312,13 @@ def _merge_values(values: dict[str, Any], new: dict[str, Any], path: KeyPath, or
         _forget(origins, path)
         values.clear()
     for key, value in new.items():
-        if isinstance(value, dict) and isinstance(values.get(key), dict):
-            _merge_values(values[key], value, (*path, key), origins)
+        inherited = values.get(key)
+        if isinstance(value, dict) and isinstance(inherited, dict):
+            _merge_values(inherited, value, (*path, key), origins)
+        elif isinstance(value, dict) and isinstance(inherited, list) and value.keys() <= set(map(str, range(len(inherited)))):
+            items = {str(place): item for place, item in enumerate(inherited)}
+            _merge_values(items, value, (*path, key), origins)
+            values[key] = list(items.values())
         else:
             _forget(origins, (*path, key))
             values[key] = value

@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tokenizers
 
@@ -36,6 +36,7 @@ _ROUNDING_SHARE = 0.05
 """Of the compared texts, in which the two libraries may choose otherwise between equally likely splits of Unigram."""
 
 _HUB = "hub:"
+_DATASETS = "datasets/"
 _COMPOSING = {"type": "NFC"}
 _REMEDY = "import another tokenizer, or train one: tokenizer.kind=byte_bpe"
 _MAXIMUM_MODEL_BYTES = 1 << 26
@@ -64,9 +65,9 @@ def origin(settings: TokenizerSettings) -> dict[str, str]:
 
     Raises DataError if there is no tokenizer at `settings.path`.
     """
-    repository = _repository(settings)
-    if repository is not None:
-        return {"repository": repository, "revision": settings.revision}
+    found = _place_on_hub(settings)
+    if found is not None:
+        return {"repository": found.name, "revision": settings.revision}
     path = _local_file(settings)
     return {"sha256": disk.digest_file(path).sha256}
 
@@ -76,9 +77,9 @@ def import_tokenizer(settings: TokenizerSettings, folder: Path) -> dict[str, Any
 
     Raises DataError if it is unsafe, loses text, or does not encode as the original does; MachineError if the hub does not answer.
     """
-    repository = _repository(settings)
-    path = _local_file(settings) if repository is None else _download(repository, settings.revision, _hub_files(settings))
-    place = str(path) if repository is None else f"{path.name} of {repository}@{settings.revision}"
+    found = _place_on_hub(settings)
+    path = _local_file(settings) if found is None else _download(found, settings.revision)
+    place = str(path) if found is None else f"{path.name} of {found.repository}@{settings.revision}"
     with console.progress(f"import {place}", None, "texts") as progress:
         definition = _import_model(path, place, settings) if path.suffix == ".model" else _import_json(path, place, settings)
         progress.advance(COMPARED_TEXTS)
@@ -95,11 +96,32 @@ def import_tokenizer(settings: TokenizerSettings, folder: Path) -> dict[str, Any
     }
 
 
-def _repository(settings: TokenizerSettings) -> str | None:
+@dataclass(frozen=True)
+class _PlaceOnHub:
+    """A repository and the files to look for in it; of models these have fixed names, of data sets one is named."""
+
+    kind: Literal["model", "dataset"]
+    repository: str
+    files: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.repository if self.kind == "model" else f"{_DATASETS}{self.repository}/{self.files[0]}"
+
+
+def _place_on_hub(settings: TokenizerSettings) -> _PlaceOnHub | None:
     if settings.preset is not None:
-        return PRESETS[settings.preset].repository
+        return _PlaceOnHub("model", PRESETS[settings.preset].repository, (PRESETS[settings.preset].file,))
     assert settings.path is not None, "the settings name a path or a preset"
-    return settings.path.removeprefix(_HUB) if settings.path.startswith(_HUB) else None
+    if not settings.path.startswith(_HUB):
+        return None
+    given = settings.path.removeprefix(_HUB)
+    if not given.startswith(_DATASETS):
+        return _PlaceOnHub("model", given, (TOKENIZER_FILE, MODEL_FILE))
+    owner, name, file = [*given.removeprefix(_DATASETS).split("/", 2), "", ""][:3]
+    if not file.endswith((".json", ".model")):
+        raise DataError(f"{settings.path} names no file of a tokenizer", f"write {_HUB}{_DATASETS}OWNER/NAME/FILE, a .json or a .model")
+    return _PlaceOnHub("dataset", f"{owner}/{name}", (file,))
 
 
 def _local_file(settings: TokenizerSettings) -> Path:
@@ -129,19 +151,15 @@ def _local_file(settings: TokenizerSettings) -> Path:
     return given
 
 
-def _hub_files(settings: TokenizerSettings) -> tuple[str, ...]:
-    return (TOKENIZER_FILE, MODEL_FILE) if settings.preset is None else (PRESETS[settings.preset].file,)
-
-
-def _download(repository: str, revision: str, names: Sequence[str]) -> Path:
-    """The first of these files that a repository of the hub has. Nothing else is fetched."""
+def _download(place: _PlaceOnHub, revision: str) -> Path:
+    """The first of the files that the repository has. Nothing else is fetched."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
-    where = f"{repository}@{revision}"
-    for name in names:
+    where = f"{place.repository}@{revision}"
+    for name in place.files:
         try:
-            return Path(hf_hub_download(repository, name, revision=revision, library_name="fledge"))
+            return Path(hf_hub_download(place.repository, name, repo_type=place.kind, revision=revision, library_name="fledge"))
         except GatedRepoError as error:
             raise DataError(f"{where} asks to accept its terms", "accept them on its page, then log in: hf auth login") from error
         except (RepositoryNotFoundError, HFValidationError) as error:
@@ -152,7 +170,7 @@ def _download(repository: str, revision: str, names: Sequence[str]) -> Path:
                 raise MachineError(f"{where} is not in the cache, and the hub does not answer", "try again with a network") from error
         except (HfHubHTTPError, OSError) as error:
             raise MachineError(f"the hub does not answer about {where} ({type(error).__name__})", "try again, or give a path") from error
-    raise DataError(f"{where} does not hold {' or '.join(names)}", _REMEDY)
+    raise DataError(f"{where} does not hold {' or '.join(place.files)}", _REMEDY)
 
 
 def _tell_about_code(path: Path) -> None:

@@ -34,7 +34,8 @@ class TokenizerSettings:
     kind: TokenizerKind = "byte_bpe"
     """byte_bpe (split pattern of cl100k and Llama 3), superbpe, sentencepiece_bpe, unigram, or import: one that exists."""
     vocabulary_size: int = 32_768
-    """Number of token ids, including 256 bytes, 4 special and the reserved tokens; an imported one brings its own."""
+    """Number of token ids, including 256 bytes, 4 special and the reserved tokens; an imported one brings its own, and `fledge plan` counts
+    with this until it is there."""
     transition: float | int | None = None
     """superbpe: from where on merges may span words, a share of the vocabulary (0.4) or a number of tokens (80000); None: 0.75."""
     reserved_tokens: int = 0
@@ -49,7 +50,7 @@ class TokenizerSettings:
     corpus: tuple[str, ...] = operation(())
     """Folders of document corpora built elsewhere to train on; empty: the documents of this run."""
     path: str | None = operation(None)
-    """import: a tokenizer.json, a tokenizer.model, a folder that holds one, or hub:OWNER/NAME."""
+    """import: a tokenizer.json, a tokenizer.model, a folder that holds one, hub:OWNER/NAME, or hub:datasets/OWNER/NAME/FILE."""
     preset: Preset | None = None
     """import: a tokenizer by name, from the hub: gpt2, llama (Llama 2), codellama."""
     revision: str = "main"

@@ -153,10 +153,8 @@ def _vocabulary_size(run: Run) -> int:
     settings, training = run.recipe.tokenizer, run.recipe.pretrain
     if training is not None and training.tokens:
         return open_token_set(Path(training.tokens[0])).vocabulary_size
-    if settings is not None and settings.kind != "import":
-        return settings.vocabulary_size
-    if settings is not None and settings.preset is not None:
-        return PRESETS[settings.preset].vocabulary_size
+    if settings is not None:
+        return settings.vocabulary_size if settings.preset is None else PRESETS[settings.preset].vocabulary_size
     raise ConfigError("the size of the vocabulary is not known yet", f"make the tokenizer first: fledge tokenizer {run.command}")
 
 

@@ -273,9 +273,9 @@ def test_presets_come_from_the_hub_and_are_what_they_are_known_to_be(
 ) -> None:
     asked = []
 
-    def download(repository: str, revision: str, names: tuple[str, ...]) -> Path:
-        asked.append((repository, *names))
-        return gpt2 if "gpt2" in repository else llama
+    def download(place: importing._PlaceOnHub, revision: str) -> Path:
+        asked.append((place.repository, *place.files))
+        return gpt2 if "gpt2" in place.repository else llama
 
     monkeypatch.setattr(importing, "_download", download)
     for preset in ("gpt2", "llama", "codellama"):
@@ -305,8 +305,8 @@ def test_the_hub_is_asked_for_data_only(llama: Path, tmp_path: Path, monkeypatch
         request = httpx2.Request("GET", "https://example.org")
         return error("missing", response=httpx2.Response(404, request=request))  # type: ignore[call-arg]
 
-    def fetch(repository: str, name: str, revision: str, library_name: str) -> str:
-        asked.append((repository, name, revision))
+    def fetch(repository: str, name: str, repo_type: str, revision: str, library_name: str) -> str:
+        asked.append((repository, name, repo_type, revision))
         if repository == "owner/missing":
             raise answer(RepositoryNotFoundError)
         if name == "tokenizer.json" or repository == "owner/empty":
@@ -316,7 +316,14 @@ def test_the_hub_is_asked_for_data_only(llama: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
     stats = import_tokenizer(TokenizerSettings(kind="import", path="hub:owner/name", revision="v1"), tmp_path)
     assert stats["imported_from"] == "tokenizer.model of owner/name@v1"
-    assert asked == [("owner/name", "tokenizer.json", "v1"), ("owner/name", "tokenizer.model", "v1")]
+    assert asked == [("owner/name", "tokenizer.json", "model", "v1"), ("owner/name", "tokenizer.model", "model", "v1")]
+    of_data = TokenizerSettings(kind="import", path="hub:datasets/owner/shards/tokenizer.model")
+    import_tokenizer(of_data, tmp_path)
+    assert asked[-1] == ("owner/shards", "tokenizer.model", "dataset", "main")
+    assert origin(of_data) == {"repository": "datasets/owner/shards/tokenizer.model", "revision": "main"}
+    for path in ("hub:datasets/owner/shards", "hub:datasets/owner/shards/train.bin"):
+        with pytest.raises(DataError, match="names no file of a tokenizer"):
+            import_tokenizer(TokenizerSettings(kind="import", path=path), tmp_path)
     for name, reason in (("missing", "not on the hub"), ("empty", "does not hold")):
         with pytest.raises(FledgeError, match=reason):
             import_tokenizer(TokenizerSettings(kind="import", path=f"hub:owner/{name}"), tmp_path)
