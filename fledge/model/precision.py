@@ -76,6 +76,18 @@ def choose_precision(requested: RequestedPrecision, device: torch.device | str, 
     return requested
 
 
+def float8_lacks(device: torch.device | str, has_float8: bool) -> str | None:
+    """What a device needs for FP8 and does not have; None if it has it."""
+    device = torch.device(device)
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    if capability is None:
+        return f"a {device.type} has no units for fp8"
+    if capability < FP8_CAPABILITY:
+        needed = ".".join(map(str, FP8_CAPABILITY))
+        return f"the GPU has compute capability {capability[0]}.{capability[1]}, and units for fp8 come with {needed}"
+    return None if has_float8 else "torchao is missing, which computes in fp8: pip install 'fledge[fp8]'"
+
+
 def can_compute(precision: Precision, device: torch.device | str, has_float8: bool = False) -> bool:
     """Whether a device has a precision."""
     device = torch.device(device)
