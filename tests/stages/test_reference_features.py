@@ -139,11 +139,11 @@ def test_phases_a_and_b_reach_their_shares(make_topics: MakeRun, walk: Walk, see
 
 
 def test_fp8_or_bf16_computes_in_what_there_is_and_says_why(make_topics: MakeRun, walk: Walk, capsys: pytest.CaptureFixture[str]) -> None:
-    run = make_topics("pretrain.precision=fp8_or_bf16", "pretrain.device=cpu")
+    run = make_topics("pretrain.precision=fp8_or_bf16", "pretrain.device=cpu", "pretrain.steps=2")
     walk(run, "pretrain")
     assert json.loads((run.folder / "pretrain" / "machine.json").read_text())["chosen"]["precision"] == "bf16"
     assert "pretrain: precision is fp8_or_bf16, and computes in bf16: a cpu has no units for fp8" in capsys.readouterr().out
-    run = make_topics("pretrain.precision=bf16", "pretrain.device=cpu", name="asked")
+    run = make_topics("pretrain.precision=bf16", "pretrain.device=cpu", "pretrain.steps=2", name="asked")
     walk(run, "pretrain")
     assert "fp8" not in capsys.readouterr().out
 
@@ -167,7 +167,7 @@ def test_ninety_to_ten_with_seed_42(make_topics: MakeRun, walk: Walk) -> None:
         run = make_topics("pack.split={kind: fraction, validation_fraction: 0.1}", f"pack.seed={seed}", "pretrain=null", name=name)
         walk(run, "pack")
         held_out[name], trained[name] = (
-            {name for shard in shards_of(run, split) for name in shard.document_ids().to_pylist()} for split in ("validation", "train")
+            {name for shard in shards_of(run, split) for name in shard.document_ids.to_pylist()} for split in ("validation", "train")
         )
     documents = len(held_out["first"]) + len(trained["first"])
     assert documents > 500 and not held_out["first"] & trained["first"]
