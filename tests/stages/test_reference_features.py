@@ -16,6 +16,10 @@ import sentencepiece
 
 from fledge.core import artifact
 from fledge.core.metrics import read_metrics
+from fledge.evaluation.benchmarks.definitions import BENCHMARKS
+from fledge.evaluation.benchmarks.places import find_benchmark
+from fledge.evaluation.benchmarks.run import read_questions
+from fledge.evaluation.text_files import find_text_files
 from fledge.stages.checkpoint_names import find_checkpoint
 from fledge.stages.run import Run
 from fledge.stages.stand_ins import with_stand_ins
@@ -226,6 +230,7 @@ def test_stand_ins_have_the_layout_of_what_they_stand_for(make_run: MakeRun, tmp
         "tokenizer={kind: import, path: 'stand-in:sentencepiece/tokenizer.model', vocabulary_size: 1024}",
         "pack.import_bin='stand-in:tokens'",
         "evaluate.benchmarks={boolq: 'stand-in:benchmarks'}",
+        "evaluate.files=['stand-in:benchmarks/text.txt']",
     )
     placed = with_stand_ins(run, "tokenizer").recipe.tokenizer
     assert placed is not None and placed.path is not None
@@ -234,5 +239,10 @@ def test_stand_ins_have_the_layout_of_what_they_stand_for(make_run: MakeRun, tmp
     before = Path(placed.path).stat().st_mtime_ns
     assert with_stand_ins(run, "tokenizer").recipe.tokenizer == placed and Path(placed.path).stat().st_mtime_ns == before
     evaluated = with_stand_ins(run, "evaluate").recipe.evaluate
-    assert evaluated is not None and evaluated.benchmarks == {"boolq": str(run.folder / "stand_ins" / "benchmarks")}
+    rows = run.folder / "stand_ins" / "benchmarks"
+    assert evaluated is not None and evaluated.benchmarks == {"boolq": str(rows)}
+    assert [file.name for file in find_text_files(evaluated.files)] == ["text.txt"]
+    for name in BENCHMARKS:
+        questions = read_questions(find_benchmark(name, rows), "all", 0)
+        assert len(questions.items) >= (1 if name == "text" else 6)
     assert with_stand_ins(make_run(), "tokenizer").recipe.tokenizer == make_run().recipe.tokenizer
