@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from fledge.core import config
 from fledge.core.run_record import ConfigRow
@@ -45,7 +45,7 @@ BYTE_BPE_TOKENIZER = "byte_bpe/tokenizer.json"
 
 _UNTOLD = re.compile(r"^(sources|phases)\b|_every_|(?:^|_)(rows|samples|passages|questions|pairs|answer_tokens|new_tokens)$(?<!batch_rows)")
 _ELSEWHERE = "hub:"
-_ON_ANY_MACHINE = {"fp8": "fp8_or_bf16", "fp16": "auto", "tf32": "auto"}
+_ON_ANY_MACHINE: Mapping[str, Literal["auto", "fp8_or_bf16"]] = {"fp8": "fp8_or_bf16", "fp16": "auto", "tf32": "auto"}
 """Of precisions that a CPU does not have."""
 
 

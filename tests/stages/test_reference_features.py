@@ -9,6 +9,7 @@ from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,7 +155,7 @@ def test_fp8_or_bf16_computes_in_what_there_is_and_says_why(make_topics: MakeRun
 
 def test_tokens_on_the_device_are_the_same_rows(make_topics: MakeRun, walk: Walk, seen: Seen, capsys: pytest.CaptureFixture[str]) -> None:
     """A CPU has them in memory either way: `auto` reads the shards, `on` takes them in once, and the weights are the same to the bit."""
-    weights, read = {}, {}
+    weights, read = dict[str, bytes](), dict[str, list[Any]]()
     for place in ("off", "auto", "on"):
         run = make_topics(f"pretrain.tokens_on_device={place}", "pretrain.device=cpu", name=place)
         walk(run, "pretrain")
@@ -166,7 +167,7 @@ def test_tokens_on_the_device_are_the_same_rows(make_topics: MakeRun, walk: Walk
 
 
 def test_ninety_to_ten_with_seed_42(make_topics: MakeRun, walk: Walk) -> None:
-    held_out, trained = {}, {}
+    held_out, trained = dict[str, set[str]](), dict[str, set[str]]()
     for name, seed in (("first", 42), ("again", 42), ("other", 43)):
         run = make_topics("pack.split={kind: fraction, validation_fraction: 0.1}", f"pack.seed={seed}", "pretrain=null", name=name)
         walk(run, "pack")
