@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from fledge.core import config
 from fledge.core.run_record import ConfigRow
@@ -38,14 +38,14 @@ SMOKE_VALIDATION_FRACTION = 0.08
 STAND_IN = "stand-in:"
 STAND_IN_TOKENS = f"{STAND_IN}tokens"
 STAND_IN_BENCHMARKS = f"{STAND_IN}benchmarks"
-STAND_IN_TEXT = f"{STAND_IN}benchmarks/text.jsonl"
+STAND_IN_TEXT = f"{STAND_IN}benchmarks/text.txt"
 SENTENCEPIECE_MODEL = "sentencepiece/tokenizer.model"
 SUPERBPE_TOKENIZER = "superbpe/tokenizer.json"
 BYTE_BPE_TOKENIZER = "byte_bpe/tokenizer.json"
 
 _UNTOLD = re.compile(r"^(sources|phases)\b|_every_|(?:^|_)(rows|samples|passages|questions|pairs|answer_tokens|new_tokens)$(?<!batch_rows)")
 _ELSEWHERE = "hub:"
-_ON_ANY_MACHINE = {"fp8": "fp8_or_bf16", "fp16": "auto", "tf32": "auto"}
+_ON_ANY_MACHINE: Mapping[str, Literal["auto", "fp8_or_bf16"]] = {"fp8": "fp8_or_bf16", "fp16": "auto", "tf32": "auto"}
 """Of precisions that a CPU does not have."""
 
 

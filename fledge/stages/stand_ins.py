@@ -5,7 +5,7 @@
     stand_ins/superbpe/tokenizer.json          byte-level BPE with merges that span words
     stand_ins/byte_bpe/tokenizer.json          byte-level BPE
     stand_ins/tokens/                          train.bin, val.bin (uint16), data_meta.json, tokenizer/, with the tokenizer of the run
-    stand_ins/benchmarks/NAME.jsonl            rows with the fields of each known benchmark
+    stand_ins/benchmarks/                      NAME.jsonl: rows with the fields of each known benchmark; text.txt
 
 All are made from the documentation of Python, the same bytes at every run of one Python.
 """
@@ -113,12 +113,11 @@ def _make_benchmarks(folder: Path) -> None:
             _benchmark_row(name, question.content, right.content, wrong.content, number)
             for number, ((question, right), (_, wrong)) in enumerate(zip(asked[::2], asked[1::2], strict=True))
         ]
-        if name in _PAGES:
-            rows = [{_PAGES[name]: page} for page in pages]
-        disk.write_bytes(folder / f"{name}.jsonl", (json.dumps(row).encode() + b"\n" for row in rows))
-
-
-_PAGES = {"wikitext": "page", "text": "text"}
+        if name == "wikitext":
+            rows = [{"page": page} for page in pages]
+        if name != "text":
+            disk.write_bytes(folder / f"{name}.jsonl", (json.dumps(row).encode() + b"\n" for row in rows))
+    disk.write_text(folder / "text.txt", "\n\n".join(pages))
 
 
 def _benchmark_row(name: str, question: str, right: str, wrong: str, number: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,10 @@ import sentencepiece
 
 from fledge.core import artifact
 from fledge.core.metrics import read_metrics
+from fledge.evaluation.benchmarks.definitions import BENCHMARKS
+from fledge.evaluation.benchmarks.places import find_benchmark
+from fledge.evaluation.benchmarks.run import read_questions
+from fledge.evaluation.text_files import find_text_files
 from fledge.stages.checkpoint_names import find_checkpoint
 from fledge.stages.run import Run
 from fledge.stages.stand_ins import with_stand_ins
@@ -139,18 +144,18 @@ def test_phases_a_and_b_reach_their_shares(make_topics: MakeRun, walk: Walk, see
 
 
 def test_fp8_or_bf16_computes_in_what_there_is_and_says_why(make_topics: MakeRun, walk: Walk, capsys: pytest.CaptureFixture[str]) -> None:
-    run = make_topics("pretrain.precision=fp8_or_bf16", "pretrain.device=cpu")
+    run = make_topics("pretrain.precision=fp8_or_bf16", "pretrain.device=cpu", "pretrain.steps=2", "pretrain.validation_rows=4")
     walk(run, "pretrain")
     assert json.loads((run.folder / "pretrain" / "machine.json").read_text())["chosen"]["precision"] == "bf16"
     assert "pretrain: precision is fp8_or_bf16, and computes in bf16: a cpu has no units for fp8" in capsys.readouterr().out
-    run = make_topics("pretrain.precision=bf16", "pretrain.device=cpu", name="asked")
+    run = make_topics("pretrain.precision=fp32", "pretrain.device=cpu", "pretrain.steps=2", name="asked")
     walk(run, "pretrain")
     assert "fp8" not in capsys.readouterr().out
 
 
 def test_tokens_on_the_device_are_the_same_rows(make_topics: MakeRun, walk: Walk, seen: Seen, capsys: pytest.CaptureFixture[str]) -> None:
     """A CPU has them in memory either way: `auto` reads the shards, `on` takes them in once, and the weights are the same to the bit."""
-    weights, read = {}, {}
+    weights, read = dict[str, bytes](), dict[str, list[Any]]()
     for place in ("off", "auto", "on"):
         run = make_topics(f"pretrain.tokens_on_device={place}", "pretrain.device=cpu", name=place)
         walk(run, "pretrain")
@@ -162,12 +167,12 @@ def test_tokens_on_the_device_are_the_same_rows(make_topics: MakeRun, walk: Walk
 
 
 def test_ninety_to_ten_with_seed_42(make_topics: MakeRun, walk: Walk) -> None:
-    held_out, trained = {}, {}
+    held_out, trained = dict[str, set[str]](), dict[str, set[str]]()
     for name, seed in (("first", 42), ("again", 42), ("other", 43)):
         run = make_topics("pack.split={kind: fraction, validation_fraction: 0.1}", f"pack.seed={seed}", "pretrain=null", name=name)
         walk(run, "pack")
         held_out[name], trained[name] = (
-            {name for shard in shards_of(run, split) for name in shard.document_ids().to_pylist()} for split in ("validation", "train")
+            {name for shard in shards_of(run, split) for name in shard.document_ids.to_pylist()} for split in ("validation", "train")
         )
     documents = len(held_out["first"]) + len(trained["first"])
     assert documents > 500 and not held_out["first"] & trained["first"]
@@ -226,6 +231,7 @@ def test_stand_ins_have_the_layout_of_what_they_stand_for(make_run: MakeRun, tmp
         "tokenizer={kind: import, path: 'stand-in:sentencepiece/tokenizer.model', vocabulary_size: 1024}",
         "pack.import_bin='stand-in:tokens'",
         "evaluate.benchmarks={boolq: 'stand-in:benchmarks'}",
+        "evaluate.files=['stand-in:benchmarks/text.txt']",
     )
     placed = with_stand_ins(run, "tokenizer").recipe.tokenizer
     assert placed is not None and placed.path is not None
@@ -234,5 +240,10 @@ def test_stand_ins_have_the_layout_of_what_they_stand_for(make_run: MakeRun, tmp
     before = Path(placed.path).stat().st_mtime_ns
     assert with_stand_ins(run, "tokenizer").recipe.tokenizer == placed and Path(placed.path).stat().st_mtime_ns == before
     evaluated = with_stand_ins(run, "evaluate").recipe.evaluate
-    assert evaluated is not None and evaluated.benchmarks == {"boolq": str(run.folder / "stand_ins" / "benchmarks")}
+    rows = run.folder / "stand_ins" / "benchmarks"
+    assert evaluated is not None and evaluated.benchmarks == {"boolq": str(rows)}
+    assert [file.name for file in find_text_files(evaluated.files)] == ["text.txt"]
+    for name in BENCHMARKS:
+        questions = read_questions(find_benchmark(name, rows), "all", 0)
+        assert len(questions.items) >= (1 if name == "text" else 6)
     assert with_stand_ins(make_run(), "tokenizer").recipe.tokenizer == make_run().recipe.tokenizer
