@@ -38,7 +38,8 @@ FP32_ERROR = 1e-6
 """Relative error of a product: fp32 kernels have 2e-7, one that rounds to bf16 behind our back has 2e-3."""
 
 _ROWS, _INNER, _COLUMNS = 512, 256, 768
-_REPEATS = 50
+_REPEATS, _FEWEST_REPEATS = 50, 5
+_ENOUGH_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -177,9 +178,9 @@ def product_flops() -> int:
 
 
 def _fastest_seconds(run: Callable[[], Tensor]) -> float:
-    """Of several runs, because what else the machine does only ever adds time."""
-    seconds = []
-    for _ in range(_REPEATS):
+    """Of several runs, because what else the machine does only ever adds time; of few where each takes long, as bf16 without its units."""
+    seconds = list[float]()
+    while len(seconds) < _REPEATS and (len(seconds) < _FEWEST_REPEATS or sum(seconds) < _ENOUGH_SECONDS):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)

@@ -157,7 +157,7 @@ def open_world(device: DeviceName) -> Iterator[World]:
     Raises MachineError if the device is not there, DistributedError if another process is lost.
     """
     rank, size = process.rank(), process.world_size()
-    chosen = _choose_device(device)
+    chosen = choose_device(device)
     if size == 1:
         yield World(rank, size, chosen)
         return
@@ -257,7 +257,7 @@ def require_same_machine(folder: Path, settings: TrainingSettings, processes: in
     before = record.get("circumstances", {})
     was_sharded = before.get("parallel") == "fsdp"
     is_sharded = processes > 1 and (was_sharded if settings.parallel == "auto" else settings.parallel == "fsdp")
-    device = _choose_device(settings.device)
+    device = choose_device(settings.device)
     world = World(process.rank(), processes, device, is_sharded, settings.determinism == "elastic")
     machine = _settle(_known(record, world), settings, world, 0.0, is_taken_over=True)
     _changes(folder, before, _circumstances(settings, world, machine), are_allowed=False)
@@ -356,7 +356,8 @@ def _circumstances(settings: TrainingSettings, world: World, machine: Machine) -
     }
 
 
-def _choose_device(device: DeviceName) -> torch.device:
+def choose_device(device: DeviceName) -> torch.device:
+    """The device that is asked for; of several GPUs this process's own. Raises MachineError if it is not there."""
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     chosen = device if device != "auto" else "cuda" if there["cuda"] else "mps" if there["mps"] and process.world_size() == 1 else "cpu"
     if not there[chosen]:

@@ -114,8 +114,11 @@ class RunPlan:
     warnings: tuple[str, ...]
 
 
-def plan_run(run: Run, devices: tuple[Device, ...] = DEVICES, rate: float | None = None) -> RunPlan:
-    """Plan every training stage of a run; `rate` is the price of an hour. Raises ConfigError if it trains nothing."""
+def plan_run(run: Run, devices: tuple[Device, ...] = DEVICES, rate: float | None = None, probe_seconds: float = PROBE_SECONDS) -> RunPlan:
+    """Plan every training stage of a run; `rate` is the price of an hour, no `probe_seconds`: no step is tried, its speed is assumed.
+
+    Raises ConfigError if it trains nothing.
+    """
     stages = [stage for stage in TRAINING_STAGES if has_stage(stage, run)]
     if not stages:
         raise ConfigError("the recipe has no training stage to plan", "add a section pretrain, sft or dpo to it")
@@ -126,7 +129,7 @@ def plan_run(run: Run, devices: tuple[Device, ...] = DEVICES, rate: float | None
         flops = sum(length.tokens * flops_per_token(config, length.row_tokens) for length in lengths.values())
         machine = choose_machine(run.recipe.section(stages[0]), world.device, flops)
         process.keep_freed_memory()
-        prober = _Prober(config, world, machine, PROBE_SECONDS / len(stages))
+        prober = _Prober(config, world, machine, probe_seconds / len(stages))
         planned = tuple(_plan_stage(run, stage, lengths[stage], prober) for stage in stages)
         device = world.device
     said = [*vocabulary_warnings(config)]
@@ -203,7 +206,7 @@ class _Prober:
         flops = batch.row_tokens * flops_per_token(self.config, batch.row_tokens, settings.lora)
         device = self.world.device.type
         assumed = StepSeconds(flops / (ASSUMED_CPU_FLOPS * self.machine.threads), 0.0)
-        if not fits or (device == "cpu" and assumed.row > self._budget_seconds):
+        if not fits or not self._budget_seconds or (device == "cpu" and assumed.row > self._budget_seconds):
             return assumed, False
         started, model = time.monotonic(), self._trained(settings.lora)
         model.model.activation_checkpointing = settings.activation_checkpointing
