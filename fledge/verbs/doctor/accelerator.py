@@ -19,7 +19,7 @@ import torch
 
 from fledge.model.attention import FLASH_ATTENTION_3
 from fledge.model.float8 import has_float8
-from fledge.model.precision import Precision, bf16_pays, fit_precisions, measure_product, product_flops, use_fast_fp32
+from fledge.model.precision import Precision, ProductTiming, bf16_pays, fit_precisions, measure_product, product_flops, use_fast_fp32
 from fledge.training.peaks import measured_peak
 from fledge.verbs.launching import collective_backends
 
@@ -117,7 +117,7 @@ def _gpus() -> Iterator[Gpu]:
 
 def _cuda_trouble() -> str:
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     except Exception as error:  # of whatever kind torch's initialisation raises
         return next(iter(str(error).strip().splitlines()), type(error).__name__)
     return "torch finds no GPU"
@@ -142,7 +142,7 @@ def _products_of_cpu() -> tuple[tuple[Product, ...], bool]:
     """Each precision, and whether training chooses bf16."""
     before = torch.get_float32_matmul_precision()
     use_fast_fp32("cpu")
-    timings = {"fp32": measure_product(torch.float32), "bf16": measure_product(torch.bfloat16)}
+    timings: dict[Precision, ProductTiming] = {"fp32": measure_product(torch.float32), "bf16": measure_product(torch.bfloat16)}
     torch.set_float32_matmul_precision(before)
     products = (Product(precision, product_flops() / timing.seconds) for precision, timing in timings.items())
     return tuple(products), bf16_pays(timings["fp32"], timings["bf16"])

@@ -70,6 +70,8 @@ class CompilerTrial:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        if self._process.stderr is not None:
+            self._process.stderr.close()
         self._folder.cleanup()
 
 

@@ -185,13 +185,11 @@ def look_at_place(what: str, folder: Path) -> Place:
 
 def look_at_resources() -> Resources:
     """Of this process, as it may use them."""
-    import psutil
-
     soft, hard = _open_files()
-    memory = psutil.virtual_memory()
+    total_memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Resources(
-        memory.total,
-        process.available_memory_bytes() or memory.available,
+        total_memory_bytes,
+        process.available_memory_bytes() or total_memory_bytes,
         group_limits(),
         os.cpu_count() or 1,
         available_cores(),
@@ -216,6 +214,6 @@ def look_at_kernel_cache() -> KernelCache:
         from fledge.tokens.merging import encode_pieces
     except Exception as error:  # numba's errors have no common type
         return KernelCache(None, False, str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
-    folder = Path(encode_pieces.stats.cache_path)
+    folder = Path(str(encode_pieces.stats.cache_path))
     there = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
     return KernelCache(folder, os.access(there, os.W_OK))

@@ -57,7 +57,7 @@ def _source(source: Source, online: bool) -> str:
         return "the documentation of this Python"
     if not lies_elsewhere(source):
         assert isinstance(source, PathSource), "only a source with a path lies here"
-        sizes = look_at_files(source)  # type: ignore[arg-type]  # every PathSource we make is a PlacedSource
+        sizes = look_at_files(source)
         return f"{counted(len(sizes), 'files')}, {format_bytes(sum(sizes))} in {source.path}"
     place = f"hub:{dataset_of(source).repository}" if isinstance(source, HubSource) else shown(source.path)
     if not online:
@@ -115,7 +115,9 @@ def check_tokenizer(run: Run, online: bool) -> Iterator[Finding]:
     try:
         frozen = open_tokenizer(run.tokenizer().path)
     except ArtifactError as error:
-        if settings is None:
+        is_made_elsewhere = run.recipe.pack is not None and run.recipe.pack.tokenizer is not None
+        is_damaged = (run.folder / "tokenizer" / artifact.MANIFEST).is_file()
+        if settings is None or is_made_elsewhere or is_damaged:
             yield refused("tokenizer", error)
         elif settings.kind != "import":
             yield ok("tokenizer", f"not there yet; {settings.kind} of {settings.vocabulary_size:,} entries will be trained")
