@@ -98,12 +98,13 @@ def inline_code(page: Path) -> list[str]:
 
 def test_what_the_page_of_other_systems_names_exists(verbs: dict[str, click.Command]) -> None:
     """Commands in its tables parse, options in them are options, and sources are sources."""
-    spans = inline_code(MIGRATION)
-    for span in (span for span in spans if re.match(r"fledge [a-z]+ ", span)):
+    spans = [span.replace("'", "") for span in inline_code(MIGRATION)]
+    for span in (span for span in inline_code(MIGRATION) if re.match(r"fledge [a-z]+ ", span)):
         parse(verbs, shlex.split(span)[1:])
     pages = (MIGRATION, ROOT / "docs" / "troubleshooting.md", ROOT / "docs" / "cloud.md")
     lines = [*spans, *(shlex.join(words).replace("'", "") for page in pages for words in commands(page))]
-    overrides = {word for line in lines for word in split_values(line) if re.match(r"(tokenizer|pack|pretrain|sft|dpo)\.[\w.]+=", word)}
+    option = re.compile(r"(tokenizer|pack|pretrain|sft|dpo)\.[\w.]+=(?!null)")
+    overrides = {word for line in lines for word in split_values(line) if option.match(word)}
     assert len(overrides) > 25
     for override in overrides:
         load_recipe(find_recipe("quickstart"), ["sft.start_from=x", *companions(override), override])
@@ -120,11 +121,14 @@ def split_values(span: str) -> list[str]:
 
 def companions(override: str) -> list[str]:
     """What has to be changed along with a value."""
+    stage = override.partition(".")[0]
     if "budget" in override:
-        return [f"{override.partition('.')[0]}.steps=null"]
-    if override.startswith("tokenizer.kind=import"):
-        return ["tokenizer.path=x"]
-    return ["tokenizer.kind=import"] if override.startswith("tokenizer.path") else []
+        return [f"{stage}.steps=null"]
+    if ".lora" in override:
+        return [f"{stage}.optimizer={{kind: adamw}}"]
+    if "validate_every_epochs" in override:
+        return [f"{stage}.validate_every_steps=null"]
+    return ["tokenizer={kind: import, path: x}"] if override.startswith(("tokenizer.kind=import", "tokenizer.path")) else []
 
 
 def said_in_source() -> list[re.Pattern[str]]:
