@@ -17,7 +17,7 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,t
     apt-get update && apt-get install --yes --no-install-recommends g++ libc6-dev
 RUN useradd --create-home --uid 1000 fledge && install --directory --owner fledge --group fledge /data
 COPY --from=build /opt/fledge /opt/fledge
-ENV PATH=/opt/fledge/bin:$PATH PYTHONUNBUFFERED=1
+ENV PATH=/opt/fledge/bin:$PATH
 USER fledge
 WORKDIR /data
 # What is compiled and downloaded outlives the container if /data is a volume.

@@ -44,10 +44,10 @@ def check_sources(run: Run, online: bool) -> Iterator[Finding]:
         try:
             found = _source(source, online)
         except FledgeError as error:
-            if run.own(f"corpus/{source.content}", "corpus") is None:
-                yield refused(subject, error)
-            else:
+            if (run.folder / "corpus" / source.content / artifact.MANIFEST).is_file():
                 yield ok(subject, f"not needed any more, the corpus is made ({error.problem})")
+            else:
+                yield refused(subject, error)
         else:
             yield ok(subject, found)
 

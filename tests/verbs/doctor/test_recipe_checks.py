@@ -57,9 +57,10 @@ def test_what_lies_elsewhere_is_asked_for_only_online(make_run: MakeRun) -> None
     assert found["source far"].found.startswith("https://x.org/a.jsonl, fetched by")
 
 
-def test_a_corpus_that_is_made_needs_no_source(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corpus_that_is_made_needs_no_source(make_run: MakeRun) -> None:
     run = make_run("corpus.sources.0.path=nowhere")
-    monkeypatch.setattr(Run, "own", lambda self, place, kind: object())
+    (run.folder / "corpus" / "documents").mkdir(parents=True)
+    (run.folder / "corpus" / "documents" / "manifest.json").write_text("{}")
     assert by_subject(recipes.check_sources(run, online=False))["source text"].level == "ok"
 
 
