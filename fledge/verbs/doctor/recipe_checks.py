@@ -252,9 +252,11 @@ def check_stages(run: Run) -> Iterator[Finding]:
 
 def _state(run: Run, stage: Stage) -> tuple[str, str]:
     folder = run.folder / stage
-    parts = [folder / content for content in contents(run.recipe.corpus)] if stage == "corpus" and run.recipe.corpus else [folder]
-    if stage == "pack":
-        parts = sorted(path for path in folder.glob("*") if path.is_dir() and "~" not in path.name) or [folder]
+    parts = [folder]
+    if stage in ("corpus", "pack") and run.recipe.corpus is not None:
+        parts = [folder / content for content in contents(run.recipe.corpus)]
+    elif stage == "pack":
+        parts = sorted(path for path in folder.glob("*") if path.is_dir() and "~" not in path.name) or parts
     if all((part / artifact.MANIFEST).is_file() for part in parts):
         return "finished", ""
     steps = [step for step, _ in step_folders(folder)]
