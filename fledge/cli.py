@@ -33,6 +33,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "import": (using.import_model, "Take over a model of others."),
     "benchmarks": (using.benchmarks, "List the benchmarks known by name, or fetch their rows."),
     "plan": (looking.plan, "Say what a run will take: time, memory, disk."),
+    "doctor": (looking.doctor, "Check this machine, or what a recipe needs of it, and say how to mend it."),
     "board": (looking.board, "Watch, compare and start runs in a browser."),
     "config": (looking.show_config, "Print every value of a recipe and where it comes from."),
     "show": (looking.show, "Print what a result is, its figures, and what it was made from."),

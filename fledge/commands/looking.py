@@ -1,14 +1,15 @@
-"""The verbs that look and change nothing: `plan`, `config`, `show`, `inspect`, `which`, `verify`."""
+"""The verbs that look and change nothing: `plan`, `doctor`, `config`, `show`, `inspect`, `which`, `verify`."""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from fledge.core import console
-from fledge.options import LogLevel, Name, Overrides, Place, RecipeArgument, Smoke, SmokeRun, prepare, refuse_ranks
+from fledge.options import LogLevel, Name, OptionalRecipe, Overrides, Place, RecipeArgument, Smoke, SmokeRun, prepare, refuse_ranks
 from fledge.stages.run import RUNS
 
 Split = Literal["train", "validation"]
@@ -34,6 +35,24 @@ def plan(
     from fledge.verbs import plan as verbs
 
     verbs.plan(this, device, rate, json, elsewhere)
+
+
+def doctor(
+    recipe: OptionalRecipe = None,
+    overrides: Overrides = None,
+    online: Annotated[bool, typer.Option("--online", help="Ask the hub too, and look at what lies elsewhere.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Try nothing: neither the compiler nor products of each precision.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print all findings as JSON.")] = False,
+    name: Name = None,
+    small: Smoke = False,
+    log_level: LogLevel = "info",
+) -> None:
+    console.configure(log_level)
+    refuse_ranks("doctor")
+    from fledge.verbs.doctor import doctor as verbs
+
+    prepared = None if recipe is None else functools.partial(prepare, recipe, overrides, name, small, no_wandb=False)
+    verbs.doctor(prepared, verbs.Asked(online, quick, json))
 
 
 def show_config(

@@ -25,6 +25,7 @@ from typing import Any
 
 from fledge.core import disk
 from fledge.core.errors import DistributedError, MachineError
+from fledge.core.limits import group_limits
 
 LOCK = ".lock"
 REPORT_FOLDER = "FLEDGE_REPORT_FOLDER"
@@ -130,10 +131,12 @@ def restart_peak() -> None:
 
 
 def available_memory_bytes() -> int | None:
-    """Memory that this machine can give without swapping; None if it does not say."""
+    """Memory that this machine can give this process without swapping, within its limits; None if it does not say."""
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
+        free_bytes = 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
+        limit_bytes = group_limits().free_memory_bytes
+        return free_bytes if limit_bytes is None else min(free_bytes, limit_bytes)
     with contextlib.suppress(OSError, ValueError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return None

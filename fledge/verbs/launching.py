@@ -199,6 +199,16 @@ def _require_gpus(gpus: int) -> None:
         )
 
 
+def collective_backends() -> tuple[str, ...]:
+    """By what processes can train together here: nccl on GPUs, gloo on CPUs."""
+    import torch.distributed
+
+    if not torch.distributed.is_available():
+        return ()
+    there = {"nccl": torch.distributed.is_nccl_available(), "gloo": torch.distributed.is_gloo_available()}
+    return tuple(name for name, is_there in there.items() if is_there)
+
+
 @contextlib.contextmanager
 def _torchrun_in_this_process(reports: Path, processes: int) -> Iterator[None]:
     """What torchrun's agent takes from its process and leaves in it: environment, signal handlers, lines of a log."""

@@ -148,15 +148,18 @@ def plan_work(run: Run, devices: tuple[Device, ...] = DEVICES, rate: float | Non
     return Work(config, tuple(works), tuple(_on_device(run, config, works, device, rate) for device in devices))
 
 
-def plan_run(run: Run, devices: tuple[Device, ...] = DEVICES, rate: float | None = None) -> RunPlan:
-    """Plan every training stage of a run; `rate` is the price of an hour. Raises ConfigError if it trains nothing."""
+def plan_run(run: Run, devices: tuple[Device, ...] = DEVICES, rate: float | None = None, probe_seconds: float = PROBE_SECONDS) -> RunPlan:
+    """Plan every training stage of a run; `rate` is the price of an hour, no `probe_seconds`: no step is tried, its speed is assumed.
+
+    Raises ConfigError if it trains nothing.
+    """
     work = plan_work(run, devices, rate)
     config, first = work.config, work.stages[0].stage
     with open_world(run.recipe.section(first).device) as world:
         flops = sum(one.length.tokens * flops_per_token(config, one.length.row_tokens) for one in work.stages)
         machine = choose_machine(run.recipe.section(first), world.device, flops)
         process.keep_freed_memory()
-        prober = _Prober(config, world, machine, PROBE_SECONDS / len(work.stages))
+        prober = _Prober(config, world, machine, probe_seconds / len(work.stages))
         planned = tuple(_plan_stage(run, one, prober) for one in work.stages)
         device = world.device
     said = [*vocabulary_warnings(config)]
@@ -230,7 +233,7 @@ class _Prober:
         flops = batch.row_tokens * flops_per_token(self.config, batch.row_tokens, settings.lora)
         device = self.world.device.type
         assumed = StepSeconds(flops / (ASSUMED_CPU_FLOPS * self.machine.threads), 0.0)
-        if not fits or (device == "cpu" and assumed.row > self._budget_seconds):
+        if not fits or not self._budget_seconds or (device == "cpu" and assumed.row > self._budget_seconds):
             return assumed, False
         started, model = time.monotonic(), self._trained(settings.lora)
         model.model.activation_checkpointing = settings.activation_checkpointing

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -27,6 +28,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from fledge.core.errors import MachineError
+from fledge.core.limits import group_limits
 from fledge.corpus.engine.results import Results
 from fledge.corpus.engine.telling import HowFar, listening
 from fledge.corpus.engine.units import Attempt, Done, Enough, Unit, WorkFolder
@@ -65,9 +67,11 @@ class LocalExecutor:
 
 
 def available_cores() -> int:
-    """How many cores this process may use."""
+    """How many cores this process may use, by the system's choice of cores and by the share of time that a container gives it."""
     allowed = getattr(os, "sched_getaffinity", None)
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
+    count = len(allowed(0)) if allowed else os.cpu_count() or 1
+    share = group_limits().cores
+    return count if share is None else min(count, max(1, math.ceil(share)))
 
 
 def find_here(results: Results, work: WorkFolder) -> None:

@@ -92,6 +92,16 @@ def resolve(source: FileSource, fingerprints: Fingerprints, pinned: str | None =
     return files
 
 
+def look_at_files(source: PlacedSource) -> list[int]:
+    """The sizes of a source's local files, of which nothing is read. Raises DataError as `resolve` does, but for a wrong SHA-256."""
+    found = find_files(source)
+    files = [InputFile(str(file.path), file.name, _size_bytes(file.path), "") for file in found]
+    if source.sha256 is not None:
+        _require_one(source, files)
+    _require_expected(source, files)
+    return [file.size_bytes for file in files]
+
+
 def revision(source: FileSource) -> str | None:
     """The commit that a hub source's revision names now; None for any other source. Raises DataError, MachineError."""
     return hub.commit_of(dataset_of(source).repository, source.revision) if isinstance(source, HubSource) else None
