@@ -133,15 +133,18 @@ def refuse_ranks(verb: str) -> None:
 
 def prepare(recipe: str, overrides: list[str] | None, name: str | None, small: bool, no_wandb: bool) -> Run:
     """The run that these options mean, its recipe read and checked. Raises ConfigError, MachineError if a sink is not installed."""
-    from fledge.recipe import config_rows, find_recipe, load_recipe, smoke, without_wandb
+    from fledge.recipe import find_recipe, load_recipe, without_wandb
+    from fledge.smoke import config_rows, difference, smoke
 
     path = find_recipe(recipe)
     parsed, tree = load_recipe(path, overrides or [])
     config = tuple(config_rows(parsed, tree, small))
+    if small and not process.is_launched():
+        console.info(f"--smoke: the same stages, shrunk, with nothing from the network; every value: fledge config {recipe} --smoke")
+        for line in difference(parsed):
+            console.info(f"  {line}")
     if small:
         parsed = smoke(parsed)
-    if small and not process.is_launched():
-        console.info("--smoke: everything is shrunk, and Python's own documentation stands in for every source of text")
     if no_wandb:
         parsed = without_wandb(parsed)
     run_name = name or (smoke_name(path.stem) if small else path.stem)

@@ -1,4 +1,4 @@
-"""The root of every recipe: one section per stage, and what `--smoke` makes of it.
+"""The root of every recipe: one section per stage.
 
 A section that is absent is a stage that does not run. The recipe knows only settings; the stages know what to do with them.
 """
@@ -13,15 +13,12 @@ from typing import Any
 from fledge.core import config
 from fledge.core.config import settings
 from fledge.core.errors import ConfigError
-from fledge.core.run_record import ConfigRow
-from fledge.corpus.filters.settings import DecontaminateSettings, QualitySettings
 from fledge.corpus.settings import CorpusSettings
-from fledge.corpus.sources.settings import PythonDocsSource
 from fledge.evaluation.settings import EvaluateSettings
 from fledge.inference.settings import GenerationSettings
 from fledge.model.settings import ModelSettings
 from fledge.tokens.settings import PackSettings, TokenizerSettings
-from fledge.training.settings import BudgetSettings, PhaseSettings, TrainingSettings
+from fledge.training.settings import TrainingSettings
 
 PACKAGED = Path(__file__).parent / "recipes"
 """Where an installed Fledge carries its recipes; in a checkout they lie beside the package."""
@@ -101,13 +98,6 @@ def load_recipe(path: Path, overrides: list[str]) -> tuple[Recipe, config.Tree]:
     return recipe, tree
 
 
-def config_rows(recipe: Recipe, tree: config.Tree, small: bool) -> list[ConfigRow]:
-    """Every value that a run takes, and where it was set; `small`: of a recipe that `smoke` shrinks."""
-    written = {dotted: value for dotted, value, _ in config.leaves(Recipe, recipe, tree)}
-    rows = config.leaves(Recipe, smoke(recipe) if small else recipe, tree)
-    return [(dotted, value, origin if written.get(dotted) == value else "--smoke") for dotted, value, origin in rows]
-
-
 def _check(recipe: Recipe) -> None:
     """What no section can see alone."""
     for stage, kind in (("pretrain", "next_token"), ("sft", "next_token"), ("dpo", "preference")):
@@ -163,127 +153,3 @@ def without_wandb(recipe: Recipe) -> Recipe:
         return training and replace(training, metrics=replace(training.metrics, wandb="off"))
 
     return replace(recipe, pretrain=off(recipe.pretrain), sft=off(recipe.sft), dpo=off(recipe.dpo))
-
-
-SMOKE_DOCUMENTS = 600
-SMOKE_STEPS = 12
-SMOKE_ROWS = 8
-SMOKE_TOKENS = 128
-SMOKE_VOCABULARY = 1_024
-SMOKE_QUESTIONS = 12
-
-
-def smoke(recipe: Recipe) -> Recipe:
-    """A recipe of the same stages that takes about a minute on a CPU: embedded text, small vocabulary, short rows, few steps.
-
-    Source names stay (a mixture names them), and so does everything whose cost does not grow with the size.
-    """
-    return replace(
-        recipe,
-        corpus=recipe.corpus and _small_corpus(recipe.corpus),
-        tokenizer=_small_tokenizer(recipe.tokenizer),
-        pack=recipe.pack and _small_pack(recipe.pack, has_corpus=recipe.corpus is not None),
-        model=_small_model(recipe.model),
-        pretrain=_small_pretraining(recipe),
-        sft=_small_training(recipe.sft),
-        dpo=_small_training(recipe.dpo),
-        evaluate=recipe.evaluate and _small_evaluation(recipe.evaluate),
-        generation=replace(recipe.generation, maximum_new_tokens=min(recipe.generation.maximum_new_tokens, 48)),
-    )
-
-
-def _small_corpus(corpus: CorpusSettings) -> CorpusSettings:
-    sources = tuple(
-        PythonDocsSource(name=source.name, content=source.content, maximum_documents=SMOKE_DOCUMENTS) for source in corpus.sources
-    )
-    # Rules and evaluation files are meant for the real text: Python's docstrings would fail most rules of the web.
-    return replace(corpus, sources=sources, quality=QualitySettings(), decontaminate=DecontaminateSettings(), executor="local")
-
-
-def _small_tokenizer(tokenizer: TokenizerSettings | None) -> TokenizerSettings | None:
-    """An imported one stays as it is; a transition in tokens becomes the same share of the smaller vocabulary."""
-    if tokenizer is None or tokenizer.kind == "import":
-        return tokenizer
-    size = min(tokenizer.vocabulary_size, SMOKE_VOCABULARY + tokenizer.reserved_tokens)
-    transition = tokenizer.transition
-    if isinstance(transition, int) and size < tokenizer.vocabulary_size:
-        transition = transition / tokenizer.vocabulary_size
-    return replace(tokenizer, vocabulary_size=size, transition=transition)
-
-
-def _small_model(model: ModelSettings) -> ModelSettings:
-    """Two layers of width 128; heads keep their grouping."""
-    grouped = model.key_value_heads < model.num_attention_heads
-    return replace(
-        model,
-        hidden_size=128,
-        num_hidden_layers=min(model.num_hidden_layers, 2),
-        num_attention_heads=4,
-        num_key_value_heads=2 if grouped else None,
-        head_dim=None,
-        intermediate_size=256,
-    )
-
-
-def _small_pack(pack: PackSettings, has_corpus: bool) -> PackSettings:
-    """Token files of others are of another tokenizer than a small one, so the small corpus stands in for them if there is one."""
-    import_bin = None if has_corpus else pack.import_bin
-    return replace(pack, sequence_length=min(pack.sequence_length, 2 * SMOKE_TOKENS), import_bin=import_bin)
-
-
-def _small_pretraining(recipe: Recipe) -> TrainingSettings | None:
-    small = _small_training(recipe.pretrain)
-    in_rows = recipe.pack is not None and recipe.pack.document_layout == "best_fit"
-    # Documents in rows bring their own length, which shrinks with the rows of conversations.
-    return replace(small, sequence_length=None) if small and in_rows and not small.tokens else small
-
-
-def _small_training(training: TrainingSettings | None) -> TrainingSettings | None:
-    """A budget stays one and phases stay as many, each a few steps long."""
-    if training is None:
-        return None
-    steps_per_phase = max(1, SMOKE_STEPS // max(1, len(training.phases)))
-    steps = SMOKE_STEPS if training.steps is None else min(training.steps, SMOKE_STEPS)
-    validates = training.validate_every_steps or training.validate_every_tokens or training.validate_every_epochs
-    small = replace(
-        training,
-        steps=training.steps and steps,
-        batch_rows=min(training.batch_rows, SMOKE_ROWS),
-        sequence_length=training.sequence_length and min(training.sequence_length, SMOKE_TOKENS),
-        schedule=replace(training.schedule, warmup_steps=min(training.schedule.warmup_steps, steps // 4)),
-        micro_batch_rows=None,
-        log_every_steps=min(training.log_every_steps, 4),
-        validate_every_steps=steps // 2 if validates else None,
-        validate_every_tokens=None,
-        validate_every_epochs=None,
-        validation_rows=SMOKE_ROWS,
-        validation_share=None,
-        benchmarks=(),
-        benchmark_every_steps=None,
-        benchmark_every_tokens=None,
-        benchmark_every_epochs=None,
-        sample_every_steps=training.sample_every_steps and steps,
-        save_every_steps=training.save_every_steps and steps // 2,
-        keep_every_steps=None,
-    )
-    # Packed rows bring their length, which `_small_pack` has made at most twice that of others.
-    row_tokens = small.sequence_length or 2 * SMOKE_TOKENS
-    tokens = SMOKE_STEPS * small.batch_rows * row_tokens
-    budget = training.budget and BudgetSettings(tokens=min(training.budget.tokens or tokens, tokens))
-    return replace(small, budget=budget, phases=_small_phases(training.phases, steps_per_phase, row_tokens))
-
-
-def _small_phases(phases: tuple[PhaseSettings, ...], steps: int, row_tokens: int) -> tuple[PhaseSettings, ...]:
-    small, until_tokens = list[PhaseSettings](), 0
-    for phase in phases:
-        sequence_length = phase.sequence_length and min(phase.sequence_length, SMOKE_TOKENS)
-        batch_tokens = min(phase.batch_tokens or SMOKE_ROWS * row_tokens, SMOKE_ROWS * (sequence_length or row_tokens))
-        until_tokens += steps * batch_tokens
-        small.append(replace(phase, until_tokens=until_tokens, sequence_length=sequence_length, batch_tokens=batch_tokens))
-    return tuple(small)
-
-
-def _small_evaluation(evaluate: EvaluateSettings) -> EvaluateSettings:
-    counts = ("last_word_passages", "yes_no_questions", "questions", "choice_questions", "preference_pairs")
-    # A perplexity is measured on all of its texts, which is more than a minute allows.
-    return replace(evaluate, benchmarks={}, **{name: min(getattr(evaluate, name), SMOKE_QUESTIONS) for name in counts})

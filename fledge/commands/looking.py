@@ -19,7 +19,10 @@ def plan(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     device: Annotated[str | None, typer.Option("--device", help='Only this one of the other devices, such as "RTX 4090".')] = None,
-    rate: Annotated[float | None, typer.Option("--rate", help="Price of an hour, in your currency.", min=0.0)] = None,
+    rate: Annotated[
+        float | None, typer.Option("--price-per-hour", help="Of one device, in your currency; unset: dollars of a price list.", min=0.0)
+    ] = None,
+    elsewhere: Annotated[bool, typer.Option("--elsewhere", help="Leave this machine out: nothing is measured.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
     name: Name = None,
     small: Smoke = False,
@@ -30,7 +33,7 @@ def plan(
     refuse_ranks("plan")
     from fledge.verbs import plan as verbs
 
-    verbs.plan(this, device, rate, json)
+    verbs.plan(this, device, rate, json, elsewhere)
 
 
 def show_config(

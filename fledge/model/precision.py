@@ -38,7 +38,8 @@ FP32_ERROR = 1e-6
 """Relative error of a product: fp32 kernels have 2e-7, one that rounds to bf16 behind our back has 2e-3."""
 
 _ROWS, _INNER, _COLUMNS = 512, 256, 768
-_REPEATS = 50
+_REPEATS, _LEAST_REPEATS, _ENOUGH_SECONDS = 50, 3, 0.3
+"""A processor without bf16 takes 0.2 s for one such product in it: fifty would keep every first start waiting for ten seconds."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,18 @@ def choose_precision(requested: RequestedPrecision, device: torch.device | str, 
             else f"choose one of {', '.join(fit)}",
         )
     return requested
+
+
+def float8_lacks(device: torch.device | str, has_float8: bool) -> str | None:
+    """What a device needs for FP8 and does not have; None if it has it."""
+    device = torch.device(device)
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    if capability is None:
+        return f"a {device.type} has no units for fp8"
+    if capability < FP8_CAPABILITY:
+        needed = ".".join(map(str, FP8_CAPABILITY))
+        return f"the GPU has compute capability {capability[0]}.{capability[1]}, and units for fp8 come with {needed}"
+    return None if has_float8 else "torchao is missing, which computes in fp8: pip install 'fledge[fp8]'"
 
 
 def can_compute(precision: Precision, device: torch.device | str, has_float8: bool = False) -> bool:
@@ -177,9 +190,9 @@ def product_flops() -> int:
 
 
 def _fastest_seconds(run: Callable[[], Tensor]) -> float:
-    """Of several runs, because what else the machine does only ever adds time."""
-    seconds = []
-    for _ in range(_REPEATS):
+    """Of several runs, because what else the machine does only ever adds time; of few where each is long."""
+    seconds = list[float]()
+    while len(seconds) < _REPEATS and (len(seconds) < _LEAST_REPEATS or sum(seconds) < _ENOUGH_SECONDS):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)

@@ -59,6 +59,15 @@ def train_model(kind: str, vocabulary_size: int, texts: Iterable[str]) -> Model:
 
     `kind`: bpe or unigram. Raises DataError if a vocabulary of this size cannot be learned from the text.
     """
+    return parse_model(_trained(kind, vocabulary_size, texts, bos_id=-1, eos_id=-1, add_dummy_prefix=False), "the trained model")
+
+
+def train_llama_model(vocabulary_size: int, texts: Iterable[str]) -> bytes:
+    """The `tokenizer.model` of BPE as Llama's are: <unk> 0, <s> 1, </s> 2, and a space put before every text. Raises DataError."""
+    return _trained("bpe", vocabulary_size, texts, bos_id=1, eos_id=2, add_dummy_prefix=True)
+
+
+def _trained(kind: str, vocabulary_size: int, texts: Iterable[str], **layout: Any) -> bytes:
     import sentencepiece
 
     model = io.BytesIO()
@@ -72,16 +81,14 @@ def train_model(kind: str, vocabulary_size: int, texts: Iterable[str]) -> Model:
             byte_fallback=True,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
             allow_whitespace_only_pieces=True,
             split_digits=True,
             max_sentence_length=_LONGEST_LINE_BYTES + 8,
             train_extremely_large_corpus=False,
-            bos_id=-1,
-            eos_id=-1,
             unk_piece=UNKNOWN,
             num_threads=1,
             minloglevel=2,
+            **layout,
         )
     except RuntimeError as error:
         reason = str(error).strip().rpartition("] ")[2] or str(error)
@@ -90,7 +97,7 @@ def train_model(kind: str, vocabulary_size: int, texts: Iterable[str]) -> Model:
         ) from error
     if not model.getvalue():
         raise DataError("there is no text to train a tokenizer on", "add documents to corpus.sources")
-    return parse_model(model.getvalue(), "the trained model")
+    return model.getvalue()
 
 
 def parse_model(content: bytes, place: str) -> Model:

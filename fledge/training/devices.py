@@ -7,7 +7,12 @@ the MFU, which is measured where we could and assumed elsewhere; it depends on t
     MFU     0.19   0.40   0.42      23M, 96M/110M, 197M at 32 rows of 1,024 tokens (benchmarks/results/train_gpu-H200.json)
 
 Other cards are assumed to do alike, which published figures bear out: 37 % for GPT-2 124M on H100s (modded-nanogpt), 41 % for 12 layers
-of 768 (nanochat), and 25 % on an A100 by nanoGPT, which is older. fp32 without tensor cores is easier to feed: 0.6 is assumed there.
+of 768 (nanochat), and 25 % on an A100 by nanoGPT, which is older. The RTX 4090, whose peak with sums in fp32 is half of that with sums in
+fp16, gets nearer to it: 54 % for GPT-2 124M (110,000 tokens/s, tylerromero.com/posts/nanogpt-speedrun-worklog, January 2025; nanoGPT's
+issue 182 has 55 %). fp32 without tensor cores is easier to feed: 0.6 is assumed there.
+
+The price of an hour is that of one card on demand, in dollars: RunPod's list as reported in spring 2026, Lambda's for the A100 of 40 GB,
+and Google Cloud's for P100, T4 and V100 (the card without its machine). Prices move; `fledge plan --price-per-hour` takes yours.
 """
 
 from __future__ import annotations
@@ -55,6 +60,9 @@ class Device:
     peak_flops: Mapping[Precision, float]
     """Per second."""
     compute_capability: tuple[int, int]
+    dollars_per_hour: float
+    relative_mfu: float = 1.0
+    """The share of the peak that it reaches, of the share that an H200 reaches."""
 
     @property
     def usable_bytes(self) -> float:
@@ -62,27 +70,27 @@ class Device:
 
     def tokens_per_second(self, flops_per_token: int, width: int) -> float:
         """Assumed for training a model of this width in the card's precision."""
-        mfu = FP32_MFU if self.precision == "fp32" else assumed_mfu(width)
+        mfu = FP32_MFU if self.precision == "fp32" else self.relative_mfu * assumed_mfu(width)
         return self.peak_flops[self.precision] * mfu / flops_per_token
 
 
 DEVICES = (
     # NVIDIA Tesla P100 data sheet (PCIe, 16 GB): 9.3 TFLOP/s fp32, 18.7 fp16 without tensor cores, 732 GB/s.
-    Device("P100", 16 * GB, 732e9, "fp32", PEAK_FLOPS_PER_SECOND[("P100",)], (6, 0)),
+    Device("P100", 16 * GB, 732e9, "fp32", PEAK_FLOPS_PER_SECOND[("P100",)], (6, 0), 1.46),
     # NVIDIA T4 data sheet: 65 TFLOP/s fp16 (tensor cores), 8.1 fp32, 320 GB/s ("300+").
-    Device("T4", 16 * GB, 320e9, "fp16", PEAK_FLOPS_PER_SECOND[("T4",)], (7, 5)),
+    Device("T4", 16 * GB, 320e9, "fp16", PEAK_FLOPS_PER_SECOND[("T4",)], (7, 5), 0.35),
     # NVIDIA V100 data sheet (SXM2): 125 TFLOP/s fp16 (tensor cores), 15.7 fp32, 900 GB/s.
-    Device("V100 16 GB", 16 * GB, 900e9, "fp16", PEAK_FLOPS_PER_SECOND[("V100",)], (7, 0)),
-    Device("V100 32 GB", 32 * GB, 900e9, "fp16", PEAK_FLOPS_PER_SECOND[("V100",)], (7, 0)),
+    Device("V100 16 GB", 16 * GB, 900e9, "fp16", PEAK_FLOPS_PER_SECOND[("V100",)], (7, 0), 2.48),
+    Device("V100 32 GB", 32 * GB, 900e9, "fp16", PEAK_FLOPS_PER_SECOND[("V100",)], (7, 0), 2.48),
     # NVIDIA A100 data sheet (SXM4): 312 TFLOP/s bf16 and fp16, 19.5 fp32, 1,555 GB/s (40 GB) and 2,039 GB/s (80 GB).
-    Device("A100 40 GB", 40 * GB, 1555e9, "bf16", PEAK_FLOPS_PER_SECOND[("A100",)], (8, 0)),
-    Device("A100 80 GB", 80 * GB, 2039e9, "bf16", PEAK_FLOPS_PER_SECOND[("A100",)], (8, 0)),
+    Device("A100 40 GB", 40 * GB, 1555e9, "bf16", PEAK_FLOPS_PER_SECOND[("A100",)], (8, 0), 1.29),
+    Device("A100 80 GB", 80 * GB, 2039e9, "bf16", PEAK_FLOPS_PER_SECOND[("A100",)], (8, 0), 1.49),
     # NVIDIA Ada GPU architecture white paper, RTX 4090: 165.2 TFLOP/s bf16 and fp16 with sums in fp32, 82.6 fp32, 1,008 GB/s.
-    Device("RTX 4090", 24 * GB, 1008e9, "bf16", PEAK_FLOPS_PER_SECOND[("RTX", "4090")], (8, 9)),
+    Device("RTX 4090", 24 * GB, 1008e9, "bf16", PEAK_FLOPS_PER_SECOND[("RTX", "4090")], (8, 9), 0.69, relative_mfu=1.35),
     # NVIDIA H100 data sheet (SXM5): 989 TFLOP/s bf16 and fp16, 67 fp32, 3,350 GB/s.
-    Device("H100", 80 * GB, 3350e9, "bf16", PEAK_FLOPS_PER_SECOND[("H100", "HBM3")], (9, 0)),
+    Device("H100", 80 * GB, 3350e9, "bf16", PEAK_FLOPS_PER_SECOND[("H100", "HBM3")], (9, 0), 2.69),
     # NVIDIA H200 data sheet (SXM): as H100, with 141 GB and 4,800 GB/s.
-    Device("H200", 141 * GB, 4800e9, "bf16", PEAK_FLOPS_PER_SECOND[("H200",)], (9, 0)),
+    Device("H200", 141 * GB, 4800e9, "bf16", PEAK_FLOPS_PER_SECOND[("H200",)], (9, 0), 3.59),
 )
 
 

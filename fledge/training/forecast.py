@@ -42,6 +42,13 @@ MANY_EPOCHS = 4
 """Repeating text up to four times is about as good as new text, further times are worth less and less (arXiv:2305.16264)."""
 LARGE_VOCABULARY_SHARE = 0.6
 
+LOSS_ABOVE_LAW = 0.3
+"""Nats by which published runs on web pages lie above the law: GPT-2 124M on 10 billion tokens of FineWeb, 3.28 for 3.02."""
+LEAST_TOKENS_FOR_LAW = 100_000_000
+"""The runs that the law was fitted to had more."""
+VOCABULARIES_FOR_LAW = range(16_384, 65_537)
+"""Whose tokens are about as long as those of the law's 32,000."""
+
 
 @dataclass(frozen=True)
 class StageLength:
@@ -125,6 +132,17 @@ def stage_seconds(
     return batches * step_seconds + validated * FORWARD_SHARE * row_seconds + saved_bytes / WRITTEN_BYTES_PER_SECOND
 
 
+def expected_loss(config: ModelConfig, tokens: int) -> tuple[float, float] | None:
+    """Lower and upper bound of the loss after so many new tokens, in nats per token; None where there is no law.
+
+    Hoffmann et al. 2022 (arXiv:2203.15556), as refitted by Besiroglu et al. 2024 (arXiv:2404.10102), for a vocabulary of about 32,000.
+    """
+    if tokens < LEAST_TOKENS_FOR_LAW or config.vocabulary_size not in VOCABULARIES_FOR_LAW:
+        return None
+    loss = 1.8172 + 482.01 / parameter_count(config) ** 0.3478 + 2085.43 / tokens**0.3658
+    return loss, loss + LOSS_ABOVE_LAW
+
+
 def checkpoint_bytes(settings: TrainingSettings, parameters: int) -> int:
     """Of one checkpoint."""
     return CHECKPOINT_BYTES_PER_PARAMETER[settings.optimizer.kind] * parameters
@@ -144,7 +162,7 @@ def stage_warnings(
 ) -> Iterator[str]:
     """What is allowed and probably not meant; `seconds` are predicted, `epochs` known once there are tokens."""
     warmup_steps, steps = settings.schedule.warmup_of(length.steps), length.steps
-    if warmup_steps < SHORT_WARMUP_SHARE * steps:
+    if warmup_steps < math.floor(SHORT_WARMUP_SHARE * steps):
         yield (
             f"{stage}: the warm-up takes {warmup_steps:,} of {steps:,} steps ({warmup_steps / steps:.1%}), less than "
             f"{SHORT_WARMUP_SHARE:.0%}; {stage}.schedule.warmup_steps={-(-steps // 10)} would be a tenth"

@@ -36,13 +36,15 @@ WORTH_TELLING_WAIT_SHARE = 0.01
 
 
 class Log:
-    """A line for people and a record for `Metrics`; the first step too, whose loss tells whether the start is sane."""
+    """A line for people and a record for `Metrics`; also at the first step of a run, whose loss tells whether the start is sane, and at the
+    first of each phase.
+    """
 
     def __init__(self, settings: TrainingSettings, plan: Plan, metrics: Metrics, gauge: Gauge, model: Llama) -> None:
         self._settings, self._plan, self._metrics, self._gauge, self._model = settings, plan, metrics, gauge, model
 
     def due(self, step: int) -> bool:
-        return step == self._plan.start.step + 1 or is_due(step, self._settings.log_every_steps, self._plan.steps)
+        return self._opens_phase(step) or is_due(step, self._settings.log_every_steps, self._plan.steps)
 
     def observe(self, report: StepReport) -> dict[str, float]:
         values = {f"train/{name}" if name == "loss" else name: float(value) for name, value in report.measures.items()}
@@ -59,11 +61,25 @@ class Log:
             "train/epoch": report.epochs,
             **figures.record(),
             **self._source_tokens(report.step),
+            **self._phase(report.step),
             **({"checkpoint_failures": report.checkpoint_failures} if report.checkpoint_failures else {}),
         }
         self._metrics.record(report.step, record)
+        if len(self._plan.phases) > 1 and self._opens_phase(report.step):
+            phase = self._plan.phase(report.step - 1)
+            of_all = f"phase {record['train/phase']} of {len(self._plan.phases)}"
+            console.info(f"step {report.step:,}/{self._plan.steps:,}  {of_all}: {phase.batch_rows:,} rows x {phase.row_tokens:,} tokens")
         console.info(progress_line(f"{report.step:,}/{self._plan.steps:,}", record, figures, console.columns()))
         return {}
+
+    def _opens_phase(self, step: int) -> bool:
+        return step == self._plan.start.step + 1 or self._plan.phase_number(step - 1) != self._plan.phase_number(step - 2)
+
+    def _phase(self, step: int) -> dict[str, int]:
+        """Counted from 1, and the length of its rows, where there are several."""
+        if len(self._plan.phases) == 1:
+            return {}
+        return {"train/phase": self._plan.phase_number(step - 1) + 1, "train/row_tokens": self._plan.phase(step - 1).row_tokens}
 
     def _source_tokens(self, step: int) -> dict[str, int]:
         """What each source has given so far, where there are several: how the mixture goes."""

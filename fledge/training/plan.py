@@ -139,7 +139,11 @@ class Plan:
 
     def phase(self, step: int) -> Phase:
         """The phase of the step after `step` steps."""
-        return self.phases[self._place(step)[0]]
+        return self.phases[self.phase_number(step)]
+
+    def phase_number(self, step: int) -> int:
+        """Its place among the phases, counted from 0."""
+        return self._place(step)[0]
 
     def rows(self, step: int) -> list[Row]:
         """The rows of the batch after `step` steps, in order; every process sees the same list and takes its slice of it."""

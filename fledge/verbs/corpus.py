@@ -15,6 +15,7 @@ from fledge.corpus.sources.hub_presets import listing
 from fledge.recipe import find_recipe, load_recipe
 from fledge.stages import corpus as stage
 from fledge.stages.run import Run
+from fledge.stages.stand_ins import with_stand_ins
 
 RAW = "raw"
 TEST_CHUNKS = 2
@@ -24,7 +25,7 @@ CHUNK_DOCUMENTS = 100_000
 
 def make(run: Run, rank: int, world: int) -> None:
     """The corpus itself."""
-    stage.run(run, rank, world)
+    stage.run(with_stand_ins(run, "corpus"), rank, world)
 
 
 def list_presets(recipe: str | None, overrides: list[str]) -> None:
@@ -38,7 +39,7 @@ def list_presets(recipe: str | None, overrides: list[str]) -> None:
 
 def analyze(run: Run) -> None:
     """Write the data card and say where it lies."""
-    folder = stage.analyze(run)
+    folder = stage.analyze(with_stand_ins(run, "corpus"))
     console.say(f"analysis: {(folder / CARD_PAGE).resolve()}")
 
 

@@ -9,7 +9,8 @@ from fledge.core import artifact, console
 from fledge.core.artifact import Artifact
 from fledge.core.errors import ArtifactError
 from fledge.core.wording import counted
-from fledge.recipe import config_rows, find_recipe, load_recipe
+from fledge.recipe import find_recipe, load_recipe
+from fledge.smoke import config_rows
 from fledge.stages import STAGES
 from fledge.stages.checkpoint_names import find_checkpoint
 from fledge.stages.run import RUNS, smoke_name

@@ -24,8 +24,9 @@ from typing import IO, Any
 
 from fledge.core.errors import ConfigError, DataError, MachineError
 from fledge.core.form import form_fields
-from fledge.recipe import find_recipe, load_recipe, packaged_recipes, smoke
+from fledge.recipe import find_recipe, load_recipe, packaged_recipes
 from fledge.serving.board.launching import Asked
+from fledge.smoke import smoke
 from fledge.stages import STAGES, has_stage
 from fledge.stages.run import RUNS, Run, smoke_name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,17 +12,22 @@ from fledge.core import console
 from fledge.core.console import format_bytes, format_count, format_seconds
 from fledge.core.errors import ConfigError
 from fledge.model.cost import parameter_count
+from fledge.model.settings import ModelConfig
 from fledge.stages.run import Run
 from fledge.training.devices import DEVICES, Device, find_devices
+from fledge.training.forecast import expected_loss
 from fledge.verbs.levers import Lever, levers
-from fledge.verbs.planning import DeviceForecast, DiskUse, RunPlan, StagePlan, plan_run
+from fledge.verbs.planning import DeviceForecast, DiskUse, RunPlan, StagePlan, StageWork, Work, plan_run, plan_work
 
 
-def plan(run: Run, device: str | None, rate: float | None, as_json: bool) -> None:
-    """Print the plan; `device` chooses from the table of other devices, `rate` is the price of an hour.
+def plan(run: Run, device: str | None, rate: float | None, as_json: bool, elsewhere: bool = False) -> None:
+    """Print the plan; `device` chooses from the table of devices, `rate` is the price of an hour, `elsewhere` leaves this machine out.
 
     Raises ConfigError if there is no such device, or nothing to train.
     """
+    if elsewhere:
+        _say_work(plan_work(run, _chosen(device), rate), as_json)
+        return
     found = plan_run(run, _chosen(device), rate)
     first = found.stages[0]
     changes = list(levers(found, first, run.recipe.section(first.stage).optimizer.kind))
@@ -34,6 +40,7 @@ def plan(run: Run, device: str | None, rate: float | None, as_json: bool) -> Non
     _say_disk(found.disk)
     _say_levers(changes, first)
     _say_devices(found.devices, first, rate)
+    _say_loss(found.config, found.stages)
     for warning in found.warnings:
         console.warn(warning)
 
@@ -45,6 +52,38 @@ def _chosen(name: str | None) -> tuple[Device, ...]:
     if not found:
         raise ConfigError(f"there is no device {name!r} in the table", f"name one of {', '.join(device.name for device in DEVICES)}")
     return found
+
+
+def _say_work(work: Work, as_json: bool) -> None:
+    if as_json:
+        stages = [asdict(one) for one in work.stages]
+        figures = {"parameters": parameter_count(work.config), "vocabulary_size": work.config.vocabulary_size}
+        console.say(json.dumps({**figures, "stages": stages, "devices": _plain_devices(work.devices)}, indent=2))
+        return
+    console.say(f"{parameter_count(work.config):,} parameters, vocabulary {work.config.vocabulary_size:,}")
+    rows = [
+        [
+            one.stage,
+            f"{one.length.steps:,}",
+            format_count(one.length.tokens),
+            f"{one.length.batch_rows} x {one.length.row_tokens:,}",
+            f"{one.flops_per_token / 1e6:,.1f}",
+            f"{one.length.tokens * one.flops_per_token:.2e}",
+        ]
+        for one in work.stages
+    ]
+    console.table("\nStages", ["stage", "steps", "tokens", "batch", "MFLOP/token", "FLOP"], rows)
+    _say_devices(work.devices, work.stages[0], None)
+    _say_loss(work.config, work.stages)
+
+
+def _say_loss(config: ModelConfig, stages: Sequence[StageWork]) -> None:
+    """What a scaling law expects of new text; a stage that starts from a checkpoint has seen more."""
+    bounds = expected_loss(config, stages[0].length.tokens) if stages[0].stage == "pretrain" else None
+    if bounds is not None:
+        low, high = bounds
+        perplexities = f"perplexity {math.exp(low):,.0f} to {math.exp(high):,.0f}"
+        console.say(f"loss of pretrain to expect on new text like its own: {low:.2f} to {high:.2f} ({perplexities}), see docs/training.md")
 
 
 def _say_model(found: RunPlan) -> None:
@@ -106,8 +145,8 @@ def _say_levers(changes: Iterable[Lever], stage: StagePlan) -> None:
     console.table(title, ["change", "peak", "memory", "speed", "speed is"], rows)
 
 
-def _say_devices(forecasts: Sequence[DeviceForecast], first: StagePlan, rate: float | None) -> None:
-    columns = ["device", "memory", "precision", "fits", "rows at once", f"tokens/s of {first.stage}", "time", *(["price"] if rate else [])]
+def _say_devices(forecasts: Sequence[DeviceForecast], first: StageWork, rate: float | None) -> None:
+    columns = ["device", "memory", "precision", "fits", "rows at once", "peak", f"tokens/s of {first.stage}", "time", "price"]
     rows = [
         [
             one.device.name,
@@ -115,13 +154,22 @@ def _say_devices(forecasts: Sequence[DeviceForecast], first: StagePlan, rate: fl
             one.device.precision,
             "no" if one.batch_rows is None else "yes",
             "" if one.batch_rows is None else f"{one.batch_rows}",
+            format_bytes(one.peak_bytes),
             format_count(one.tokens_per_second),
             format_seconds(one.seconds),
-            *([] if one.price is None else [f"{one.price:,.2f}"]),
+            f"{'$' if rate is None else ''}{one.price:,.2f}",
         ]
         for one in forecasts
     ]
-    console.table("\nThe same training on one of these (assumed share of the peak, see docs/training.md)", columns, rows)
+    assumed = "share of the peak" if rate is not None else "share of the peak and price of an hour"
+    console.table(f"\nThe same training on one of these (assumed {assumed}, see docs/training.md)", columns, rows)
+
+
+def _plain_devices(forecasts: Iterable[DeviceForecast]) -> list[dict[str, Any]]:
+    return [
+        {**asdict(one), "device": one.device.name, "precision": one.device.precision, "fits": one.batch_rows is not None}
+        for one in forecasts
+    ]
 
 
 def _plain(found: RunPlan, changes: Sequence[Lever]) -> dict[str, Any]:
@@ -133,9 +181,6 @@ def _plain(found: RunPlan, changes: Sequence[Lever]) -> dict[str, Any]:
         "stages": [{**asdict(one), "tokens_per_second": one.tokens_per_second, "peak_bytes": one.memory.total} for one in found.stages],
         "disk": [asdict(use) for use in found.disk],
         "levers": [{**asdict(one), "peak_bytes": one.memory and one.memory.total} for one in changes],
-        "devices": [
-            {**asdict(one), "device": one.device.name, "precision": one.device.precision, "fits": one.batch_rows is not None}
-            for one in found.devices
-        ],
+        "devices": _plain_devices(found.devices),
         "warnings": list(found.warnings),
     }

@@ -7,7 +7,7 @@ run has made already (a tokenizer, token sets) is used where it is there, and is
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,8 @@ import torch
 
 from fledge.core import artifact, process
 from fledge.core.errors import ArtifactError, ConfigError
+from fledge.corpus.sources.hub_presets import PRESETS as HUB_PRESETS
+from fledge.corpus.sources.settings import HubSource, Source
 from fledge.model.adapters import add_adapter
 from fledge.model.cost import flops_per_token, parameter_count, trained_parameter_count
 from fledge.model.folder import read_config
@@ -56,14 +58,21 @@ CPU_SHARE = 0.9
 
 
 @dataclass(frozen=True)
-class StagePlan:
-    """One training stage on this machine."""
+class StageWork:
+    """What one training stage computes, on any machine."""
 
     stage: Stage
     length: StageLength
+    flops_per_token: int
+    """At the longest rows."""
+
+
+@dataclass(frozen=True)
+class StagePlan(StageWork):
+    """One training stage on this machine."""
+
     epochs: float | None
     """None before there are tokens."""
-    flops_per_token: int
     batch: MicroBatch
     """The one that fits; of one row where not even that fits."""
     fits: bool
@@ -95,10 +104,12 @@ class DeviceForecast:
     device: Device
     batch_rows: int | None
     """At once, in the first stage; None if one row of any stage does not fit."""
+    peak_bytes: int
+    """Of the stage that needs most, with as many rows at once as fit, else with one."""
     tokens_per_second: float
     """Of the first stage."""
     seconds: float
-    price: float | None
+    price: float
 
 
 @dataclass(frozen=True)
@@ -114,26 +125,44 @@ class RunPlan:
     warnings: tuple[str, ...]
 
 
-def plan_run(run: Run, devices: tuple[Device, ...] = DEVICES, rate: float | None = None) -> RunPlan:
-    """Plan every training stage of a run; `rate` is the price of an hour. Raises ConfigError if it trains nothing."""
+@dataclass(frozen=True)
+class Work:
+    """What a run computes and what other devices would make of it; nothing of this machine."""
+
+    config: ModelConfig
+    stages: tuple[StageWork, ...]
+    devices: tuple[DeviceForecast, ...]
+
+
+def plan_work(run: Run, devices: tuple[Device, ...] = DEVICES, rate: float | None = None) -> Work:
+    """All that is known without measuring; `rate` is the price of an hour, else each device's own. Raises ConfigError."""
     stages = [stage for stage in TRAINING_STAGES if has_stage(stage, run)]
     if not stages:
         raise ConfigError("the recipe has no training stage to plan", "add a section pretrain, sft or dpo to it")
     config = model_config(run, stages[0])
-    with open_world(run.recipe.section(stages[0]).device) as world:
-        parameters = parameter_count(config)
-        lengths = {stage: stage_length(run.recipe.section(stage), _packed_row_tokens(run, stage), parameters) for stage in stages}
-        flops = sum(length.tokens * flops_per_token(config, length.row_tokens) for length in lengths.values())
-        machine = choose_machine(run.recipe.section(stages[0]), world.device, flops)
+    works = []
+    for stage in stages:
+        settings: TrainingSettings = run.recipe.section(stage)
+        length = stage_length(settings, _packed_row_tokens(run, stage), parameter_count(config))
+        works.append(StageWork(stage, length, flops_per_token(config, length.row_tokens, settings.lora)))
+    return Work(config, tuple(works), tuple(_on_device(run, config, works, device, rate) for device in devices))
+
+
+def plan_run(run: Run, devices: tuple[Device, ...] = DEVICES, rate: float | None = None) -> RunPlan:
+    """Plan every training stage of a run; `rate` is the price of an hour. Raises ConfigError if it trains nothing."""
+    work = plan_work(run, devices, rate)
+    config, first = work.config, work.stages[0].stage
+    with open_world(run.recipe.section(first).device) as world:
+        flops = sum(one.length.tokens * flops_per_token(config, one.length.row_tokens) for one in work.stages)
+        machine = choose_machine(run.recipe.section(first), world.device, flops)
         process.keep_freed_memory()
-        prober = _Prober(config, world, machine, PROBE_SECONDS / len(stages))
-        planned = tuple(_plan_stage(run, stage, lengths[stage], prober) for stage in stages)
+        prober = _Prober(config, world, machine, PROBE_SECONDS / len(work.stages))
+        planned = tuple(_plan_stage(run, one, prober) for one in work.stages)
         device = world.device
     said = [*vocabulary_warnings(config)]
     for one in planned:
         said += stage_warnings(one.stage, run.recipe.section(one.stage), one.length, one.seconds, one.epochs)
-    elsewhere = tuple(_on_device(run, config, planned, other, rate) for other in devices)
-    return RunPlan(config, machine, device, planned, tuple(_disk(run, config, lengths)), elsewhere, tuple(said))
+    return RunPlan(config, machine, device, planned, tuple(_disk(run, config, planned)), work.devices, tuple(said))
 
 
 def model_config(run: Run, first: Stage) -> ModelConfig:
@@ -221,7 +250,8 @@ class _Prober:
         return replace(took, row=took.row / speedup), True
 
 
-def _plan_stage(run: Run, stage: Stage, length: StageLength, prober: _Prober) -> StagePlan:
+def _plan_stage(run: Run, work: StageWork, prober: _Prober) -> StagePlan:
+    stage, length = work.stage, work.length
     settings, config, device = run.recipe.section(stage), prober.config, prober.world.device
     counts = _token_counts(run, stage)
     whole = micro_batch(settings, length, device.type, prober.machine.precision, prober.machine.compiled)
@@ -236,8 +266,8 @@ def _plan_stage(run: Run, stage: Stage, length: StageLength, prober: _Prober) ->
     return StagePlan(
         stage,
         length,
+        work.flops_per_token,
         epochs,
-        flops_per_token(config, length.row_tokens, settings.lora),
         batch,
         rows is not None,
         training_memory(config, batch, settings.optimizer.kind, resident),
@@ -272,21 +302,24 @@ def _token_bytes(config: ModelConfig) -> int:
     return 2 if config.vocabulary_size <= 1 << 16 else 4
 
 
-def _on_device(run: Run, config: ModelConfig, stages: tuple[StagePlan, ...], device: Device, rate: float | None) -> DeviceForecast:
+def _on_device(run: Run, config: ModelConfig, stages: Sequence[StageWork], device: Device, rate: float | None) -> DeviceForecast:
     """All stages on another device; torch compiles from compute capability 7.0 on."""
     rows: list[int | None] = []
+    peak_bytes = 0
     for one in stages:
         settings = run.recipe.section(one.stage)
         batch = micro_batch(settings, one.length, "cuda", device.precision, compiled=device.compute_capability >= (7, 0))
         resident = _resident_bytes(settings, one.length, config, _token_counts(run, one.stage), device.memory_bytes)
         rows.append(micro_batch_that_fits(config, batch, settings.optimizer.kind, device.usable_bytes, resident))
+        memory = training_memory(config, replace(batch, rows=rows[-1] or 1), settings.optimizer.kind, resident)
+        peak_bytes = max(peak_bytes, memory.total)
     speeds = [device.tokens_per_second(one.flops_per_token, config.settings.hidden_size) for one in stages]
     seconds = sum(one.length.tokens / speed for one, speed in zip(stages, speeds, strict=True))
-    price = None if rate is None else rate * seconds / 3600
-    return DeviceForecast(device, None if None in rows else rows[0], speeds[0], seconds, price)
+    price = (device.dollars_per_hour if rate is None else rate) * seconds / 3600
+    return DeviceForecast(device, None if None in rows else rows[0], peak_bytes, speeds[0], seconds, price)
 
 
-def _disk(run: Run, config: ModelConfig, lengths: dict[Stage, StageLength]) -> Iterator[DiskUse]:
+def _disk(run: Run, config: ModelConfig, stages: Sequence[StageWork]) -> Iterator[DiskUse]:
     """Corpus, tokens and checkpoints at the largest moment."""
     text_bytes, how = _text_bytes(run)
     if run.recipe.corpus is not None:
@@ -295,11 +328,11 @@ def _disk(run: Run, config: ModelConfig, lengths: dict[Stage, StageLength]) -> I
         made = _folder_bytes(run.folder / "pack")
         tokens = text_bytes and text_bytes // BYTES_PER_TOKEN * _token_bytes(config)
         yield DiskUse("token shards", made or tokens, "there" if made else f"estimated, {BYTES_PER_TOKEN} bytes of text a token")
-    for stage, length in lengths.items():
-        settings = run.recipe.section(stage)
-        trained, epochs = trained_parameter_count(config, settings.lora), _epochs(length, _token_counts(run, stage))
-        size = largest_checkpoint_bytes(settings, length, trained, epochs)
-        yield DiskUse(f"checkpoints of {stage}", size, f"{settings.keep_checkpoints} kept, the best, one being written")
+    for one in stages:
+        settings = run.recipe.section(one.stage)
+        trained, epochs = trained_parameter_count(config, settings.lora), _epochs(one.length, _token_counts(run, one.stage))
+        size = largest_checkpoint_bytes(settings, one.length, trained, epochs)
+        yield DiskUse(f"checkpoints of {one.stage}", size, f"{settings.keep_checkpoints} kept, the best, one being written")
 
 
 def _text_bytes(run: Run) -> tuple[int | None, str]:
@@ -311,11 +344,18 @@ def _text_bytes(run: Run) -> tuple[int | None, str]:
     for source in run.recipe.corpus.sources:
         limit = source.maximum_bytes or (source.maximum_tokens_estimate or 0) * BYTES_PER_TOKEN
         place = Path(getattr(source, "path", None) or "")
-        there = _folder_bytes(place) if getattr(source, "path", None) else 4_000_000 if source.kind == "python_docs" else 0
+        there = _folder_bytes(place) if getattr(source, "path", None) else _known_bytes(source)
         sizes.append(min(limit, there) if limit and there else limit or there)
     if not all(sizes):
         return None, "not known before the corpus is built: a source has no limit"
     return sum(sizes), "at most, from the sources and their limits"
+
+
+def _known_bytes(source: Source) -> int:
+    """Of a source without a path: the documentation of Python, or a dataset known by name; 0 of any other."""
+    if isinstance(source, HubSource):
+        return round(HUB_PRESETS[source.preset].size_bytes) if source.preset in HUB_PRESETS else 0
+    return 4_000_000
 
 
 def _folder_bytes(place: Path) -> int:

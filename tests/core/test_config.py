@@ -228,6 +228,16 @@ def test_a_changed_kind_drops_what_was_inherited(write: Any) -> None:
     assert tree.origin(("source", "path")) == "default"
 
 
+def test_a_file_changes_items_of_an_inherited_list_by_their_place(write: Any) -> None:
+    base = write("sources:\n  - {kind: files, path: a, expect_files: 3}\n  - {kind: embedded}\n", "base.yaml")
+    own = write("extends: base.yaml\nsources:\n  0: {path: b}\n", "own.yaml")
+    assert load(own).sources == (Files(path="b", expect_files=3), Embedded())
+    origins = config.read(own).origins
+    assert origins["sources", "0", "path"] == f"{own}:3" and origins["sources", "0", "expect_files"] == f"{base}:2"
+    assert load(write("extends: base.yaml\nsources:\n  1: {kind: files, path: c}\n")).sources[1] == Files(path="c")
+    assert "sources" in refused(write("extends: base.yaml\nsources:\n  2: {path: c}\n")).problem
+
+
 def test_extends_must_not_be_a_circle_nor_endless(write: Any) -> None:
     write("extends: b.yaml\n", "a.yaml")
     assert "extends itself" in refused(write("extends: a.yaml\n", "b.yaml")).problem

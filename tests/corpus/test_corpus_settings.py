@@ -106,7 +106,7 @@ def test_where_the_files_lie_is_not_part_of_the_identity() -> None:
     of_records = {*common, "fields", "form", "input_separator", "language"}
     assert set(identity(JsonLinesSource(name="a", path="/data/books"))) == of_records
     assert set(identity(HubSource(name="a", preset="c4"))) == {*of_records, "preset", "repository", "files", "revision"}
-    assert set(identity(PythonDocsSource())) == common
+    assert set(identity(PythonDocsSource())) == {*common, "skip_documents"}
 
 
 def test_how_a_corpus_is_made_is_not_part_of_its_identity() -> None:

@@ -15,6 +15,7 @@ from fledge.model.precision import (
     autocast,
     bf16_pays,
     choose_precision,
+    float8_lacks,
     is_exact_fp32,
     measure_product,
     set_fp32_products,
@@ -77,6 +78,23 @@ def test_fp8_is_refused_or_replaced_where_it_does_not_fit(
     assert "bf16" in error.value.remedy
     assert "fp8_or_bf16" in error.value.remedy
     assert ("torchao" in error.value.problem) is not has_float8
+
+
+@pytest.mark.parametrize(
+    ("capability", "has_float8", "reason"),
+    [
+        ((8, 9), True, None),
+        ((8, 6), True, "the GPU has compute capability 8.6, and units for fp8 come with 8.9"),
+        ((9, 0), False, "torchao is missing, which computes in fp8: pip install 'fledge[fp8]'"),
+    ],
+)
+def test_what_fp8_lacks_is_what_decides_against_it(
+    capability: tuple[int, int], has_float8: bool, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert float8_lacks("cuda", has_float8) == reason
+    assert (choose_precision("fp8_or_bf16", "cuda", has_float8) == "fp8") is (reason is None)
+    assert float8_lacks("cpu", has_float8) == "a cpu has no units for fp8"
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp16", "fp8"])

@@ -11,6 +11,7 @@ from fledge.model.settings import ModelConfig, ModelSettings
 from fledge.training.forecast import (
     StageLength,
     checkpoint_bytes,
+    expected_loss,
     largest_checkpoint_bytes,
     stage_length,
     stage_seconds,
@@ -102,3 +103,14 @@ def test_checkpoints_are_counted_at_their_largest_moment() -> None:
     assert largest_checkpoint_bytes(seldom, stage_length(seldom, 64, 1_000), 1_000, 3.5) == 12_000
     by_epoch = replace(seldom, keep_every_epochs=1)
     assert largest_checkpoint_bytes(by_epoch, stage_length(by_epoch, 64, 1_000), 1_000, 3.5) == 4 * 12_000
+
+
+def test_the_law_is_that_of_its_paper_and_stays_where_it_was_fitted() -> None:
+    """A model of 124M parameters and 10B tokens is published to reach 3.28 on web pages; the law alone says 3.02."""
+    config = ModelConfig(ModelSettings(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=2048), 50_304)
+    low, high = expected_loss(config, 10**10) or (0.0, 0.0)
+    assert (low, high) == (pytest.approx(3.02, abs=0.01), pytest.approx(3.32, abs=0.01))
+    assert expected_loss(config, 10**8) is not None
+    assert expected_loss(config, 10**8 - 1) is None
+    assert expected_loss(replace(config, vocabulary_size=200_064), 10**10) is None
+    assert expected_loss(replace(config, vocabulary_size=8_192), 10**10) is None

@@ -71,6 +71,35 @@ def test_the_figures_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert {"bf16", "fp8", "LoRA, rank 16", "activation checkpointing full"} <= set(names)
 
 
+def test_elsewhere_leaves_this_machine_out(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "open_world", lambda device: pytest.fail("nothing of this machine is looked at"))
+    run = make_run(tmp_path)
+    plan(run, None, None, as_json=False, elsewhere=True)
+    printed = capsys.readouterr().out
+    for words in ("21,088 parameters", "pretrain", "sft", "dpo", "RTX 4090", "$0.00", "price of an hour"):
+        assert words in printed, words
+    assert "this machine" not in printed and "loss of pretrain" not in printed
+    plan(run, "H100", 7200.0, as_json=True, elsewhere=True)
+    [h100] = json.loads(capsys.readouterr().out)["devices"]
+    assert h100["price"] == pytest.approx(2 * h100["seconds"])
+    plan(run, "H100", None, as_json=True, elsewhere=True)
+    [listed] = json.loads(capsys.readouterr().out)["devices"]
+    assert listed["price"] == pytest.approx(2.69 * listed["seconds"] / 3600)
+
+
+def test_a_plan_counts_with_the_vocabulary_that_is_named_until_a_tokenizer_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    imported = ["tokenizer.kind=import", "tokenizer.path=hub:owner/name", "tokenizer.vocabulary_size=1000"]
+    plan(make_run(tmp_path, *imported), "T4", None, as_json=True, elsewhere=True)
+    assert json.loads(capsys.readouterr().out)["vocabulary_size"] == 1_024
+
+
+def test_a_loss_is_expected_of_enough_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan(make_run(tmp_path, "tokenizer.vocabulary_size=32768", "pretrain.steps=500_000"), "T4", None, as_json=False, elsewhere=True)
+    assert "loss of pretrain to expect" in capsys.readouterr().out
+
+
 def test_a_micro_batch_is_made_to_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path, "sft=null", "dpo=null", "model.intermediate_size=4096", "pretrain.batch_rows=64")
     whole = planned(run, capsys)["stages"][0]

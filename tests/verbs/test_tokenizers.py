@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import pytest
+import sentencepiece
 
 sys.path.append(str(Path(__file__).parent))
 
@@ -14,6 +16,8 @@ from token_artifacts import make_tokenizer
 
 from fledge.core import artifact
 from fledge.core.errors import ArtifactError, ConfigError, DataError
+from fledge.tokens.importing import import_tokenizer
+from fledge.tokens.sentencepiece_models import train_llama_model
 from fledge.tokens.settings import TokenizerSettings
 from fledge.tokens.tokenizer import open_tokenizer
 from fledge.tokens.trainers import train_tokenizer
@@ -84,6 +88,38 @@ def test_encoding_and_decoding_print_what_the_tokenizer_says(place: str, capsys:
         assert capsys.readouterr().out == "a välue\n"
     use_tokenizers(Use(decode=str(tokenizer.end_of_text)), [place], False)
     assert capsys.readouterr().out == "<|endoftext|>\n"
+
+
+def test_an_imported_model_of_sentencepiece_encodes_and_decodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As CodeLlama's is used: ids by its own library, `1,2,3` decoded with the names of control tokens."""
+    (tmp_path / "tokenizer.model").write_bytes(train_llama_model(600, [topics[name] for name in sorted(topics)[:20]]))
+    folder = tmp_path / "imported"
+    import_tokenizer(TokenizerSettings(kind="import", path=str(tmp_path / "tokenizer.model"), template="plain"), folder)
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    text = "def naïve(x):\n    return x  # 你好"
+    use_tokenizers(Use(encode=text), [str(folder)], False)
+    assert json.loads(capsys.readouterr().out) == theirs.encode(text)
+    use_tokenizers(Use(decode=",".join(map(str, theirs.encode(text)))), [str(folder)], False)
+    assert capsys.readouterr().out.strip() == text
+    use_tokenizers(Use(decode="1,2"), [str(folder)], False)
+    assert capsys.readouterr().out.strip() == "<s></s>"
+
+
+def test_variants_of_superbpe_are_compared_with_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What each saves against the first one is said, whichever way it goes: with few entries superwords cost words."""
+    texts = [topics[name] for name in sorted(topics)[:40]]
+    (tmp_path / "text.txt").write_text("\n\n".join(texts), encoding="utf-8")
+    asked = {"words": {"kind": "byte_bpe"}, "t90": {"kind": "superbpe", "transition": 0.9}, "t60": {"kind": "superbpe", "transition": 0.6}}
+    for name, options in asked.items():
+        train_tokenizer(TokenizerSettings(vocabulary_size=1_024, **options), texts, tmp_path / name)  # type: ignore[arg-type]
+    use = Use(compare=True, text=(str(tmp_path / "text.txt"),), json=tmp_path / "out.json")
+    use_tokenizers(use, [str(tmp_path / name) for name in asked], False)
+    told = json.loads((tmp_path / "out.json").read_text())["tokenizers"]
+    words, late, early = (one["total"]["tokens"] for one in told)
+    assert late < words < early
+    printed = capsys.readouterr().out
+    assert f"{1 - late / words:+.2%}" in printed and f"{1 - early / words:+.2%}" in printed
+    assert all(f"{one['total']['bytes_per_token']:.3f}" in printed for one in told)
 
 
 def test_files_are_encoded_and_decoded_line_by_line(place: str, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def read_piece(source: Source, piece: Piece, rejects: Rejects, splitter: Splitte
     lines, rows or files of the beginning of a file are malformed; MachineError if a server stays away.
     """
     if isinstance(source, PythonDocsSource):
-        yield from _python_rows(source, splitter)
+        yield from itertools.islice(_python_rows(source, splitter), source.skip_documents, None)
         return
     early_share = _early_share(source, piece)
     for file in piece.files:

@@ -98,6 +98,13 @@ class PythonDocsSource(AnySource):
     """Label of the source; unique in a corpus; small letters, digits and hyphens."""
     license: str = "PSF-2.0"
     """Licence of the texts; it goes into the data card."""
+    skip_documents: int = 0
+    """Leave out so many rows at the beginning: several sources of a corpus then have texts of their own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.skip_documents < 0:
+            raise ValueError(f"skip_documents must not be negative, not {self.skip_documents}")
 
 
 @settings

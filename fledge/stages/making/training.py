@@ -22,8 +22,10 @@ from fledge.inference.engine import Engine
 from fledge.inference.settings import GenerationSettings
 from fledge.model.attention import attention_kernel
 from fledge.model.cost import parameter_count, trained_parameter_count
+from fledge.model.float8 import has_float8
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
+from fledge.model.precision import float8_lacks
 from fledge.model.settings import ModelConfig, padded_vocabulary_size
 from fledge.model.vocabulary import begin_as_mean
 from fledge.publish.generation import sampling_json
@@ -245,6 +247,9 @@ def _announce(task: Task, batches: BatchLoader, model: Llama, progress: Progress
     console.say(
         f"{task.stage}: {_counted(model)}, {steps:,} steps {of_tokens} = {tokens:,} tokens, {plan.epochs(plan.steps):.2f} epochs; {machine}"
     )
+    lacking = float8_lacks(world.device, has_float8()) if task.settings.precision == "fp8_or_bf16" else None
+    if lacking is not None:
+        console.say(f"{task.stage}: precision is fp8_or_bf16, and computes in bf16: {lacking}")
     for line in described(plan):
         console.say(f"{task.stage}: {line}")
     if world.sharded:
