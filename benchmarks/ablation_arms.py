@@ -54,11 +54,11 @@ SIZES = {
     ),
     # FlexAttention, which isolates documents without a dense mask, needs the compiler.
     "cuda": Size(
-        model={"hidden_size": 768, "num_hidden_layers": 8, "num_attention_heads": 12, "intermediate_size": 2_048},
+        model={"hidden_size": 576, "num_hidden_layers": 8, "num_attention_heads": 9, "intermediate_size": 1_536},
         lengths=(8, 16, 32, 64, 128, 256, 512, 768, 1_536, 2_048),
         vocabulary_size=32_768,
-        budget_bytes=28_000_000,
-        step_bytes=114_688,
+        budget_bytes=42_000_000,
+        step_bytes=57_344,
         tokenizer_bytes=12_000_000,
         validation_fraction=0.02,
         validations=14,

@@ -31,7 +31,7 @@ sys.path.append(sys.path.pop(0))  # beside this file lies a tokenizers.py, which
 
 import torch
 from ablation_arms import SIZES, STAGE_SHARES, Arm, Size, all_arms, arm_recipe, corpus_recipe, tokens_recipe
-from ablation_figures import ArmRun, arm_figures, read_run, table
+from ablation_figures import ArmRun, arm_figures, read_run, table, typical_seconds
 from ablation_turns import RECIPE, environment, take_turns
 from processes import ROOT, machine
 
@@ -42,7 +42,7 @@ from fledge.model.float8 import has_float8
 from fledge.model.precision import Precision, can_compute, choose_precision, use_fast_fp32
 
 TOKENIZERS = ("byte_bpe", "superbpe")
-PACKAGE_BYTES = 48_000_000
+PACKAGE_BYTES = 56_000_000
 """Of the installed packages, which a GPU trains on unless it is told another text."""
 SUFFIXES = ("py", "md", "rst", "txt")
 _TURN_SECONDS = {"cpu": 12.0, "cuda": 2.0}
@@ -167,15 +167,18 @@ def _read(folder: Path, arm: Arm, rounds: int) -> Iterator[ArmRun]:
         stage = _place(folder, arm, seed) / "pretrain"
         if (stage / artifact.MANIFEST).is_file():
             phases = json.loads((stage / PLAN).read_text())["phases"]
-            yield read_run(read_metrics(stage), [phase["steps"] for phase in phases], seed)
+            yield read_run(read_metrics(stage), phases, seed, arm.precision)
 
 
 def _tell(given: argparse.Namespace, size: Size, tokens: dict[str, artifact.Artifact], runs: dict[str, list[ArmRun]]) -> None:
     kinds = {arm.name: arm.tokenizer for arm in all_arms(_precisions(given.device, given.compile))}
-    figures = {name: arm_figures(found, runs["plain"], _tokens_per_byte(tokens[kinds[name]])) for name, found in runs.items() if found}
+    typical = typical_seconds([run for found in runs.values() for run in found])
+    figures = {
+        name: arm_figures(found, runs["plain"], typical, _tokens_per_byte(tokens[kinds[name]])) for name, found in runs.items() if found
+    }
     result = {
         "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", "benchmarks/superbpe_ablation.py", *sys.argv[1:]]),
+        "command": _command(given),
         "machine": {"card": torch.cuda.get_device_name()} if given.device == "cuda" else machine(),
         "torch": torch.__version__,
         "compiled": given.compile,
@@ -188,6 +191,13 @@ def _tell(given: argparse.Namespace, size: Size, tokens: dict[str, artifact.Arti
     target = given.output or (_result_path(given) if given.write else None)
     if target is not None:
         target.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _command(given: argparse.Namespace) -> str:
+    """What decides the figures, without the places of this machine."""
+    parts = ["python benchmarks/superbpe_ablation.py", "--device", given.device]
+    parts += ["--text", *(Path(place).name for place in given.text)] if given.text else []
+    return " ".join([*parts, *(["--compile"] if given.compile else []), "--rounds", str(given.rounds)])
 
 
 def _result_path(given: argparse.Namespace) -> Path:

@@ -17,7 +17,8 @@ from fledge.training.plan import Plan, Source
 from fledge.training.settings import TrainingSettings
 
 BENCHMARKS = str(Path(__file__).parent.parent / "benchmarks")
-TOKENS_PER_BYTE = {"byte_bpe": 0.28, "superbpe": 0.26}
+TOKENS_PER_BYTE = {"cpu": {"byte_bpe": 0.292, "superbpe": 0.272}, "cuda": {"byte_bpe": 0.257, "superbpe": 0.213}}
+"""Measured, of 4,096 entries on documentation and of 32,768 on Python packages."""
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def _recipes(device: str, seed: int = 3) -> dict[str, dict[str, Any]]:
 
     precisions = ("bf16", "fp8") if device == "cuda" else ("fp32", "bf16")
     return {
-        arm.name: arm_recipe(arm, SIZES[device], f"/{arm.tokenizer}", TOKENS_PER_BYTE[arm.tokenizer], seed, device, False)
+        arm.name: arm_recipe(arm, SIZES[device], f"/{arm.tokenizer}", TOKENS_PER_BYTE[device][arm.tokenizer], seed, device, False)
         for arm in all_arms(precisions)
     }
 
@@ -46,8 +47,8 @@ def _settings(recipe: dict[str, Any], folder: Path) -> TrainingSettings:
     return found.pretrain
 
 
-def _plan(settings: TrainingSettings, kind: str, train_bytes: int = 9_000_000) -> Plan:
-    return make_plan([Source("text", round(train_bytes * TOKENS_PER_BYTE[kind]), "")], settings, 1)
+def _plan(settings: TrainingSettings, tokens_per_byte: float, train_bytes: int = 9_000_000) -> Plan:
+    return make_plan([Source("text", round(train_bytes * tokens_per_byte), "")], settings, 1)
 
 
 @pytest.mark.parametrize(("device", "lower"), [("cpu", "bf16"), ("cuda", "fp8")])
@@ -74,15 +75,15 @@ def test_arms_see_equal_bytes_in_as_many_steps_and_are_validated_in_rows_of_one_
     size = SIZES[device]
     for name, recipe in _recipes(device).items():
         settings = _settings(recipe, tmp_path)
-        kind = "superbpe" if "SuperBPE" in name else "byte_bpe"
-        plan = _plan(settings, kind)
-        seen_bytes = plan.tokens(plan.steps) / TOKENS_PER_BYTE[kind]
+        tokens_per_byte = TOKENS_PER_BYTE[device]["superbpe" if "SuperBPE" in name else "byte_bpe"]
+        plan = _plan(settings, tokens_per_byte)
+        seen_bytes = plan.tokens(plan.steps) / tokens_per_byte
         assert seen_bytes == pytest.approx(size.budget_bytes, rel=0.03), name
-        assert plan.steps == pytest.approx(size.budget_bytes / size.step_bytes, rel=0.04), name
+        assert plan.steps == pytest.approx(size.budget_bytes / size.step_bytes, rel=0.06), name
         assert len(plan.phases) == (10 if "curriculum" in name else 1)
         assert settings.longest_sequence_length == size.lengths[-1]
         # Steps of equal bytes in every stage, so the schedule, which counts steps, is the same function of the bytes.
-        step_bytes = [phase.batch_tokens / TOKENS_PER_BYTE[kind] for phase in plan.phases]
+        step_bytes = [phase.batch_tokens / tokens_per_byte for phase in plan.phases]
         assert step_bytes == pytest.approx([size.step_bytes] * len(step_bytes), rel=0.06), name
 
 
@@ -100,7 +101,8 @@ def test_the_curriculum_is_that_of_the_recipe() -> None:
     assert len(SIZES["cpu"].lengths) == 10 and list(SIZES["cpu"].lengths) == sorted(set(SIZES["cpu"].lengths))
 
 
-def _run(step_seconds: list[float], curve: list[tuple[int, float]], seed: int = 0, phase_steps: tuple[int, ...] = (2, 2)) -> Any:
+def _run(step_seconds: list[float], curve: list[tuple[int, float]], seed: int = 0, first_rows: int = 8) -> Any:
+    """Two steps of `first_rows` rows, then two of 4."""
     from ablation_figures import read_run
 
     tokens, records = 0, list[dict[str, Any]]()
@@ -108,34 +110,40 @@ def _run(step_seconds: list[float], curve: list[tuple[int, float]], seed: int = 
         tokens += 100
         records.append({"step": step, "train/tokens": tokens, "train/tokens_per_second": 100 / seconds})
         records += [{"step": step, "validation/bits_per_byte": bits} for at, bits in curve if at == step]
-    return read_run(records, phase_steps, seed)
+    phases = [{"steps": 2, "batch_rows": first_rows, "row_tokens": 50}, {"steps": 2, "batch_rows": 4, "row_tokens": 100}]
+    return read_run(records, phases, seed, "fp32")
 
 
-def test_a_slow_moment_and_what_happens_once_do_not_count() -> None:
-    from ablation_figures import clock
+def test_a_slow_moment_and_what_happens_once_do_not_count_and_a_shape_costs_the_same_in_all_arms() -> None:
+    from ablation_figures import clock, typical_seconds
 
-    runs = [_run([9.0, 1.0, 2.0, 2.0], [(4, 2.0)]), _run([1.0, 1.0, 2.0, 7.0], [(4, 2.0)])]
-    assert clock(runs) == pytest.approx([0.0, 1.0, 2.0, 4.0, 6.0])
+    one, other = _run([9.0, 1.0, 2.0, 2.0], [(4, 2.0)]), _run([5.0, 3.0, 2.0, 7.0], [(4, 2.0)], first_rows=9)
+    typical = typical_seconds([one, other])
+    assert clock(one, typical) == pytest.approx([0.0, 1.0, 2.0, 4.0, 6.0])
+    assert clock(other, typical) == pytest.approx([0.0, 3.0, 6.0, 8.0, 10.0])
 
 
 def test_the_time_to_a_target_lies_between_two_validations() -> None:
-    from ablation_figures import seconds_to
+    from ablation_figures import amount_to
 
     curve, seconds_after = [(1, 4.0), (2, 3.0), (4, 2.0)], [0.0, 1.0, 2.0, 3.0, 4.0]
-    assert seconds_to(2.5, curve, seconds_after) == pytest.approx(3.0)
-    assert seconds_to(3.0, curve, seconds_after) == pytest.approx(2.0)
-    assert seconds_to(5.0, curve, seconds_after) == pytest.approx(1.0)
-    assert seconds_to(1.9, curve, seconds_after) is None
+    assert amount_to(2.5, curve, seconds_after) == pytest.approx(3.0)
+    assert amount_to(3.0, curve, seconds_after) == pytest.approx(2.0)
+    assert amount_to(5.0, curve, seconds_after) == pytest.approx(1.0)
+    assert amount_to(1.9, curve, seconds_after) is None
 
 
 def test_an_arm_is_measured_by_the_end_of_the_plain_run_of_its_seed() -> None:
-    from ablation_figures import arm_figures, table
+    from ablation_figures import arm_figures, table, typical_seconds
 
-    plain = [_run([2.0] * 4, [(2, 3.0), (4, 2.0)], seed=0), _run([2.0] * 4, [(2, 3.0), (4, 1.0)], seed=1)]
-    faster = [_run([1.0] * 4, [(2, 3.0), (4, 2.0)], seed=0), _run([1.0] * 4, [(2, 3.0), (4, 1.0)], seed=1)]
-    worse = [_run([1.0] * 4, [(2, 3.0), (4, 2.1)], seed=0), _run([1.0] * 4, [(2, 3.0), (4, 1.1)], seed=1)]
-    arms = {name: arm_figures(runs, plain, 0.5) for name, runs in {"plain": plain, "faster": faster, "worse": worse}.items()}
+    plain = [_run([3.0, 3.0, 1.0, 1.0], [(2, 3.0), (4, end)], seed, first_rows=9) for seed, end in ((0, 2.0), (1, 1.0))]
+    faster = [_run([1.0] * 4, [(2, 3.0), (4, end)], seed) for seed, end in ((0, 2.0), (1, 1.0))]
+    worse = [_run([1.0] * 4, [(2, 3.0), (4, end)], seed) for seed, end in ((0, 2.1), (1, 1.1))]
+    typical = typical_seconds([*plain, *faster, *worse])
+    everyone = {"plain": plain, "faster": faster, "worse": worse}
+    arms = {name: arm_figures(runs, plain, typical, 0.5) for name, runs in everyone.items()}
     assert arms["plain"]["times_as_fast"] == 1.0 and arms["plain"]["bytes"] == 800
-    assert arms["faster"]["times_as_fast"] == 2.0 and arms["faster"]["rounds_that_got_there"] == [True, True]
+    assert arms["faster"]["times_as_fast"] == 2.0 and arms["faster"]["bytes_to_plain_end"] == 800
+    assert arms["faster"]["rounds_that_got_there"] == [True, True]
     assert arms["worse"]["seconds_to_plain_end"] is None and arms["worse"]["bytes_per_second"] == arms["faster"]["bytes_per_second"]
     assert "not reached" in table(arms)[-1] and "2.00" in table(arms)[-2]
