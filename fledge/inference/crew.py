@@ -7,6 +7,7 @@ want the cores too each wait is as long as a turn of the scheduler: 24 ms, 100 t
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -68,4 +69,5 @@ class _Job:
 @cache
 def crew(threads: int) -> Crew:
     """The one of this process for so many threads, the caller's among them; it lasts as long as the process."""
+    os.register_at_fork(after_in_child=crew.cache_clear)  # a child has no threads but its own
     return Crew(threads - 1)

@@ -167,7 +167,7 @@ class Engine:
             if not kernels.are_kept():
                 console.info("compiling the loops that compute answers, which takes some ten seconds, once")
             return KernelForward(self._packed, slots, context_tokens)
-        padded_chunk_tokens = prefill_tokens if self.settings.batch_invariant else None
+        padded_chunk_tokens = min(prefill_tokens, context_tokens) if self.settings.batch_invariant else None
         return TorchForward(self.model, self._torch_precision, slots, context_tokens, padded_chunk_tokens)
 
     @property
@@ -183,5 +183,6 @@ class Engine:
     def _torch_precision(self) -> Precision:
         asked = self.settings.weights
         if asked == "int8":
-            raise ConfigError("weights are int8, which is computed on a CPU only, adapters merged", "choose bf16, or device=cpu")
+            what = "on a CPU only, adapters merged, in widths that are multiples of 16"
+            raise ConfigError(f"weights are int8, which is computed {what}", "choose bf16, or device=cpu")
         return self.precision if asked == "auto" else choose_precision(asked, self.model.lm_head.weight.device)

@@ -22,19 +22,21 @@ from fledge.model.devices import without_waiting
 
 BROKEN = -1
 """In place of a token, where logits are not numbers: the weights are broken."""
+SMALLEST_TEMPERATURE = 1e-6
+"""Below it only the most likely token is drawn: fp32 logits do not lie closer together, and 0 divided by less is not a number."""
 
 
 def next_tokens(logits: Tensor, settings: GenerationSettings, generators: Sequence[torch.Generator], vocabulary_size: int) -> Tensor:
     """Logits (B, V) to token ids (B,), on the device of the logits; the penalty has been applied, see `penalise_repetition`.
 
     Ids from `vocabulary_size` on are padding of the embedding matrix and are never drawn. `generators` holds one CPU generator
-    per row. A row with a logit that is not a number gets BROKEN.
+    per row. A row whose largest logit is not a finite number gets BROKEN.
     """
     logits = logits[:, :vocabulary_size].float()
     largest, likeliest = logits.max(dim=-1)  # not a number if one of the row is none
-    greedy = settings.temperature == 0 or settings.top_k == 1
+    greedy = settings.temperature < SMALLEST_TEMPERATURE or settings.top_k == 1
     tokens = likeliest if greedy else _draws(logits, settings, generators)
-    return tokens.masked_fill(largest.isnan(), BROKEN)
+    return tokens.masked_fill(~largest.isfinite(), BROKEN)
 
 
 def _draws(logits: Tensor, settings: GenerationSettings, generators: Sequence[torch.Generator]) -> Tensor:
@@ -51,7 +53,7 @@ def candidate_probabilities(logits: Tensor, settings: GenerationSettings) -> tup
     """Logits (B, V) to (probabilities (B, K), token ids (B, K)), most likely first; what top_p and min_p cut off has probability 0."""
     kept = min(settings.top_k or logits.shape[-1], logits.shape[-1])
     values, candidates = torch.topk(logits, kept, dim=-1)
-    # the largest logit is subtracted before the division, which a tiny temperature would overflow
+    # the largest logit is subtracted before the division, so that a small temperature overflows to probabilities of 0 only
     probabilities = torch.softmax((values - values[:, :1]) / settings.temperature, dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
     cut_off = (before >= settings.top_p) | (probabilities < settings.min_p * probabilities[:, :1])

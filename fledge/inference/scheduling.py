@@ -11,7 +11,6 @@ A request that fails inside fails alone: a pass that fails is tried again with e
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -73,7 +72,7 @@ class Scheduler:
         self.forward, self.slots, self.context_tokens, self.prefill_tokens = forward, slots, context_tokens, prefill_tokens
         self.vocabulary_size, self.stop_ids, self.chunk_tokens = vocabulary_size, frozenset(stop_ids), chunk_tokens
         self._free = list(range(slots))  # a heap: low slots first, which keeps those in use together
-        self._waiting: deque[_Row] = deque()
+        self._waiting: dict[int, _Row] = {}  # by ticket, in order of arrival
         self._running: dict[int, _Row] = {}
         self._told: list[Drawn] = []
         self._next_ticket = 0
@@ -92,12 +91,12 @@ class Scheduler:
         """A ticket for a request, which the next step takes up; tickets count from 0."""
         ticket = self._next_ticket
         self._next_ticket += 1
-        self._waiting.append(_Row(ticket, request, generator or row_generators(request.generation.seed, 1)[0]))
+        self._waiting[ticket] = _Row(ticket, request, generator or row_generators(request.generation.seed, 1)[0])
         return ticket
 
     def cancel(self, ticket: int) -> None:
         """Free a request's place before the next pass; the next step tells its end. Nothing happens if it has ended."""
-        row = self._running.get(ticket) or next((row for row in self._waiting if row.ticket == ticket), None)
+        row = self._running.get(ticket) or self._waiting.get(ticket)
         if row is not None:
             self._end(row, Drawn(ticket, finish="cancelled"))
 
@@ -120,7 +119,7 @@ class Scheduler:
 
     def _admit(self) -> None:
         while self._free and self._waiting:
-            row = self._waiting.popleft()
+            row = self._waiting.pop(next(iter(self._waiting)))
             row.slot = heapq.heappop(self._free)
             self._running[row.ticket] = row
 
@@ -212,7 +211,7 @@ class Scheduler:
             del self._running[row.ticket]
             heapq.heappush(self._free, row.slot)
         else:
-            self._waiting.remove(row)
+            del self._waiting[row.ticket]
 
     def _fail(self, row: _Row, error: Exception) -> None:
         self._end(row, Drawn(row.ticket, finish="failed", error=f"{type(error).__name__}: {error}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
@@ -89,3 +90,20 @@ def test_bits_do_not_depend_on_how_much_is_divided(monkeypatch: pytest.MonkeyPat
         torch.set_num_threads(threads_before)
     for others in found[1:]:
         assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_process_has_a_crew_of_its_own() -> None:
+    before = kernel_forward.crew(2)
+    child = os.fork()
+    if child == 0:
+        meeting = threading.Barrier(2, timeout=60)
+
+        def meet(number: int) -> None:
+            meeting.wait()
+
+        kernel_forward.crew(2).divide(2, meet)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert kernel_forward.crew(2) is before

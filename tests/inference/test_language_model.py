@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fledge.core.errors import CheckpointError, ConfigError
+from fledge.inference.kernel_forward import PackedModel
 from fledge.inference.language_model import LanguageModel, create_model, load
 from fledge.model.folder import save_model
 from fledge.model.llama import Llama
@@ -105,3 +107,30 @@ def test_a_checkpoint_knows_the_size_of_its_tokenizer(tiny_model: Llama, tmp_pat
     stats = train_tokenizer(TokenizerSettings(vocabulary_size=270), ["some text to learn from, some text again"], tmp_path)
     save_model(tiny_model, tmp_path)
     assert load(str(tmp_path)).vocabulary_size == stats["vocabulary_size"] < tiny_model.config.vocabulary_size
+
+
+def test_weights_are_packed_once_and_again_when_they_change(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed: list[PackedModel] = []
+    made = PackedModel.__init__
+
+    def counted(self: PackedModel, *given: Any) -> None:
+        packed.append(self)
+        made(self, *given)
+
+    monkeypatch.setattr(PackedModel, "__init__", counted)
+    model.generate([5, 6, 7], max_length=6, temperature=0)
+    weight = model.lm_head.weight
+    with torch.no_grad():
+        weight.add_(0.0)
+    before = model.generate([5, 6, 7], max_length=6, temperature=0)
+    assert model.generate([5, 6, 7], max_length=6, temperature=0) == before
+    count = len(packed)
+    with torch.no_grad():
+        weight.neg_()
+    try:
+        assert model.generate([5, 6, 7], max_length=6, temperature=0) != before
+    finally:
+        with torch.no_grad():
+            weight.neg_()
+    assert len(packed) == count + 1
+    assert model.generate([5, 6, 7], max_length=6, temperature=0) == before

@@ -104,7 +104,15 @@ def test_log_probabilities_are_the_models_own_without_padding() -> None:
     assert token_logprobs(logits, [0, 2], 0, 3)[0].top == ()
 
 
-@pytest.mark.parametrize("settings", [GenerationSettings(temperature=0), GenerationSettings(top_k=1), GenerationSettings(temperature=1e-9)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        GenerationSettings(temperature=0),
+        GenerationSettings(top_k=1),
+        GenerationSettings(temperature=1e-9),
+        GenerationSettings(temperature=5e-324),
+    ],
+)
 def test_greedy_three_ways(settings: GenerationSettings) -> None:
     logits = torch.randn(50, 300, generator=torch.Generator().manual_seed(1))
     assert next_tokens(logits, settings, row_generators(0, 50), 300).equal(logits.argmax(dim=-1))
@@ -139,6 +147,6 @@ def test_without_a_seed_every_call_differs() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_row_of_broken_logits_gets_no_token_and_the_others_theirs(temperature: float) -> None:
-    rows = torch.tensor([[0.0, math.nan], [9.0, -99.0], [math.nan, math.nan]])
-    drawn = next_tokens(rows, GenerationSettings(temperature=temperature), row_generators(0, 3), 2)
-    assert drawn.tolist() == [BROKEN, 0, BROKEN]
+    rows = torch.tensor([[0.0, math.nan], [9.0, -99.0], [math.nan, math.nan], [math.inf, 0.0], [-math.inf, -math.inf]])
+    drawn = next_tokens(rows, GenerationSettings(temperature=temperature), row_generators(0, 5), 2)
+    assert drawn.tolist() == [BROKEN, 0, BROKEN, BROKEN, BROKEN]
