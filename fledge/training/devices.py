@@ -11,8 +11,8 @@ of 768 (nanochat), and 25 % on an A100 by nanoGPT, which is older. The RTX 4090,
 fp16, gets nearer to it: 54 % for GPT-2 124M (110,000 tokens/s, tylerromero.com/posts/nanogpt-speedrun-worklog, January 2025; nanoGPT's
 issue 182 has 55 %). fp32 without tensor cores is easier to feed: 0.6 is assumed there.
 
-The price of an hour is that of one card on demand, in dollars: RunPod's list as reported in spring 2026, Lambda's for the A100 of 40 GB,
-and Google Cloud's for P100, T4 and V100 (the card without its machine). Prices move; `fledge plan --price-per-hour` takes yours.
+The price of an hour is an assumption, of the size of what one card cost on demand in spring 2026, in dollars, at RunPod, Lambda (A100 of
+40 GB) and Google Cloud (P100, T4, V100, without their machine); second-hand figures. `fledge plan --price-per-hour` takes yours.
 """
 
 from __future__ import annotations
