@@ -177,9 +177,12 @@ def test_what_is_missing_is_said_with_what_supplies_it(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         find_benchmark("piqa", tmp_path)
     assert f"fledge benchmarks piqa --to {tmp_path}" in caught.value.remedy and "baber/piqa (default, validation)" in caught.value.remedy
+    with pytest.raises(DataError) as caught:
+        find_benchmark("piqa", tmp_path / "data")
+    assert f"fledge benchmarks piqa --to {tmp_path / 'data'}" in caught.value.remedy
     with pytest.raises(DataError, match="did you mean hellaswag"):
         find_benchmark("helaswag", tmp_path)
-    with pytest.raises(DataError, match="there is no file"):
+    with pytest.raises(DataError, match="there is no "):
         find_benchmark("text", tmp_path / "a.txt")
     for end in ("jsonl", "parquet"):
         (tmp_path / f"piqa.{end}").touch()

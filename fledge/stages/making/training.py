@@ -139,7 +139,7 @@ def _assemble(task: Task, world: World, stop: StopSignals, writer: CheckpointWri
     progress = replace(progress, left_out=left_out or progress.left_out)
     if task.parent is not None and progress.step == plan.start.step and "optimizer" in settings.keep:
         load_kept_optimizer(task.parent, optimizer)
-    _announce(task, batches, model, progress, world, _described(machine, world, batches, train.isolate_documents, model))
+    _announce(task, batches, model, progress, world, machine.precision, _described(machine, world, batches, train.isolate_documents, model))
     if progress.step > plan.start.step:
         forget_seconds(folder, world)
     else:
@@ -237,7 +237,7 @@ def _require_validation(task: Task, rows: RowReader) -> None:
         )
 
 
-def _announce(task: Task, batches: BatchLoader, model: Llama, progress: Progress, world: World, machine: str) -> None:
+def _announce(task: Task, batches: BatchLoader, model: Llama, progress: Progress, world: World, precision: str, machine: str) -> None:
     """Say what is going to be done, and leave the plan where whoever looks on finds it."""
     plan = batches.plan
     if world.main:
@@ -249,7 +249,7 @@ def _announce(task: Task, batches: BatchLoader, model: Llama, progress: Progress
     )
     lacking = float8_lacks(world.device, has_float8()) if task.settings.precision == "fp8_or_bf16" else None
     if lacking is not None:
-        console.say(f"{task.stage}: precision is fp8_or_bf16, and computes in bf16: {lacking}")
+        console.say(f"{task.stage}: precision is fp8_or_bf16, and computes in {precision}: {lacking}")
     for line in described(plan):
         console.say(f"{task.stage}: {line}")
     if world.sharded:

@@ -65,7 +65,7 @@ def check_float8(found: Accelerator, software: Software) -> Iterator[Finding]:
     capability = found.gpus[0].capability
     if capability < FP8_CAPABILITY:
         needed, has = (".".join(map(str, version)) for version in (FP8_CAPABILITY, capability))
-        yield ok("fp8", f"this GPU has no units for it (compute capability {has}, {needed} needed); fp8_or_bf16 takes bf16")
+        yield ok("fp8", f"this GPU has no units for it (compute capability {has}, {needed} needed); fp8_or_bf16 takes what auto does")
     elif not found.has_float8:
         yield note("fp8", "this GPU has units for it, and torchao is missing", f"{software.install} 'torchao>=0.17'")
     else:
