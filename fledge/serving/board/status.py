@@ -21,6 +21,7 @@ State = Literal["running", "finished", "stopped", "failed"]
 
 NO_LAST_WORD = "It ended without a word: it was killed, or this is a copy that was made while it ran."
 CONTINUES = "The same command continues it."
+UNREADABLE = "This run cannot be read"
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,15 @@ def status_of(run: RunFolder, now: float | None = None) -> Status:
         problem=NO_LAST_WORD if is_killed else record.problem if record and not is_running else "",
         remedy=CONTINUES if is_killed else record.remedy if record and not is_running else "",
     )
+
+
+def listed_status(run: RunFolder) -> Status:
+    """The same for a list, in which no run may hide the others: one that is damaged beyond what was foreseen says so in its row."""
+    try:
+        return status_of(run)
+    except Exception as error:
+        problem = f"{UNREADABLE}: {type(error).__name__}."
+        return Status(run.name, "failed", None, (), (), None, None, None, 0.0, "", problem, "Copy it again, or move it elsewhere.")
 
 
 def _is_in_use(run: RunFolder) -> bool:
