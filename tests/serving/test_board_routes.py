@@ -114,10 +114,10 @@ PARTS = ("", "/status", "/evaluations", "/lineage", "/cards", "/config", *(f"/st
     ("name", "content"),
     [
         ("run.json", DEEP),
-        ("run.json", {"started_unix_seconds": "x"}),
+        ("run.json", {"started_unix_seconds": "x", "ended_unix_seconds": None}),
         ("run.json", {"started_unix_seconds": float("nan")}),
         ("run.json", {"ended_unix_seconds": 10**400}),
-        ("run.json", {"problem": {"a": 1}, "outcome": ["x"]}),
+        ("run.json", {"problem": {"a": 1}, "outcome": {"x": 1}}),
         ("run.json", {"problem": "\ud800", "stages": ["\ud800"], "config": [["\ud800", "\ud800", "\ud800"]]}),
         ("run.json", {"config": [["a", json.loads("[" * 300 + "]" * 300), "b"]]}),
         ("pretrain/metrics.jsonl", DEEP),
