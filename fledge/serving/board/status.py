@@ -36,7 +36,8 @@ class Status:
     """That were asked for."""
     finished_stages: tuple[str, ...]
     step: int | None
-    """Of the stage."""
+    step_stage: str | None
+    """The one that step and loss are of: of a stage that does not train, the last one before it that does."""
     loss: float | None
     seconds_left: float | None
     """Of the stage, while it runs and once it has taken steps."""
@@ -66,6 +67,7 @@ def status_of(run: RunFolder, now: float | None = None) -> Status:
         stages=asked,
         finished_stages=finished,
         step=last["step"] if last else None,
+        step_stage=figures,
         loss=last["train/loss"] if last else None,
         seconds_left=_seconds_left(last, time.time() if now is None else now) if is_running and last and stage not in finished else None,
         changed_unix_seconds=_changed(run, record),
@@ -81,7 +83,7 @@ def listed_status(run: RunFolder) -> Status:
         return status_of(run)
     except Exception as error:
         problem = f"{UNREADABLE}: {type(error).__name__}."
-        return Status(run.name, "failed", None, (), (), None, None, None, 0.0, "", problem, "Copy it again, or move it elsewhere.")
+        return Status(run.name, "failed", None, (), (), None, None, None, None, 0.0, "", problem, "Copy it again, or move it elsewhere.")
 
 
 def _is_in_use(run: RunFolder) -> bool:
