@@ -363,7 +363,7 @@ def _well_formed(path: Path) -> Iterator[None]:
     """JSON of another form than we write it, such as a list or one without a key, is damage too."""
     try:
         yield
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged or was edited: {type(error).__name__} {error}", _RESTORE) from error
 
 

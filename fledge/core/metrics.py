@@ -120,7 +120,7 @@ def parse_record(line: bytes) -> Record | None:
     """The record in a line; None if it holds none, such as a torn one."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # brackets by the thousand are a torn line, too
         return None
     return record if isinstance(record, dict) and isinstance(record.get("step"), int) and "time" in record else None
 

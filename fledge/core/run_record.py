@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fledge.core import __version__, disk, process
 from fledge.core.errors import ArtifactError, FledgeError, Stopped
@@ -87,9 +88,18 @@ def read_record(folder: Path) -> RunRecord | None:
     try:
         raw = json.loads((folder / RUN_RECORD).read_text(encoding="utf-8"))
         rows = tuple((str(name), value, str(origin)) for name, value, origin in raw["config"])
-        return RunRecord(**{**raw, "stages": tuple(map(str, raw["stages"])), "config": rows})
-    except (OSError, ValueError, KeyError, TypeError):
+        record = RunRecord(**{**raw, "stages": tuple(map(str, raw["stages"])), "config": rows})
+        return record if _is_well_formed(record) else None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
+
+
+def _is_well_formed(record: RunRecord) -> bool:
+    """A copied folder may hold a record of any hand. Raises TypeError and OverflowError for times that are none."""
+    texts = (record.command, record.fledge_version, record.problem, record.remedy)
+    times = (record.started_unix_seconds, record.ended_unix_seconds or 0.0)
+    is_outcome = record.outcome is None or record.outcome in get_args(Outcome)
+    return is_outcome and all(isinstance(text, str) for text in texts) and all(math.isfinite(moment) for moment in times)
 
 
 def _end(folder: Path, record: RunRecord, outcome: Outcome, problem: str = "", remedy: str = "") -> None:

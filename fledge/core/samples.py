@@ -67,6 +67,6 @@ def _line(sample: SampledText) -> str:
 def _parse(line: bytes) -> SampledText | None:
     try:
         sample = SampledText(**json.loads(line))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
     return sample if isinstance(sample.step, int) and isinstance(sample.prompt, str) and isinstance(sample.text, str) else None

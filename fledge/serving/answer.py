@@ -21,6 +21,8 @@ from fledge.serving.state import ServerState
 
 _EVENT_BYTES = 256
 """About what one token becomes on its way to a client."""
+_ALTERNATIVE_BYTES = 80
+"""And so much more for each alternative that is told with it."""
 _PATIENCE_SECONDS = 1.0
 """A client counts as slow when it has taken nothing for so long; the event loop itself may be late by less."""
 
@@ -60,6 +62,7 @@ class Answer:
         self._is_closed = False
         self.prompt_tokens = 0
         self.answer_tokens = 0
+        self._event_bytes = _EVENT_BYTES
         self.too_slow = asyncio.Event()
         """The client does not read what is made for it."""
         state.open_answers.add(self._events.put_nowait)
@@ -77,6 +80,7 @@ class Answer:
                 raise bad_request(error.problem, "prompt") from error
             except MachineError as error:
                 raise unavailable("The model has stopped working.", "engine_failed", seconds=30) from error
+            self._event_bytes = _EVENT_BYTES + _ALTERNATIVE_BYTES * (job.request.logprobs or 0)
             self._unsubmitted -= 1
             self._jobs[number] = (ticket, job.choice)
             metrics.choices.labels(name).inc()
@@ -157,7 +161,7 @@ class Answer:
         if self._is_closed:
             return  # drawn before the engine heard of it
         self._events.put_nowait((number, drawn))
-        unread_bytes = self._events.qsize() * _EVENT_BYTES
+        unread_bytes = self._events.qsize() * self._event_bytes
         is_late = time.monotonic() - self._taken > _PATIENCE_SECONDS
         if unread_bytes > self._state.settings.unread_bytes and is_late:
             self.too_slow.set()

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from fledge.inference import requests
 from fledge.serving.answer import Job
-from fledge.serving.bodies import parse_object
+from fledge.serving.bodies import read_object
 from fledge.serving.choice import Choice, End, Piece, PromptLogprobs
 from fledge.serving.errors import bad_request
 from fledge.serving.exchange import Asked, Whole, respond
@@ -37,7 +37,7 @@ def completions_router(state: ServerState) -> APIRouter:
 
     @router.post("/v1/completions")
     async def complete(request: Request) -> Response:
-        return await respond(request, state, _read(Fields(parse_object(await request.body())), state))
+        return await respond(request, state, _read(Fields(await read_object(request)), state))
 
     return router
 

@@ -5,6 +5,7 @@ A message names the parameter and what it may be, never a path, a traceback or a
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ import orjson
 from starlette.responses import Response
 
 _SHOWN_CHARACTERS = 60
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = _SHOWN_CHARACTERS
 
 
 class ApiError(Exception):
@@ -69,5 +72,5 @@ def internal(request_id: str) -> ApiError:
 
 def shown(value: object) -> str:
     """A value of a client's as it may stand in a message."""
-    text = repr(value)
+    text = _SHORT.repr(value)  # not all of it: a list may be as long as the body
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."

@@ -16,11 +16,11 @@ from fledge.serving.settings import LOOPBACK, WILDCARDS, ServerSettings
 def served_hosts(settings: ServerSettings, has_keys: bool) -> frozenset[str] | None:
     """Names that a Host header may have, in lower case; None: all.
 
-    All, if the server listens on every address: it cannot know its names, and a key (or --insecure) decides there.
+    All, if the server listens on every address and asks for a key: it cannot know its names, and the key decides there.
     """
     if "*" in settings.allowed_hosts:
         return None
-    if settings.host in WILDCARDS and not settings.allowed_hosts and (has_keys or settings.insecure):
+    if settings.host in WILDCARDS and not settings.allowed_hosts and has_keys:
         return None
     own = {settings.host} if settings.host not in WILDCARDS else {socket.gethostname()}
     return frozenset(name.lower() for name in (*LOOPBACK, *own, *settings.allowed_hosts))

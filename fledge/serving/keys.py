@@ -7,6 +7,8 @@ import hmac
 import os
 from collections.abc import Iterable
 
+from fledge.core.errors import ConfigError
+
 VARIABLE = "FLEDGE_API_KEY"
 """The environment variable that holds the keys, separated by commas."""
 
@@ -21,8 +23,11 @@ class ApiKeys:
 
     @classmethod
     def from_environment(cls) -> ApiKeys:
-        """Those in FLEDGE_API_KEY."""
-        return cls(key for part in os.environ.get(VARIABLE, "").split(",") if (key := part.strip()))
+        """Those in FLEDGE_API_KEY. Raises ConfigError for one that no client could send in a header."""
+        given = os.environ.get(VARIABLE, "")
+        if not (given.isascii() and given.isprintable()):
+            raise ConfigError(f"a key in {VARIABLE} holds other characters than ASCII has", "use letters, digits and signs of ASCII")
+        return cls(key for part in given.split(",") if (key := part.strip()))
 
     def __bool__(self) -> bool:
         return bool(self._digests)

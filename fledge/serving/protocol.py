@@ -82,7 +82,7 @@ class GuardedProtocol(H11Protocol):
 
     def _refuse(self, error: ApiError) -> None:
         self._unset_deadline()
-        if self.cycle is None or self.cycle.response_complete:
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             self.transport.write(_raw(error))
         self.transport.close()
 

@@ -14,11 +14,13 @@ import functools
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import uvicorn
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 
 from fledge.core import console
@@ -129,6 +131,15 @@ class Service:
         await self._requests_ended(self._settings.drain_seconds)
         self._state.end_answers(unavailable("The server is shutting down.", "shutting_down"))
         await self._requests_ended(_LAST_WORDS_SECONDS)
+        self._end()
+
+    def _end(self) -> None:
+        """A thread that waits for a file or another process cannot be cancelled, and Python would wait for it: the process ends at once."""
+        if busy := current_default_thread_limiter().borrowed_tokens:
+            console.warn(f"requests that do not end, and are given up: {busy}")
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(MachineError.exit_code if self._state.failure is not None else 0)
         self._server.should_exit = True
 
     async def _requests_ended(self, seconds: float) -> None:
@@ -145,7 +156,7 @@ class Service:
         self._state.end_answers(unavailable("The model has stopped working.", "engine_failed", seconds=30))
         await self._requests_ended(_LAST_WORDS_SECONDS)
         await asyncio.sleep(self._settings.stall_seconds)  # whoever asks for its health meanwhile is told
-        self._server.should_exit = True
+        self._end()
 
 
 class _Uvicorn(uvicorn.Server):

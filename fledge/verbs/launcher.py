@@ -191,6 +191,8 @@ def _overrides(asked: Asked) -> list[str]:
     for name in asked.changes:
         if not _CHANGED.fullmatch(name):
             raise ConfigError(f"{name!r} is no name of a value", "change values that the form has")
+    if any("\0" in value for value in asked.changes.values()):
+        raise ConfigError("a value holds a NUL character, which no command line can", "take it out")
     return [f"{name}={value}" for name, value in asked.changes.items()]
 
 

@@ -101,7 +101,7 @@ def _warm_up(engine: Engine, tokenizer: Tokenizer, reference: str) -> None:
 def _greet(address: str, models: Sequence[ServedModel], settings: ServerSettings) -> None:
     keys = bool(ApiKeys.from_environment())
     if settings.insecure and not keys:
-        console.warn(f"--insecure: whoever reaches {address} may use it")
+        console.warn(f"--insecure: whoever reaches {address} may use it; names other than this machine's need --allowed-host")
     key = ' -H "Authorization: Bearer $FLEDGE_API_KEY"' if keys else ""
     example = json.dumps({"model": models[0].name, "messages": [{"role": "user", "content": "Hello"}]})
     console.say(f"serving {', '.join(model.name for model in models)} at {address}/v1 (pages: {address})")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,14 @@ from starlette.testclient import TestClient
 
 from fledge.core.errors import ConfigError
 from fledge.serving.application import create_application
+from fledge.serving.board import details, status
+from fledge.serving.board.folders import RunFolder
 from fledge.serving.board.launching import Asked
 from fledge.serving.board.routes import board_router
 from fledge.serving.keys import ApiKeys
 from fledge.serving.pages import pages_router
 from fledge.serving.settings import ServerSettings
-from tests.serving.board_runs import STAGES, begun, finished
+from tests.serving.board_runs import STAGES, begun, evaluated, finished, made, recorded
 
 KEY = {"Authorization": "Bearer secret"}
 
@@ -97,6 +102,75 @@ def test_what_lies_there_is_told(client: TestClient) -> None:
     assert compared["differing"] == [{"name": "pretrain.training.learning_rate", "values": [0.01, 0.5]}]
     for part in ("status", "evaluations", "lineage", "cards", "config", "stages/pretrain/samples", "stages/pretrain/facts"):
         assert client.get(f"/board/runs/two/{part}", headers=KEY).status_code == 200, part
+
+
+DEEP = b"[" * 100_000
+"""More brackets than a parser follows."""
+STAGE_PARTS = ("curves", "facts", "samples")
+PARTS = ("", "/status", "/evaluations", "/lineage", "/cards", "/config", *(f"/stages/pretrain/{part}" for part in STAGE_PARTS))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", DEEP),
+        ("run.json", {"started_unix_seconds": "x", "ended_unix_seconds": None}),
+        ("run.json", {"started_unix_seconds": float("nan")}),
+        ("run.json", {"ended_unix_seconds": 10**400}),
+        ("run.json", {"problem": {"a": 1}, "outcome": {"x": 1}}),
+        ("run.json", {"problem": "\ud800", "stages": ["\ud800"], "config": [["\ud800", "\ud800", "\ud800"]]}),
+        ("run.json", {"config": [["a", json.loads("[" * 300 + "]" * 300), "b"]]}),
+        ("pretrain/metrics.jsonl", DEEP),
+        ("pretrain/metrics.jsonl", b'{"step": 3, "time": 1, "train/loss": 1, "\\ud800": 2}'),
+        ("pretrain/samples.jsonl", DEEP),
+        ("pretrain/samples.jsonl", b'{"step": 1, "prompt": "\\ud800", "text": "\\ud800"}'),
+        ("pretrain/plan.json", DEEP),
+        ("pretrain/started.json", DEEP),
+        ("evaluate/results.json", DEEP),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_damaged_file_hides_neither_its_run_nor_others(client: TestClient, tmp_path: Path, name: str, content: Any) -> None:
+    folder = tmp_path / "runs" / "bad"
+    stage = begun(folder, steps=range(1, 3))
+    evaluated(folder)
+    recorded(folder, "failed")
+    if isinstance(content, dict):
+        content = json.dumps({**json.loads((folder / name).read_bytes()), **content}).encode()
+    before = (stage / "metrics.jsonl").read_bytes() if name.endswith("metrics.jsonl") else b""
+    (folder / name).write_bytes(before + content + b"\n")
+    listed = client.get("/board/runs", headers=KEY)
+    assert [run["name"] for run in listed.json()["runs"]] == ["bad", "one", "two"]
+    assert [client.get(f"/board/runs/bad{part}", headers=KEY).status_code for part in PARTS] == [200] * len(PARTS)
+
+
+def test_a_name_that_is_no_text_hides_no_other(client: TestClient, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / os.fsdecode(b"bad\xff")
+    (folder / "pretrain").mkdir(parents=True)
+    assert {run["name"] for run in client.get("/board/runs", headers=KEY).json()["runs"]} == {"bad?", "one", "two"}
+
+
+def test_a_run_that_nobody_foresaw_is_a_row(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(run: RunFolder) -> Any:
+        raise ArithmeticError if run.name == "one" else ConfigError("", "")
+
+    monkeypatch.setattr(status, "status_of", read)
+    listed = client.get("/board/runs", headers=KEY).json()["runs"]
+    assert [(run["name"], run["state"], run["problem"]) for run in listed] == [
+        ("one", "failed", f"{status.UNREADABLE}: ArithmeticError."),
+        ("two", "failed", f"{status.UNREADABLE}: ConfigError."),
+    ]
+
+
+def test_a_file_that_waits_for_a_writer_holds_up_nothing(tmp_path: Path) -> None:
+    """A named pipe in a copied run: whoever opens it waits without end."""
+    corpus = made(tmp_path / "fifo" / "corpus" / "documents", "corpus").path
+    os.mkfifo(corpus / "stats.json")
+    opened: list[Any] = []
+    reading = threading.Thread(target=lambda: opened.append(details.cards(RunFolder(tmp_path / "fifo", STAGES))), daemon=True)
+    reading.start()
+    reading.join(20)
+    assert opened == [[]]
 
 
 @pytest.mark.parametrize(

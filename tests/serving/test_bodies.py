@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from fledge.serving.bodies import parse_object
-from fledge.serving.errors import ApiError
+from fledge.serving.bodies import MOST_VALUES, parse_object
+from fledge.serving.errors import ApiError, shown
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ from fledge.serving.errors import ApiError
         b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         b'{"a":' + b"[" * 1_000 + b"]" * 1_000 + b"}",
         b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
-        b"[" * 2_000_000,
+        b"[" * MOST_VALUES,
     ],
 )
 def test_what_is_no_plain_object_is_refused_at_once(content: bytes) -> None:
@@ -40,6 +40,34 @@ def test_what_is_no_plain_object_is_refused_at_once(content: bytes) -> None:
     assert refused.value.status == 400 and refused.value.code == "invalid_json"
     assert len(refused.value.message) < 200
     assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize("value", [b'{"a":1}', b"0", b"[]", b'"a"'])
+def test_more_values_than_are_needed_are_not_even_parsed(value: bytes) -> None:
+    """2 MiB of small objects take 0.4 s."""
+    marks = value.count(b"{") + value.count(b"[") + 1
+    most = (MOST_VALUES - 2) // marks
+    assert len(parse_object(b'{"x":[' + b",".join([value] * most) + b"]}")["x"]) == most
+    with pytest.raises(ApiError, match="131,072 values") as refused:
+        parse_object(b'{"x":[' + b",".join([value] * (most + 2)) + b"]}")
+    assert refused.value.status == 413
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ([0] * 900_000, "[0, 0, 0, 0, 0, 0, ...]"),
+        ("x" * 2_000_000, None),
+        ({str(one): one for one in range(9)}, None),
+        ("short", "'short'"),
+    ],
+    ids=["list", "text", "object", "short"],
+)
+def test_a_value_is_shown_without_writing_all_of_it(value: object, expected: str | None) -> None:
+    began = time.process_time()
+    text = shown(value)
+    assert len(text) <= 60 and expected in (None, text)
+    assert time.process_time() - began < 0.02
 
 
 def test_a_key_twice_is_named() -> None:

@@ -139,7 +139,7 @@ RENAME_LAST_MODEL = """name => {
 }"""
 
 
-def test_markup_in_any_text_is_shown_and_does_nothing(tokenizer: Any, browser: Browser) -> None:
+def test_26_27_markup_in_any_text_is_shown_and_does_nothing(tokenizer: Any, browser: Browser) -> None:
     everything = "\n".join(PAYLOADS)
     name = PAYLOADS[0]
     engine = RiggedEngine(tokenizer, iter([everything, "Fine."]))
@@ -186,7 +186,7 @@ def test_settings_reach_the_model_and_wrong_ones_do_not(site: Site, browser: Bro
         assert page.get_by_label("Message").input_value() == "Hello again" and len(site.first.requests) == 1
 
 
-def test_conversations_stay_in_the_browser_until_they_are_deleted(site: Site, browser: Browser) -> None:
+def test_28_conversations_stay_in_the_browser_until_they_are_deleted(site: Site, browser: Browser) -> None:
     with browser.page(site.address) as page:
         for number in (1, 2):
             say(page, f"Talk {number}")
@@ -206,6 +206,27 @@ def test_conversations_stay_in_the_browser_until_they_are_deleted(site: Site, br
         assert page.url == f"{site.address}/", "nothing of it is in the address"
 
 
+@pytest.mark.parametrize(
+    "kept",
+    [
+        '[{"id": "1", "turns": [{"question": 5, "answers": null}]}]',
+        '[{"id": "1", "turns": [{"question": "a", "answers": [{"model": "small"}]}]}]',
+        '[{"id": "1", "turns": [null]}, null, 5]',
+        '{"id": 1}',
+        "[",
+    ],
+)
+def test_28_damaged_conversations_are_passed_over(site: Site, browser: Browser, kept: str) -> None:
+    with browser.page(site.address) as page:
+        page.evaluate("kept => localStorage.setItem('fledge.conversations', kept)", kept)
+        page.reload()
+        page.get_by_text("None yet.").wait_for()
+        say(page, "Hello")
+        page.locator(".answer", has_text="Answer 1.").wait_for()
+        wait_until_done(page)
+        assert page.locator("#list .open").all_text_contents() == ["Hello"]
+
+
 def test_what_goes_wrong_is_said_and_a_full_context_forgets_the_oldest_turns(tokenizer: Any, browser: Browser) -> None:
     engine = RiggedEngine(tokenizer, context_tokens=320)
     with listening(application({"small": engine})) as address, browser.page(address, allowed_errors=("400",)) as page:
@@ -223,7 +244,7 @@ def test_what_goes_wrong_is_said_and_a_full_context_forgets_the_oldest_turns(tok
         wait_until_done(page)
 
 
-def test_the_key_is_asked_for_and_kept_for_the_tab_only(tokenizer: Any, browser: Browser) -> None:
+def test_28_the_key_is_asked_for_and_kept_for_the_tab_only(tokenizer: Any, browser: Browser) -> None:
     engine = RiggedEngine(tokenizer)
     with listening(application({"small": engine}, keys=("secret-key",))) as address, browser.page(address, allowed_errors=("401",)) as page:
         page.get_by_role("dialog").get_by_label("Key").fill("wrong")

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import random
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from fledge.inference.requests import Drawn, Request
+from fledge.inference.settings import GenerationSettings
+from fledge.serving.answer import Answer, Job
+from fledge.serving.keys import ApiKeys
 from fledge.serving.settings import ServerSettings
+from fledge.serving.state import ServerState
 from tests.serving.running import NAME, SLOTS, Running, running, until
 
 LONG: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "temperature": 1.0}
@@ -83,6 +90,39 @@ def test_18_a_client_that_does_not_read_is_let_go() -> None:
             received = read_all(connection)
         assert b"[DONE]" not in received
         assert server.counters()[f'fledge_choices_finished_total{{finish="cancelled",model="{NAME}"}}'] == SLOTS
+
+
+class SilentEngine:
+    """Takes requests and says nothing of itself."""
+
+    load = SimpleNamespace(slots=1, running=0, waiting=0)
+    is_alive, seconds_since_step = True, 0.0
+
+    def submit(self, request: Request, listener: Callable[[Drawn], None]) -> int:
+        return 1
+
+    def cancel(self, ticket: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("top", "token_bytes"), [(None, 256), (20, 1_735)])
+def test_18_what_waits_for_a_client_is_counted_with_its_alternatives(top: int | None, token_bytes: int) -> None:
+    """`token_bytes`: as an event of a chat was measured."""
+    model: Any = SimpleNamespace(name=NAME, engine=SilentEngine())
+    job = Job(Request((5,), GenerationSettings(), top), SimpleNamespace(drawn_tokens=0))  # type: ignore[arg-type]
+
+    async def waiting_tokens() -> int:
+        answer = Answer(ServerState(ServerSettings(), [model], ApiKeys()), model, "client", "id", 1)
+        answer.submit([job], 1)
+        answer._taken -= 10
+        tokens = 0
+        while not answer.too_slow.is_set():
+            answer._hear(0, Drawn(1, 5))
+            tokens += 1
+        answer.close()
+        return tokens
+
+    assert 0.8 < asyncio.run(waiting_tokens()) * token_bytes / ServerSettings().unread_bytes < 1.2
 
 
 def test_18_an_answer_at_once_that_nobody_reads_is_dropped() -> None:

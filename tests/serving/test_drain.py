@@ -17,12 +17,27 @@ from typing import Any
 
 import httpx2
 import pytest
+from fastapi import APIRouter
 
 from fledge.model.folder import save_model
+from fledge.serving import run
+from fledge.serving.application import create_application
+from fledge.serving.keys import ApiKeys
 from fledge.serving.settings import ServerSettings
 from fledge.tokens.tokenizer import copy_tokenizer
 from tests.command_line import Fledge, expect_error
-from tests.serving.running import CONTEXT_TOKENS, WAIT_SECONDS, Running, error_of, new_client, running, tiny_model, tiny_tokenizer, until
+from tests.serving.running import (
+    CONTEXT_TOKENS,
+    WAIT_SECONDS,
+    Running,
+    error_of,
+    listening,
+    new_client,
+    running,
+    tiny_model,
+    tiny_tokenizer,
+    until,
+)
 
 LONG: dict[str, Any] = {"max_tokens": 60, "ignore_eos": True, "temperature": 1.0}
 
@@ -86,6 +101,37 @@ def test_25_what_takes_too_long_is_told_so() -> None:
         *_, last, done, _ = answers[0].split("\n\n")
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "shutting_down" and done == "data: [DONE]"
     assert not server.ended
+
+
+def test_25_a_thread_that_never_ends_does_not_keep_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that reads what nobody writes; the end of the process is what frees it, here and there."""
+    stuck, ended, codes = threading.Event(), threading.Event(), list[int]()
+    router = APIRouter()
+
+    @router.get("/stuck")
+    def wait() -> None:
+        stuck.set()
+        assert ended.wait(WAIT_SECONDS)
+
+    def end(code: int) -> None:
+        codes.append(code)
+        ended.set()
+
+    monkeypatch.setattr(run, "_LAST_WORDS_SECONDS", 0.2)
+    monkeypatch.setattr(os, "_exit", end)
+    settings = ServerSettings(port=0, drain_seconds=0.2)
+    with listening(create_application(settings, routers=[router], keys=ApiKeys()), settings) as (service, _):
+
+        def ask() -> None:
+            with contextlib.suppress(httpx2.TransportError), new_client(service.address) as client:
+                client.get("/stuck")
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        assert stuck.wait(WAIT_SECONDS)
+        service.stop()
+        asking.join()
+    assert codes == [0]
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,14 @@ def test_keys_come_from_the_environment_and_are_not_kept(monkeypatch: pytest.Mon
     assert not ApiKeys.from_environment()
 
 
+@pytest.mark.parametrize("key", ["schlüssel", "one,k\u00e9y", "\udcff", "o\tne"])
+def test_a_key_that_no_header_can_carry_is_refused_at_the_start(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEDGE_API_KEY", key)
+    with pytest.raises(ConfigError, match="FLEDGE_API_KEY") as refused:
+        ApiKeys.from_environment()
+    assert key not in str(refused.value)
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
 def test_1_other_machines_need_a_key(host: str) -> None:
     with pytest.raises(ConfigError, match="FLEDGE_API_KEY"):
@@ -58,6 +66,8 @@ def test_4_names_in_the_host_header() -> None:
     assert all(host_name(name) in local for name in names)
     assert not any(host_name(name) in local for name in ("evil.example", "127.0.0.1.evil.example", "", "[::2]", "localhost."))
     assert served_hosts(ServerSettings(host="0.0.0.0"), has_keys=True) is None
+    open_to_all = served_hosts(ServerSettings(host="0.0.0.0", insecure=True), has_keys=False)
+    assert open_to_all is not None and "evil.example" not in open_to_all and "localhost" in open_to_all
     assert served_hosts(ServerSettings(host="0.0.0.0", allowed_hosts=("a",)), has_keys=True) is not None
     assert served_hosts(ServerSettings(allowed_hosts=("*",)), has_keys=False) is None
 

@@ -203,8 +203,10 @@ def test_8_too_many_connections(server: Running) -> None:
 )
 def test_9_json_that_is_none(server: Running, value: bytes) -> None:
     content = b'{"model": "tiny", "prompt": "x", "temperature": ' + value + b"}"
+    began = time.process_time()
     status, param, code = error_of(server.client.post("/v1/completions", content=content, headers=JSON))
     assert status == 400 and (code == "invalid_json" or param == "temperature")
+    assert time.process_time() - began < 2
 
 
 def test_9_a_field_twice_is_named(server: Running) -> None:
@@ -268,6 +270,13 @@ def test_35_requests_that_two_servers_would_cut_apart_differently(server: Runnin
         assert status_of(answer) in (400, 501), lines
     assert status_of(exchange(server, b"GET / HTTP/1.1\r\n\r\n")) == 400  # no Host
     assert status_of(exchange(server, b"\x16\x03\x01\x02\x00 TLS hello\r\n\r\n")) == 400
+
+
+def test_35_a_body_whose_pieces_are_none_is_told_so(server: Running) -> None:
+    chunks = head("POST", "/v1/completions", "Content-Type: application/json", "Transfer-Encoding: chunked")
+    for body in (b"zz\r\nfoo\r\n0\r\n\r\n", b"2\r\n{}\r\nzz\r\n"):
+        answer = exchange(server, chunks, body)
+        assert status_of(answer) == 400 and b"invalid_http" in answer and answer.count(b"HTTP/1.1 ") == 1
 
 
 def test_35_methods_pipelining_and_an_old_version(server: Running) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from fledge.corpus.document import Message
+from fledge.serving import bodies, completions
 from fledge.serving.settings import ServerSettings
 from fledge.tokens.chat import render
-from tests.serving.running import CONTEXT_TOKENS, NAME, Running, error_of, running, tiny_tokenizer
+from tests.serving.running import CONTEXT_TOKENS, NAME, WAIT_SECONDS, Running, error_of, new_client, running, tiny_tokenizer, until
 
 HUGE = 10**25
 
@@ -104,22 +107,38 @@ def test_13_what_cannot_fit_is_refused_before_it_is_read(server: Running) -> Non
     too_long = [
         server.complete(prompt="a" * 2_000_000),
         server.complete(prompt=["a" * 400_000] * 2),
-        server.complete(prompt=[5] * 500_000),
+        server.complete(prompt=[5] * 100_000),
         server.chat(messages=[{"role": "user", "content": "a" * 2_000_000}]),
         server.chat(messages=[{"role": "user", "content": ""}] * 40_000),
         server.chat(messages=[message] * (CONTEXT_TOKENS + 1)),
     ]
     assert {error_of(answer)[::2] for answer in too_long} == {(400, "context_length_exceeded")}
+    assert error_of(server.complete(prompt=[5] * 500_000)) == (413, None, "body_too_large")
     assert error_of(server.complete(prompt=["a"] * 100_000)) == (400, "prompt", None)
     assert error_of(server.complete(prompt=["a"] * 5, n=8)) == (400, "prompt", None)
     assert time.process_time() - began < 10
 
 
-def test_13_a_long_text_does_not_hold_up_the_others(server: Running) -> None:
-    """A text that might fit is read in a thread of its own: 256 tokens could hold this much."""
+@pytest.mark.parametrize(("module", "name"), [(bodies, "parse_object"), (completions, "encode_prompts")])
+def test_13_a_long_text_does_not_hold_up_the_others(server: Running, module: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bodies are parsed and texts are encoded in threads of their own; here each takes until another request was answered."""
+    read, is_read, may_go_on = getattr(module, name), threading.Event(), threading.Event()
+
+    def read_slowly(*arguments: Any) -> Any:
+        is_read.set()
+        assert may_go_on.wait(WAIT_SECONDS)
+        return read(*arguments)
+
+    monkeypatch.setattr(module, name, read_slowly)
     longest = int(tiny_tokenizer().byte_lengths.max()) * CONTEXT_TOKENS
-    assert error_of(server.complete(prompt="a" * longest))[2] == "context_length_exceeded"
-    assert server.client.get("/health/ready").status_code == 200
+    with ThreadPoolExecutor(1) as other, new_client(server.url) as client:
+        asked = other.submit(server.complete, prompt="a" * longest)
+        assert is_read.wait(WAIT_SECONDS)
+        try:
+            assert client.get("/health/ready", timeout=20).status_code == 200
+        finally:
+            may_go_on.set()
+        assert error_of(asked.result())[2] == "context_length_exceeded"
 
 
 @pytest.mark.parametrize(
@@ -233,9 +252,16 @@ def test_31_prompts_stay_out_of_the_log(shows: bool, capsys: pytest.CaptureFixtu
 
 
 def test_32_a_prompt_is_not_answered_faster_because_another_key_asked_before(server: Running) -> None:
-    """There is no cache of prefixes that a time could betray: the same prompt is read again, the same number of tokens."""
-    read = [server.complete(prompt="row 3 of the table", max_tokens=1).json()["usage"] for _ in range(3)]
-    assert read[0] == read[1] == read[2] and "prompt_tokens_details" not in read[0]
+    """There is no cache of prefixes that a time could betray: the same prompt takes as many steps of the engine each time."""
+    steps = []
+    for _ in range(3):
+        until(lambda: server.busy_choices() == 0)
+        before = server.engine.steps
+        usage = server.complete(prompt=[30] * 200, max_tokens=1).json()["usage"]
+        assert "prompt_tokens_details" not in usage
+        until(lambda: server.busy_choices() == 0)
+        steps.append(server.engine.steps - before)
+    assert len(set(steps)) == 1 and steps[0] >= 200 / 64, steps  # a step reads 64 tokens of prompts
 
 
 def test_34_no_text_can_forge_an_event(server: Running) -> None:

@@ -120,7 +120,7 @@ def go(page: Any, view: str) -> None:
     page.evaluate("view => { location.hash = view; }", view)
 
 
-def test_the_key_is_taken_out_of_the_address_or_asked_for(browser: Browser, address: str) -> None:
+def test_28_the_key_is_taken_out_of_the_address_or_asked_for(browser: Browser, address: str) -> None:
     with browser.page(opened(address)) as page:
         page.get_by_text("No run yet").wait_for()
         assert page.url == f"{address}/runs"
@@ -161,6 +161,22 @@ def test_a_live_chart_gains_points_and_the_end_is_told(browser: Browser, address
         page.get_by_text("no space left").wait_for()
 
 
+def test_the_only_line_of_a_chart_is_not_faint_and_a_step_names_its_stage(browser: Browser, address: str, folder: Path) -> None:
+    speeds = {"train/tokens_per_second": 400.0, "train/tokens_per_second_smoothed": None}
+    append(begun(folder / "one", steps=()), record(1, **speeds), record(2, **speeds))
+    begun(folder / "two", steps=())
+    append(folder / "two" / "pretrain", *(record(step, **{"train/tokens_per_second": 400.0}) for step in (1, 2)))
+    recorded(folder / "one", "failed", stages=["pretrain", "report"])
+    recorded(folder / "two", "failed", stages=["pretrain"])
+    opacity = "document.querySelector('.plot[aria-label^=\"Tokens per second\"]').data.map((line) => line.opacity)"
+    with browser.page(opened(address)) as page:
+        for name, expected in (("one", [1]), ("two", [1, 0.45])):
+            go(page, f"#/run/{name}")
+            page.get_by_role("heading", name=name).wait_for()
+            page.get_by_label("Tokens per second: ").wait_for()
+            assert page.evaluate(opacity) == expected
+
+
 def test_two_runs_are_compared(browser: Browser, address: str, folder: Path) -> None:
     for name, rate in (("one", 0.1), ("two", 0.2)):
         finished(folder / name, steps=range(1, 21))
@@ -181,7 +197,7 @@ def test_two_runs_are_compared(browser: Browser, address: str, folder: Path) -> 
         page.get_by_role("heading", name="Runs").wait_for()
 
 
-def test_sixty_payloads_are_shown_and_none_runs(browser: Browser, address: str, folder: Path) -> None:
+def test_26_27_sixty_payloads_are_shown_and_none_runs(browser: Browser, address: str, folder: Path) -> None:
     # As far as a name of a folder can hold it: no slash.
     names = [f"{number} {payload}".replace("/", "\u2215") for number, payload in enumerate(PAYLOADS)]
     for name, payload in zip(names, PAYLOADS, strict=True):
@@ -210,7 +226,7 @@ def test_sixty_payloads_are_shown_and_none_runs(browser: Browser, address: str, 
         page.locator("table.scores tbody tr").nth(59).wait_for()
         page.locator("details").evaluate_all("all => all.forEach((one) => { one.open = true; })")
         assert page.locator(".samples .text").count() == 60 + 6
-        for payload in PAYLOADS[::6]:
+        for payload in PAYLOADS:
             page.get_by_label("Another figure").select_option(payload)
         page.locator(".plot").last.hover()
         shown = page.locator("main").text_content()

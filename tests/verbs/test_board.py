@@ -77,6 +77,7 @@ def test_the_form_tells_values_stages_name_and_command(launcher: RunLauncher) ->
         (Asked("own.yaml", {"-h": "x"}), "no name of a value"),
         (Asked("own.yaml", {"a=b": "x"}), "no name of a value"),
         (Asked("own.yaml", {"nonsense": "x"}), "nonsense"),
+        (Asked("own.yaml", {"corpus.sources.0.license": "a\0b"}), "a NUL character"),
         (Asked("own.yaml", name="../up"), "cannot be the name of a run"),
         (Asked("own.yaml", name="-x"), "cannot be the name of a run"),
         (Asked("own.yaml", name="a/b"), "cannot be the name of a run"),

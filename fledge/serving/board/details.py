@@ -18,11 +18,12 @@ from fledge.core.errors import FledgeError
 from fledge.core.metrics import METRICS, SOURCE_TOKENS
 from fledge.core.run_record import RUN_RECORD, read_record
 from fledge.core.samples import SAMPLES, read_samples
+from fledge.corpus.build import STATS
 from fledge.evaluation.run_data import PLAN, RESULTS, corpus_card, dotted, phase_use
 from fledge.evaluation.score_words import format_score, format_value, score_title
 from fledge.evaluation.statistics import score_from_plain
 from fledge.serving.board.curves import MOST_CURVES, last_record
-from fledge.serving.board.folders import RunFolder
+from fledge.serving.board.folders import RunFolder, is_folder
 
 MOST_SAMPLES = 400
 """The last ones of a stage."""
@@ -30,7 +31,7 @@ MOST_TEXT_CHARACTERS = 4_000
 """Of a sample or an answer."""
 
 # What a file that was damaged or written by others can make of reading it.
-_UNREADABLE = (FledgeError, OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, IndexError)
+_UNREADABLE = (FledgeError, OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, IndexError, RecursionError)
 
 
 def stage_facts(run: RunFolder, stage: str) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def stage_facts(run: RunFolder, stage: str) -> dict[str, Any]:
 def _plan(run: RunFolder, stage: str) -> Any:
     """The identity of a stage's plan; of a stage of a version that did not leave it, from its newest checkpoint."""
     plan = run.json(stage, PLAN)
-    if plan is not None or not (run.path / stage / "checkpoints").is_dir():
+    if plan is not None or not is_folder(run.path / stage / "checkpoints"):
         return plan
     names = sorted(entry.name for entry in (run.path / stage / "checkpoints").iterdir())
     state = run.json(stage, "checkpoints", names[-1], "resume", "state.json") if names else None
@@ -113,7 +114,7 @@ def cards(run: RunFolder) -> list[dict[str, Any]]:
     """The data card of each corpus of the run, in short."""
     found = []
     for place, made in run.artifacts().items():
-        if made.manifest.kind == "corpus":
+        if made.manifest.kind == "corpus" and run.file(place, STATS) is not None:
             try:
                 found.append(asdict(corpus_card(place, made)))
             except _UNREADABLE:

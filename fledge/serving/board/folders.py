@@ -52,7 +52,7 @@ class RunFolder:
 
     def begun(self) -> list[str]:
         """The stages of which something is there."""
-        return [stage for stage in self.stages if (self.path / stage).is_dir()]
+        return [stage for stage in self.stages if is_folder(self.path / stage)]
 
     def trained(self) -> list[str]:
         """The stages that train, as far as they were begun."""
@@ -114,7 +114,15 @@ class Runs:
 
 
 def _is_run(run: RunFolder) -> bool:
-    return run.path.is_dir() and (run.file(RUN_RECORD) is not None or bool(run.begun()))
+    return is_folder(run.path) and (run.file(RUN_RECORD) is not None or bool(run.begun()))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is one that may be looked at."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _entries(folder: Path) -> Sequence[Path]:

@@ -21,6 +21,7 @@ State = Literal["running", "finished", "stopped", "failed"]
 
 NO_LAST_WORD = "It ended without a word: it was killed, or this is a copy that was made while it ran."
 CONTINUES = "The same command continues it."
+UNREADABLE = "This run cannot be read"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Status:
     """That were asked for."""
     finished_stages: tuple[str, ...]
     step: int | None
-    """Of the stage."""
+    step_stage: str | None
+    """The one that step and loss are of: of a stage that does not train, the last one before it that does."""
     loss: float | None
     seconds_left: float | None
     """Of the stage, while it runs and once it has taken steps."""
@@ -65,6 +67,7 @@ def status_of(run: RunFolder, now: float | None = None) -> Status:
         stages=asked,
         finished_stages=finished,
         step=last["step"] if last else None,
+        step_stage=figures,
         loss=last["train/loss"] if last else None,
         seconds_left=_seconds_left(last, time.time() if now is None else now) if is_running and last and stage not in finished else None,
         changed_unix_seconds=_changed(run, record),
@@ -72,6 +75,15 @@ def status_of(run: RunFolder, now: float | None = None) -> Status:
         problem=NO_LAST_WORD if is_killed else record.problem if record and not is_running else "",
         remedy=CONTINUES if is_killed else record.remedy if record and not is_running else "",
     )
+
+
+def listed_status(run: RunFolder) -> Status:
+    """The same for a list, in which no run may hide the others: one that is damaged beyond what was foreseen says so in its row."""
+    try:
+        return status_of(run)
+    except Exception as error:
+        problem = f"{UNREADABLE}: {type(error).__name__}."
+        return Status(run.name, "failed", None, (), (), None, None, None, None, 0.0, "", problem, "Copy it again, or move it elsewhere.")
 
 
 def _is_in_use(run: RunFolder) -> bool:

@@ -30,7 +30,7 @@ function sample(number) {
 }
 
 /**
- * One chart over steps. `lines`: {name, points: [[step, value], ...], faint}; `bands`: {from, to, name} behind them.
+ * One chart over steps. `lines`: {name, points: [[step, value], ...], faint (beside others)}; `bands`: {from, to, name} behind them.
  * `stacked`: shares that fill each other up; `fromZero`: with the axis down to 0; `si`: with k, M, G at it; `isNamed`: with the names of the bands. Lines may be replaced and drawn anew as often as wanted.
  */
 export class Chart {
@@ -69,13 +69,14 @@ export class Chart {
   }
 
   traces() {
+    const isFaint = (line) => line.faint && this.lines.length > 1; // the only line is to be seen
     return this.lines.map((line, number) => ({
       x: line.points.map(([step]) => step),
       y: line.points.map(([, value]) => value),
       name: withoutTags(line.name),
       mode: line.points.length > 1 ? "lines" : "markers",
-      line: { color: seriesColour(number), width: line.faint ? 1 : 2, dash: DASHES[number % DASHES.length] },
-      opacity: line.faint ? 0.45 : 1,
+      line: { color: seriesColour(number), width: isFaint(line) ? 1 : 2, dash: DASHES[number % DASHES.length] },
+      opacity: isFaint(line) ? 0.45 : 1,
       stackgroup: this.options.stacked ? "shares" : undefined,
       hovertemplate: "%{y}",
     }));

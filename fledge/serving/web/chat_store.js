@@ -21,9 +21,22 @@ export function titleOf(conversation) {
   return title.length > TITLE_CHARACTERS ? `${title.slice(0, TITLE_CHARACTERS)}…` : title || "Nothing said yet";
 }
 
-/** All that were kept, the latest first. */
+/** All that were kept, the latest first; what is not of the form above is none. */
 export function keptConversations() {
-  return read(CONVERSATIONS, []).filter((one) => typeof one?.id === "string" && Array.isArray(one.turns));
+  const kept = read(CONVERSATIONS, []);
+  return Array.isArray(kept) ? kept.filter((one) => typeof one?.id === "string" && isListOf(one.turns, isTurn)) : [];
+}
+
+function isTurn(turn) {
+  return typeof turn?.question === "string" && isListOf(turn.answers, isAnswer);
+}
+
+function isAnswer(answer) {
+  return ["model", "text", "finish", "error"].every((name) => typeof answer?.[name] === "string");
+}
+
+function isListOf(value, isOne) {
+  return Array.isArray(value) && value.every(isOne);
 }
 
 /** Keep a conversation as the latest one. Whether the browser had room for it. */

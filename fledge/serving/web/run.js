@@ -72,7 +72,7 @@ function tilesOf(status, curves) {
   const done = status.finished_stages.filter((stage) => status.stages.includes(stage)).length;
   return [
     tile("Stage", status.stage ?? "none", `${done} of ${status.stages.length} finished`),
-    tile("Step", status.step === null ? null : status.step.toLocaleString("en")),
+    tile("Step", status.step === null ? null : status.step.toLocaleString("en"), status.step_stage === status.stage ? "" : `of ${status.step_stage}`),
     tile("Loss", number("train/loss", (value) => value.toFixed(4))),
     tile("Time left", status.seconds_left === null ? null : formatLeft(status.seconds_left), `in ${status.stage}, by ${clock(status.seconds_left)}`),
     tile("Tokens", number("train/tokens", formatCount)),
@@ -158,7 +158,8 @@ class TrainingView {
   add(name) {
     if (!name) return;
     this.placeChart({ title: name, lines: { [name]: "" }, chart: new Chart(name, { format: (value) => value.toPrecision(5) }) });
-    this.draw();
+    this.drawChart(this.charts.at(-1));
+    this.showOthers();
   }
 
   /** Read what is new and draw it. */
@@ -171,19 +172,25 @@ class TrainingView {
   }
 
   draw() {
-    const bands = this.stage.phases.length > 1 ? this.stage.phases.map(bandOf) : [];
-    for (const one of this.charts) {
-      const lines = one.isMixture
-        ? this.curves.shares()
-        : Object.entries(one.lines).map(([name, title]) => ({ name: title, points: this.curves.points(name), faint: FAINT.has(name) }));
-      one.chart.show(lines, one.bands ? bands : []);
-    }
+    for (const one of this.charts) this.drawChart(one);
+    this.showOthers();
+    const count = this.curves.notFinite;
+    this.note.textContent = count ? `${count.toLocaleString("en")} values were not finite numbers and are not drawn.` : "";
+  }
+
+  drawChart(one) {
+    const lines = one.isMixture
+      ? this.curves.shares()
+      : Object.entries(one.lines).map(([name, title]) => ({ name: title, points: this.curves.points(name), faint: FAINT.has(name) }));
+    one.chart.show(lines, one.bands && this.stage.phases.length > 1 ? this.stage.phases.map(bandOf) : []);
+  }
+
+  /** The figures that have no chart yet. */
+  showOthers() {
     const drawn = new Set(this.charts.flatMap((one) => Object.keys(one.lines)));
     const others = this.curves.names().filter((name) => !drawn.has(name) && !name.startsWith(SOURCE_TOKENS));
     fill(this.more, element("option", { value: "" }, "Show another figure ..."), others.map((name) => element("option", { value: name }, name)));
     this.more.parentElement.hidden = others.length === 0;
-    const count = this.curves.notFinite;
-    this.note.textContent = count ? `${count.toLocaleString("en")} values were not finite numbers and are not drawn.` : "";
   }
 
   async showSamples() {
