@@ -9,7 +9,7 @@ from fledge.inference.settings import GenerationSettings
 
 
 def of_sample(settings: GenerationSettings, number: int) -> GenerationSettings:
-    """Those of the text of this number, from 0, which keeps the seed itself. A sum would give the second text of seed 1 to seed 2 as its first."""
+    """Those of the text of this number, from 0, which keeps the seed itself. By a sum seed 1 would share its second text with seed 2."""
     if settings.seed is None or number == 0:
         return settings
     digest = hashlib.sha256(f"sample:{settings.seed}:{number}".encode()).digest()
