@@ -84,7 +84,7 @@ def encode_conversation(messages: Sequence[Message], tokenizer: Tokenizer) -> li
 
 
 def answer_tokens(prompt: Prompt, asked: int | None, default: int, model: ServedModel, param: str, least: int = 1) -> int:
-    """How long an answer may become: as long as asked, or the default as far as there is room, which must be `least`. Raises ApiError 400."""
+    """How long an answer may become: as long as asked, or the default as far as there is room, at least `least`. Raises ApiError 400."""
     room, needed = model.context_tokens - len(prompt.ids), max(1, least if asked is None else asked)
     if needed > room:
         raise too_long(f"{len(prompt.ids)} tokens in its prompt and asks for {needed} more", model.context_tokens, param)

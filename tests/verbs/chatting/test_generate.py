@@ -143,3 +143,19 @@ def test_nothing_is_half_written(
     monkeypatch.setattr(disk, "fail_point", fail)
     expect_error(fledge("generate", "demo", "--prompt", "row", *GREEDY, "--to", "out.jsonl"), 5, "no space left")
     assert not list(tmp_path.glob("out.jsonl*"))
+
+
+def test_what_is_interrupted_leaves_nothing_and_promises_nothing(
+    make_checkpoint: MakeCheckpoint, fledge: Fledge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_checkpoint()
+
+    def interrupt(passed: str, path: Path) -> None:
+        if passed == "write" and path.name.startswith("out.jsonl"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(disk, "fail_point", interrupt)
+    outcome = fledge("generate", "demo", "--prompt", "row", *GREEDY, "--to", "out.jsonl")
+    expect_error(outcome, 130, "stopped before it had finished", "run the same command again")
+    assert "kept" not in outcome.noted and "stage" not in outcome.noted
+    assert not list(tmp_path.glob("out.jsonl*"))
