@@ -1,6 +1,7 @@
 """`fledge generate`: prompts in, texts out, all in one batch; a single one is shown while it is drawn.
 
-With `--to` or `--json` there is a line of JSON for each text, in the order of the prompts: what was given, then, in place of fields of the same names,
+With `--to` or `--json` there is a line of JSON for each text, in the order of the prompts: what was given, then
+(in place of fields of the same names)
 
     completion          the text, without prompt, end and stop text
     finish              stop: the model, or a stop text, ended it; length: the limit or the context did
