@@ -44,6 +44,9 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
 }
 """In the order of `fledge --help`: what each calls, and its line there."""
 
+_KEEPING = {"run", *STAGES}
+"""Those that surely go on where they were stopped."""
+
 
 def main() -> None:
     """The `fledge` command; exits with the code of the error's class (see core/errors.py)."""
@@ -64,7 +67,7 @@ def _application() -> typer.Typer:
     )
     app.callback()(_options)
     for name, (verb, text) in VERBS.items():
-        app.command(name, help=text)(_guarded(verb))
+        app.command(name, help=text)(_guarded(verb, keeps_finished=name in _KEEPING))
     return app
 
 
@@ -82,7 +85,7 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
-def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
+def _guarded(verb: Callable[..., None], keeps_finished: bool) -> Callable[..., None]:
     """The same verb, with our errors as two lines and their exit code."""
 
     @functools.wraps(verb)
@@ -95,7 +98,10 @@ def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
             if not process.is_launched():
-                console.error("stopped before this stage had finished", "run the same command again: what is finished is kept")
+                if keeps_finished:
+                    console.error("stopped before this stage had finished", "run the same command again: what is finished is kept")
+                else:
+                    console.error("stopped before it had finished", "run the same command again")
             raise typer.Exit(128 + signal.SIGINT) from error
         except Exception as error:
             # Our own bug, whatever it is: of many launched processes one tells it, not each.

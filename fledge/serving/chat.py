@@ -46,11 +46,12 @@ def _read(fields: Fields, state: ServerState) -> Asked:
         raise bad_request("This model has no format for conversations; use /v1/completions.", "model")
     parameters = read_parameters(fields, model, ("max_completion_tokens", "max_tokens"), least_tokens=1)
     logprobs = _read_logprobs(fields)
+    least_room = fields.integer("least_room_tokens", 1, model.context_tokens) or 1
     messages = read_messages(fields.get("messages"), model)
 
     def form(prompts: list[Prompt]) -> _Chat:
         [prompt] = prompts
-        length = answer_tokens(prompt, parameters.maximum_tokens, model.generation.maximum_new_tokens, model, "messages")
+        length = answer_tokens(prompt, parameters.maximum_tokens, model.generation.maximum_new_tokens, model, "messages", least_room)
         return _Chat(model, parameters, logprobs, prompt, length)
 
     return Asked(model, parameters, 1, partial(encode_conversation, messages, model.tokenizer), form)

@@ -110,7 +110,7 @@ class _Completions:
         prompt, length_tokens = self._prompt(number), self.lengths_tokens[number // self.parameters.choices_per_prompt]
         request = requests.Request(
             prompt.ids,
-            self.parameters.generation(number, max(1, length_tokens)),
+            self.parameters.generation(number % self.parameters.choices_per_prompt, max(1, length_tokens)),
             self.logprobs,
             prompt_logprobs=self.echo and self.logprobs is not None,
             ignore_end=self.parameters.ignore_end,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fledge.inference.seeds import of_sample
 from fledge.inference.settings import GenerationSettings
 from fledge.serving.errors import ApiError, bad_request, shown, too_long
 from fledge.serving.fields import Fields
@@ -38,9 +39,8 @@ class Parameters:
     """At the end of a stream."""
 
     def generation(self, choice: int, maximum_new_tokens: int) -> GenerationSettings:
-        """Of the choice of this number: with a seed, each draws from a stream of its own that the seed and the number decide."""
-        seed = None if self.sampling.seed is None else (self.sampling.seed + choice) % _SEEDS
-        return replace(self.sampling, seed=seed, maximum_new_tokens=maximum_new_tokens)
+        """Of a prompt's choice of this number: with a seed, each draws from a stream of its own that the seed and the number decide."""
+        return replace(of_sample(self.sampling, choice), maximum_new_tokens=maximum_new_tokens)
 
 
 def read_model(fields: Fields, state: ServerState) -> ServedModel:

@@ -83,11 +83,11 @@ def encode_conversation(messages: Sequence[Message], tokenizer: Tokenizer) -> li
     return [Prompt(tuple(ids), len(ids), tokenizer.decode(ids))]
 
 
-def answer_tokens(prompt: Prompt, asked: int | None, default: int, model: ServedModel, param: str) -> int:
-    """How long an answer may become: as long as asked, or the default as far as there is room. Raises ApiError 400."""
-    room = model.context_tokens - len(prompt.ids)
-    if room < 1 or (asked or 0) > room:
-        raise too_long(f"{len(prompt.ids)} tokens in its prompt and asks for {asked or 1} more", model.context_tokens, param)
+def answer_tokens(prompt: Prompt, asked: int | None, default: int, model: ServedModel, param: str, least: int = 1) -> int:
+    """How long an answer may become: as long as asked, or the default as far as there is room, at least `least`. Raises ApiError 400."""
+    room, needed = model.context_tokens - len(prompt.ids), max(1, least if asked is None else asked)
+    if needed > room:
+        raise too_long(f"{len(prompt.ids)} tokens in its prompt and asks for {needed} more", model.context_tokens, param)
     return min(default, room) if asked is None else asked
 
 

@@ -157,6 +157,11 @@ def largest_checkpoint_bytes(settings: TrainingSettings, length: StageLength, pa
     return count * checkpoint_bytes(settings, parameters)
 
 
+def _tenth(settings: TrainingSettings, steps: int) -> str:
+    """The option that says how long the warm-up is, set to a tenth of the run."""
+    return f"warmup_steps={-(-steps // 10)}" if settings.schedule.warmup_fraction is None else f"warmup_fraction={SHORT_WARMUP_SHARE}"
+
+
 def stage_warnings(
     stage: str, settings: TrainingSettings, length: StageLength, seconds: float | None, epochs: float | None
 ) -> Iterator[str]:
@@ -165,7 +170,7 @@ def stage_warnings(
     if warmup_steps < math.floor(SHORT_WARMUP_SHARE * steps):
         yield (
             f"{stage}: the warm-up takes {warmup_steps:,} of {steps:,} steps ({warmup_steps / steps:.1%}), less than "
-            f"{SHORT_WARMUP_SHARE:.0%}; {stage}.schedule.warmup_steps={-(-steps // 10)} would be a tenth"
+            f"{SHORT_WARMUP_SHARE:.0%}; {stage}.schedule.{_tenth(settings, steps)} would be a tenth"
         )
     if seconds is not None and (between := seconds / times(steps, settings.save_every_steps)) > RARE_SAVING_SECONDS:
         every_steps = max(1, int(RARE_SAVING_SECONDS * steps / seconds))

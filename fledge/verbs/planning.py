@@ -357,7 +357,11 @@ def _text_bytes(run: Run) -> tuple[int | None, str]:
 def _known_bytes(source: Source) -> int:
     """Of a source without a path: the documentation of Python, or a dataset known by name; 0 of any other."""
     if isinstance(source, HubSource):
-        return round(HUB_PRESETS[source.preset].size_bytes) if source.preset in HUB_PRESETS else 0
+        preset = HUB_PRESETS.get(source.preset or "")
+        if preset is None:
+            return 0
+        taken = min(1.0, source.maximum_documents / preset.documents) if source.maximum_documents and preset.documents else 1.0
+        return round(preset.size_bytes * taken)
     return 4_000_000
 
 

@@ -129,10 +129,23 @@ def test_a_step_that_takes_long_shows(engine: Engine, worker: EngineThread, monk
     listener.wait()
 
 
-def test_stopping_cancels_what_is_left(engine: Engine) -> None:
-    worker, listener = EngineThread(engine), Listener()
+def test_stopping_cancels_what_is_left(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, listener, waiting = EngineThread(engine), Listener(), Listener()
+    is_in_step, go_on, whole = threading.Event(), threading.Event(), engine.step
+
+    def hold() -> list[Drawn]:
+        is_in_step.set()
+        assert go_on.wait(LIMIT_SECONDS)
+        return whole()
+
+    monkeypatch.setattr(engine, "step", hold)
     worker.start()
     worker.submit(Request((1,), ENDLESS), listener)
+    assert is_in_step.wait(LIMIT_SECONDS)
+    worker.submit(Request((2,), ENDLESS), waiting)
+    worker.stop(0)
+    go_on.set()
     worker.stop(LIMIT_SECONDS)
-    assert listener.wait().finish in ("cancelled", "length")
+    assert [listener.wait().finish, waiting.wait().finish] == ["cancelled", "cancelled"]
+    assert len(listener.heard) == 2, "one token, which was being drawn, and the end"
     assert not worker.is_alive

@@ -61,11 +61,15 @@ class RiggedEngine:
         self.cancelled.add(ticket)
 
     def _say(self, ticket: int, request: Request, text: str, listener: Callable[[Drawn], None]) -> None:
-        for token in self.tokenizer.encode(text)[: request.generation.maximum_new_tokens]:
+        tokens, most = self.tokenizer.encode(text), request.generation.maximum_new_tokens
+        for token in tokens[:most]:
             time.sleep(self.pause_seconds)
             if ticket in self.cancelled:
                 return
             listener(Drawn(ticket, token))
+        if len(tokens) > most:
+            listener(Drawn(ticket, finish="length"))
+            return
         listener(Drawn(ticket, finish="stop", end_token=self.tokenizer.end_ids(answers=True)[0]))
 
 

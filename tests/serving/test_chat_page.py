@@ -98,7 +98,7 @@ def test_an_answer_is_given_again_and_a_question_is_changed(site: Site, browser:
         wait_until_done(page)
         page.get_by_role("button", name="Copy").last.click()
         page.get_by_role("button", name=re.compile("Copied|Selected")).wait_for()
-        assert [request.generation.seed for request in site.first.requests] == [7, 7, 8]
+        assert [request.generation.seed for request in site.first.requests] == [7, 7, 7 + 0x9E3779B97F4B]
         wait_until_done(page)
         page.get_by_role("button", name="Edit").first.click()
         page.get_by_label("Your question").fill("Another question")
@@ -184,6 +184,43 @@ def test_settings_reach_the_model_and_wrong_ones_do_not(site: Site, browser: Bro
         say(page, "Hello again")
         assert page.locator("#setting-temperature[aria-invalid=true]:focus").count() == 1
         assert page.get_by_label("Message").input_value() == "Hello again" and len(site.first.requests) == 1
+
+
+def test_a_question_that_cannot_be_sent_again_forgets_nothing(site: Site, browser: Browser) -> None:
+    with browser.page(site.address) as page:
+        for number in (1, 2):
+            say(page, f"Question {number}")
+            page.locator(".answer", has_text=f"Answer {number}.").wait_for()
+            wait_until_done(page)
+        page.get_by_label("Temperature").fill("-1")
+        page.get_by_role("button", name="Edit").first.click()
+        page.get_by_label("Your question").fill("Another question")
+        page.get_by_role("button", name="Send again").click()
+        assert page.locator("#setting-temperature[aria-invalid=true]:focus").count() == 1
+        page.get_by_label("Temperature").fill("")
+        say(page, "Question 3")
+        page.locator(".answer", has_text="Answer 3.").wait_for()
+        assert answers(page) == ["Answer 1.", "Answer 2.", "Answer 3."]
+        assert "Answer 1." in site.first.prompts()[2]
+
+
+def test_answers_keep_a_quarter_of_the_context_and_name_the_limit(tokenizer: Any, browser: Browser) -> None:
+    engine = RiggedEngine(tokenizer, context_tokens=320)
+    with listening(application({"small": engine})) as address, browser.page(address, allowed_errors=("400",)) as page:
+        for number in (1, 2, 3, 4, 5):
+            say(page, f"Question {number}: " + "x" * 70)
+            page.locator(".answer", has_text=f"Answer {number}.").wait_for()
+            wait_until_done(page)
+        assert "Question 1" not in engine.prompts()[-1] and "Question 4" in engine.prompts()[-1]
+        assert min(request.generation.maximum_new_tokens for request in engine.requests) >= 80
+        page.get_by_role("button", name="New conversation").click()
+        engine.texts = iter(["a b c " * 200] * 2)
+        say(page, "Talk")
+        page.get_by_text("Cut off: the model's context is full.").wait_for()
+        wait_until_done(page)
+        page.get_by_label("Most tokens").fill("5")
+        page.get_by_role("button", name="Regenerate").click()
+        page.get_by_text("Cut off: the most tokens were reached. Settings allow more.").wait_for()
 
 
 def test_28_conversations_stay_in_the_browser_until_they_are_deleted(site: Site, browser: Browser) -> None:

@@ -115,6 +115,8 @@ def test_a_list_of_prompts_and_token_ids(client: openai.OpenAI) -> None:
 def test_several_choices(client: openai.OpenAI) -> None:
     answer = client.completions.create(model=NAME, prompt=["row 3", "hello"], n=2, max_tokens=8, temperature=1.5, seed=5)
     assert len(answer.choices) == 4 and answer.choices[0].text != answer.choices[1].text
+    alone = client.completions.create(model=NAME, prompt="hello", n=2, max_tokens=8, temperature=1.5, seed=5)
+    assert [choice.text for choice in alone.choices] == [choice.text for choice in answer.choices[2:]]
     assert answer.usage is not None and answer.usage.prompt_tokens == len(ids_of("row 3")) + len(ids_of("hello"))
     streamed = ["", "", "", ""]
     for event in client.completions.create(model=NAME, prompt=["row 3", "hello"], n=2, max_tokens=8, temperature=1.5, seed=5, stream=True):
@@ -122,6 +124,8 @@ def test_several_choices(client: openai.OpenAI) -> None:
     assert streamed == [choice.text for choice in answer.choices]
     chat = client.chat.completions.create(model=NAME, messages=MESSAGES, n=2, max_tokens=8, temperature=1.5, seed=5)
     assert len(chat.choices) == 2 and chat.choices[0].message.content != chat.choices[1].message.content
+    next_seed = client.chat.completions.create(model=NAME, messages=MESSAGES, n=2, max_tokens=8, temperature=1.5, seed=6)
+    assert len({choice.message.content for choice in (*chat.choices, *next_seed.choices)}) == 4
 
 
 def test_stop_strings_are_not_in_the_text(client: openai.OpenAI) -> None:

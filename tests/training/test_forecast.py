@@ -50,6 +50,8 @@ def test_a_short_warm_up_is_named() -> None:
     [warning] = said(schedule=ScheduleSettings(warmup_steps=9))
     assert "9 of 100 steps (9.0%)" in warning
     assert "pretrain.schedule.warmup_steps=10" in warning
+    [warning] = said(schedule=ScheduleSettings(warmup_fraction=0.05))
+    assert "pretrain.schedule.warmup_fraction=0.1" in warning
 
 
 def test_rare_saving_is_named() -> None:

@@ -48,6 +48,13 @@ class Terminal:
         before, self._seen = _CODES.sub("", self.raw[self._seen : place]), place
         return before
 
+    def wait_for_any(self) -> None:
+        """Until something other than white space has come since the last call."""
+        end = time.monotonic() + _PATIENCE_SECONDS
+        # A code that has come in part is none yet.
+        while not re.sub(r"\x1b[^A-Za-z]*$", "", _CODES.sub("", self.raw[self._seen :])).strip():
+            assert time.monotonic() < end and self._read(), "nothing came"
+
     def wait_for_end(self) -> int:
         """The exit code."""
         while self._read():

@@ -8,15 +8,19 @@ import { showTurn } from "./chat_turns.js";
 
 const WIDE = "(min-width: 60rem)";
 const NOBODY = "";
+const ANSWER_SHARE = 4; // As in the terminal: one part in so many of the context is kept free for an answer.
 const NEAR_THE_END_PIXELS = 120;
 
 const at = (id) => document.getElementById(id);
 let conversation = newConversation();
+let contexts = {}; // How many tokens each model reads, by its name.
 let stopping = null; // The AbortController of answers that are being drawn.
 
 // ---- models
 
-function showModels(names) {
+function showModels(models) {
+  contexts = Object.fromEntries(models.map((model) => [model.id, model.max_model_len]));
+  const names = Object.keys(contexts);
   const first = element("select", { id: "model" }, names.map((name) => element("option", { value: name }, name)));
   const others = [element("option", { value: NOBODY }, "no other"), ...names.map((name) => element("option", { value: name }, name))];
   const second = element("select", { id: "other" }, others);
@@ -31,17 +35,20 @@ function chosenModels() {
 
 // ---- answers
 
-async function ask(question) {
+/** Whether a question may be asked now; a setting that is out of its range is shown. */
+function isReady() {
+  if (stopping || at("send").disabled) return false;
   const wrong = markWrong();
-  if (wrong) {
-    at("settings").open = true;
-    wrong.focus();
-    return false;
-  }
+  if (!wrong) return true;
+  at("settings").open = true;
+  wrong.focus();
+  return false;
+}
+
+async function ask(question) {
   const answers = chosenModels().map((model) => newAnswer(model, 0));
   conversation.turns.push({ question, answers });
   await answerLast(answers);
-  return true;
 }
 
 /** Draw these answers to the last question, all at once. */
@@ -66,7 +73,10 @@ async function draw(view, signal) {
   for (;;) {
     try {
       const messages = messagesFor(answer.model, turns, systemPrompt());
-      answer.finish = await streamAnswer({ model: answer.model, messages, sampling: sampling(answer.attempt), signal, onText: (text) => grow(view, text) });
+      const room = turns.length > 1 ? { least_room_tokens: Math.floor(contexts[answer.model] / ANSWER_SHARE) } : {};
+      const settings = { ...room, ...sampling(answer.attempt) };
+      const { finish, tokens } = await streamAnswer({ model: answer.model, messages, settings, signal, onText: (text) => grow(view, text) });
+      answer.finish = finish === "length" && tokens >= contexts[answer.model] ? "context" : finish;
     } catch (error) {
       if (error.code === "context_length_exceeded" && turns.length > 1) {
         if (turns === conversation.turns) view.note("The model's context is full: the oldest turns were left out.");
@@ -105,12 +115,14 @@ let shownTurns = [];
 
 const actions = {
   async edit(turn, question) {
-    conversation.turns = conversation.turns.slice(0, conversation.turns.indexOf(turn));
+    const place = conversation.turns.indexOf(turn);
+    if (place < 0 || !isReady()) return;
+    conversation.turns = conversation.turns.slice(0, place);
     at("message").focus();
     await ask(question);
   },
   async regenerate(turn, answer) {
-    if (markWrong()) return;
+    if (!isReady()) return;
     const another = newAnswer(answer.model, answer.attempt + 1);
     turn.answers[turn.answers.indexOf(answer)] = another;
     at("message").focus();
@@ -175,10 +187,10 @@ function askWhetherToDeleteAll() {
 async function submit(event) {
   event.preventDefault();
   const question = at("message").value.trim();
-  if (!question || stopping || at("send").disabled) return;
+  if (!question || !isReady()) return;
   at("message").value = "";
   fitHeight();
-  if (!(await ask(question))) at("message").value = question;
+  await ask(question);
 }
 
 function fitHeight() {
@@ -214,7 +226,7 @@ async function begin() {
   try {
     await showBar("chat");
     const listed = await load("/v1/models");
-    showModels(listed.data.map((model) => model.id));
+    showModels(listed.data);
     at("send").disabled = false;
   } catch (error) {
     showError(at("problem"), error);

@@ -3,6 +3,7 @@
 import { element, fill } from "./common.js";
 import { keepSettings, keptSettings } from "./chat_store.js";
 
+const SEEDS_APART = 0x9e3779b97f4b; // Neighbouring seeds share no answer.
 const NUMBERS = [
   { name: "temperature", label: "Temperature", least: 0, most: 2, step: "any", help: "0 always takes the likeliest token." },
   { name: "top_k", label: "Top-k", least: 0, most: 1000000, step: 1, help: "Draw from so many likeliest tokens; 0 from all." },
@@ -46,5 +47,9 @@ export function markWrong() {
 /** The numbers that are given, by the names that the server knows. `attempt`: the same question asked again is another draw. */
 export function sampling(attempt) {
   const given = NUMBERS.map(({ name }) => [name, document.getElementById(`setting-${name}`).value]).filter(([, value]) => value !== "");
-  return Object.fromEntries(given.map(([name, value]) => [name, Number(value) + (name === "seed" ? attempt : 0)]));
+  return Object.fromEntries(given.map(([name, value]) => [name, name === "seed" ? seedOf(Number(value), attempt) : Number(value)]));
+}
+
+function seedOf(seed, attempt) {
+  return (seed + attempt * SEEDS_APART) % Number.MAX_SAFE_INTEGER;
 }

@@ -3,18 +3,21 @@
 import { RequestError, send } from "./common.js";
 
 /**
- * Ask a model and call `onText` with each piece of its answer. Resolves to the reason of the end, as OpenAI names them. Raises RequestError;
- * an AbortError if `signal` ends it, which the server notices.
+ * Ask a model and call `onText` with each piece of its answer. Resolves to { finish, tokens }: the reason of the end, as OpenAI names them,
+ * and how long prompt and answer are. Raises RequestError; an AbortError if `signal` ends it, which the server notices.
  */
-export async function streamAnswer({ model, messages, sampling, signal, onText }) {
-  const answer = await send("/v1/chat/completions", { method: "POST", signal, body: { model, messages, stream: true, ...sampling } });
+export async function streamAnswer({ model, messages, settings, signal, onText }) {
+  const body = { model, messages, stream: true, stream_options: { include_usage: true }, ...settings };
+  const answer = await send("/v1/chat/completions", { method: "POST", signal, body });
   let finish = "";
+  let tokens = 0;
   for await (const data of events(answer.body)) {
-    if (data === "[DONE]") return finish;
+    if (data === "[DONE]") return { finish, tokens };
     const event = JSON.parse(data);
     if (event.error) throw new RequestError(event.error.message ?? "The answer broke off.", answer.status, "", event.error.code);
     const choice = event.choices?.[0];
     if (choice?.delta?.content) onText(choice.delta.content);
+    tokens = event.usage?.total_tokens ?? tokens;
     finish = choice?.finish_reason ?? finish;
   }
   throw new RequestError("The answer broke off: the server closed the connection.");

@@ -3,6 +3,7 @@
 import { announce, element, fill } from "./common.js";
 
 const ENDS = {
+  context: "Cut off: the model's context is full.",
   length: "Cut off: the most tokens were reached. Settings allow more.",
   stopped: "Stopped.",
 };

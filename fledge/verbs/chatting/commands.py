@@ -1,6 +1,6 @@
 """What begins with a slash: the words a person may say to the program instead of the model.
 
-A command gets the session and the rest of its line; it says something, changes something, or returns that the models are to answer.
+A command gets the session and the rest of its line; it says something, changes something, or has the models answer.
 """
 
 from __future__ import annotations
@@ -27,60 +27,49 @@ class Command:
 
     arguments: str
     help: str
-    run: Callable[[Session, str], bool]
-    """Returns whether the models are to answer now."""
+    run: Callable[[Session, str], None]
 
 
-def run_command(session: Session, line: str) -> bool:
+def run_command(session: Session, line: str) -> None:
     """Do what a line such as `/set temperature=0.5` says. Raises ConfigError for an unknown word or a wrong argument."""
     word, _, rest = line.removeprefix("/").partition(" ")
     command = COMMANDS.get(word)
     if command is None:
         raise ConfigError(f"there is no /{word}", "/help lists what there is; a text that begins with / is said with //")
-    return command.run(session, rest.strip())
+    command.run(session, rest.strip())
 
 
-def _help(session: Session, rest: str) -> bool:
+def _help(session: Session, rest: str) -> None:
     console.table(
         "commands", ["say", "to"], [[f"/{word} {command.arguments}".rstrip(), command.help] for word, command in COMMANDS.items()]
     )
     console.say('A line that ends in \\ goes on in the next; """ begins a text of several lines, and """ ends it.')
     console.say("Ctrl-C stops an answer, Ctrl-D leaves.")
-    return False
 
 
-def _new(session: Session, rest: str) -> bool:
+def _new(session: Session, rest: str) -> None:
     for participant in session.participants:
         participant.conversation.forget()
     session.told_of_forgetting = False
     console.info("a new conversation")
-    return False
 
 
-def _undo(session: Session, rest: str) -> bool:
+def _undo(session: Session, rest: str) -> None:
     questions = [participant.conversation.withdraw() for participant in session.participants]
     console.info("nothing was said yet" if questions[0] is None else f"taken back: {_shortened(questions[0])}")
-    return False
 
 
-def _regenerate(session: Session, rest: str) -> bool:
-    question = session.participants[0].conversation.withdraw()
-    for participant in session.participants[1:]:
-        participant.conversation.withdraw()
-    if question is None:
-        raise DataError("there is no answer to give again", "ask something first")
-    session.ask(question)
-    return True
+def _regenerate(session: Session, rest: str) -> None:
+    session.ask_again()
 
 
-def _system(session: Session, rest: str) -> bool:
+def _system(session: Session, rest: str) -> None:
     for participant in session.participants:
         participant.conversation.system = rest or None
     console.info(f"the instruction is now: {_shortened(rest)}" if rest else "there is no instruction now")
-    return False
 
 
-def _set(session: Session, rest: str) -> bool:
+def _set(session: Session, rest: str) -> None:
     given = {}
     for assignment in rest.replace(",", " ").split():
         name, equals, value = assignment.partition("=")
@@ -93,35 +82,31 @@ def _set(session: Session, rest: str) -> bool:
     for participant in session.participants:
         label = f"{participant.name}: " if len(session.participants) > 1 else ""
         console.say(label + ", ".join(f"{name}={_plain(value)}" for name, value in asdict(participant.settings).items()))
-    return False
 
 
-def _save(session: Session, rest: str) -> bool:
+def _save(session: Session, rest: str) -> None:
     if not rest:
         raise ConfigError("/save needs the name of a file", "say for example /save talk.jsonl")
     path = Path(rest).expanduser()
     if path.exists():
         raise DataError(f"{path} is already there", "name a file that is not")
-    talks = [(one.name, one.conversation.messages) for one in session.participants if one.conversation.messages]
+    talks = [(one.name, one.conversation.messages) for one in session.participants if one.conversation.said]
     if not talks:
         raise DataError("nothing was said yet", "ask something first")
     further = [{"model": name} if len(session.participants) > 1 else {} for name, _ in talks]
     lines = [as_line(messages, **fields) for (_, messages), fields in zip(talks, further, strict=True)]
     disk.write_text(path, "".join(f"{line}\n" for line in lines))
     console.info(f"{path}: {len(talks[0][1])} messages" + (f" with each of {len(talks)} models" if len(talks) > 1 else ""))
-    return False
 
 
-def _benchmark(session: Session, rest: str) -> bool:
+def _benchmark(session: Session, rest: str) -> None:
     size, _, place = rest.partition(" ")
     speakers = [participant.speaker for participant in session.participants]
     measure(speakers, size or "quick", Path(place.strip()).expanduser() if place.strip() else FETCHED_TO)
-    return False
 
 
-def _exit(session: Session, rest: str) -> bool:
+def _exit(session: Session, rest: str) -> None:
     session.ended = True
-    return False
 
 
 def _shortened(text: str) -> str:

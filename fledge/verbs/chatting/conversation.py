@@ -41,8 +41,13 @@ class Conversation:
 
     @property
     def messages(self) -> list[Message]:
-        """What was said; a question that has no answer is left out."""
-        return [*self.opening, *(message for exchange in self.exchanges for message in exchange.messages)]
+        """The instruction and what was said."""
+        return [*self.opening, *self.said]
+
+    @property
+    def said(self) -> list[Message]:
+        """Questions and answers; a question that has no answer is left out."""
+        return [message for exchange in self.exchanges for message in exchange.messages]
 
     def ask(self, text: str) -> None:
         self.exchanges.append(Exchange(text))

@@ -1,6 +1,7 @@
 """`fledge generate`: prompts in, texts out, all in one batch; a single one is shown while it is drawn.
 
 With `--to` or `--json` there is a line of JSON for each text, in the order of the prompts: what was given, then
+(in place of fields of the same names)
 
     completion          the text, without prompt, end and stop text
     finish              stop: the model, or a stop text, ended it; length: the limit or the context did
@@ -12,15 +13,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from fledge.core import console, disk
 from fledge.core.errors import ConfigError, DataError
+from fledge.inference.seeds import of_sample
 from fledge.inference.settings import GenerationSettings
 from fledge.verbs.chatting.answering import Answer, Question, answer
 from fledge.verbs.chatting.prompts import Prompt, encode_prompts, given_prompts, read_prompts
-from fledge.verbs.chatting.session import SEEDS
 from fledge.verbs.chatting.speakers import Speaker
 
 
@@ -55,8 +56,8 @@ def generate(
     speaker = speaker.for_batch(len(encoded) * samples, min(longest_tokens, speaker.engine.context_tokens))
     asked = [(prompt, sample) for prompt in prompts for sample in range(samples)]
     questions = [
-        Question(speaker, encoded[place // samples], _own_seed(settings, place), tuple(stop), prompt.in_chat)
-        for place, (prompt, _) in enumerate(asked)
+        Question(speaker, encoded[place // samples], of_sample(settings, sample), tuple(stop), prompt.in_chat)
+        for place, (prompt, sample) in enumerate(asked)
     ]
     if len(questions) == 1 and output == Output():
         console.write(prompts[0].text or "")
@@ -81,11 +82,6 @@ def generate(
 def _answer_all(questions: Sequence[Question]) -> list[Answer]:
     with console.progress("generate", len(questions), "texts") as progress:
         return answer(questions, ended=lambda _: progress.advance())
-
-
-def _own_seed(settings: GenerationSettings, place: int) -> GenerationSettings:
-    """Each text is a draw of its own, the same whatever else is drawn beside it."""
-    return settings if settings.seed is None else replace(settings, seed=(settings.seed + place) % SEEDS)
 
 
 def _line(prompt: Prompt, sample: int, given: Answer, ascii_only: bool) -> str:

@@ -37,8 +37,6 @@ def chat(speakers: Sequence[Speaker], system: str | None, given: Mapping[str, An
 def _take(session: Session, text: str) -> None:
     """A command, or words for the models."""
     if text.startswith("/") and not text.startswith("//"):
-        if run_command(session, text):
-            session.reply()
+        run_command(session, text)
     elif text:
         session.ask(text.removeprefix("/") if text.startswith("//") else text)
-        session.reply()

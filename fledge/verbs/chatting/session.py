@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fledge.core import console
+from fledge.core.errors import DataError
+from fledge.inference.seeds import of_sample
 from fledge.inference.settings import GenerationSettings
 from fledge.verbs.chatting.answering import Answer, Interruption, Question, answer
 from fledge.verbs.chatting.conversation import Conversation, prompt_ids
-from fledge.verbs.chatting.display import Display, open_display
+from fledge.verbs.chatting.display import open_display
 from fledge.verbs.chatting.speakers import Speaker, adjusted
-
-SEEDS = 1 << 63
 
 
 @dataclass
@@ -40,23 +41,36 @@ class Session:
         self._answers = 0
 
     def ask(self, text: str) -> None:
-        for participant in self.participants:
-            participant.conversation.ask(text)
-
-    def reply(self) -> None:
-        """Every model answers the last question at once. What is interrupted stays as far as it came."""
-        try:
+        """Every model answers at once. What is interrupted stays as far as it came; what fails leaves all as it was."""
+        with self._restored_on_failure():
+            for participant in self.participants:
+                participant.conversation.ask(text)
             questions = [self._question(participant) for participant in self.participants]
             with Interruption() as interruption, open_display([one.name for one in self.participants]) as display:
                 answers = answer(questions, display.show, interruption)
-        except BaseException:
-            for participant in self.participants:
-                participant.conversation.withdraw()
-            raise
         self._answers += 1
-        for participant, given in zip(self.participants, answers, strict=True):
+        for participant, question, given in zip(self.participants, questions, answers, strict=True):
             participant.conversation.answer(given.text)
-        _tell_ends(self.participants, answers, display)
+            if note := _end_note(question, given):
+                display.note(f"{participant.name}: {note}" if len(self.participants) > 1 else note)
+
+    def ask_again(self) -> None:
+        """The last question is answered anew. Raises DataError if there is none."""
+        with self._restored_on_failure():
+            questions = [participant.conversation.withdraw() for participant in self.participants]
+            if questions[0] is None:
+                raise DataError("there is no answer to give again", "ask something first")
+            self.ask(questions[0])
+
+    @contextlib.contextmanager
+    def _restored_on_failure(self) -> Iterator[None]:
+        former = [list(participant.conversation.exchanges) for participant in self.participants]
+        try:
+            yield
+        except BaseException:
+            for participant, exchanges in zip(self.participants, former, strict=True):
+                participant.conversation.exchanges = exchanges
+            raise
 
     def _question(self, participant: Participant) -> Question:
         speaker = participant.speaker
@@ -64,20 +78,19 @@ class Session:
         if left_out and not self.told_of_forgetting:
             self.told_of_forgetting = True
             console.info(f"the context of {speaker.engine.context_tokens:,} tokens is full: from here on the oldest turns are forgotten")
-        settings = participant.settings
-        if settings.seed is not None:
-            # The same question asked again is another draw, and the whole conversation is still repeatable.
-            settings = replace(settings, seed=(settings.seed + self._answers) % SEEDS)
-        return Question(speaker, ids, settings, self.stop)
+        # The same question asked again is another draw, and the whole conversation is still repeatable.
+        return Question(speaker, ids, of_sample(participant.settings, self._answers), self.stop)
 
 
-def _tell_ends(participants: Sequence[Participant], answers: Sequence[Answer], display: Display) -> None:
-    """Why answers ended, where it is not that they were complete."""
-    for participant, given in zip(participants, answers, strict=True):
-        who = f"{participant.name}: " if len(participants) > 1 else ""
-        if not given.text.strip():
-            display.note(f"{who}no answer; /regenerate tries again")
-        elif given.finish == "cancelled":
-            display.note(f"{who}stopped after {given.tokens} tokens")
-        elif given.finish == "length":
-            display.note(f"{who}cut off after {given.tokens} tokens; /set max_tokens=NUMBER allows more")
+def _end_note(question: Question, given: Answer) -> str:
+    """Why an answer ended; empty if it was complete."""
+    if not given.text.strip():
+        return "no answer; /regenerate tries again"
+    if given.finish == "cancelled":
+        return f"stopped after {given.tokens} tokens"
+    if given.finish != "length":
+        return ""
+    context_tokens = question.speaker.engine.context_tokens
+    if len(question.prompt) + given.tokens >= context_tokens:
+        return f"cut off after {given.tokens} tokens: the context of {context_tokens:,} tokens is full"
+    return f"cut off after {given.tokens} tokens; /set max_tokens=NUMBER allows more"

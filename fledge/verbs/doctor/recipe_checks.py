@@ -26,6 +26,7 @@ from fledge.corpus.sources.inputs import Fingerprints, look_at_files, resolve, r
 from fledge.corpus.sources.settings import HubSource, PathSource, PythonDocsSource, Source
 from fledge.corpus.sources.transport import shown
 from fledge.evaluation.benchmarks.places import find_benchmarks
+from fledge.smoke import STAND_IN
 from fledge.stages import STAGES, TRAINING_STAGES, Stage, has_stage
 from fledge.stages.run import Run
 from fledge.tokens.importing import origin
@@ -33,6 +34,8 @@ from fledge.tokens.shards import open_token_set
 from fledge.tokens.tokenizer import open_tokenizer, require_one_tokenizer
 from fledge.training.checkpoint_folders import step_folders
 from fledge.verbs.doctor.findings import Finding, note, ok, problem, refused
+
+_MADE_BY_THE_RUN = "stand-ins, which the run makes"
 
 
 def check_sources(run: Run, online: bool) -> Iterator[Finding]:
@@ -71,13 +74,15 @@ def check_inputs(run: Run) -> Iterator[Finding]:
     evaluate, pack = run.recipe.evaluate, run.recipe.pack
     for file in evaluate.files if evaluate else ():
         yield _there(run, "evaluation", Path(file).expanduser(), "evaluate.files")
-    if evaluate is not None and evaluate.benchmarks:
+    if evaluate is not None and any(str(place).startswith(STAND_IN) for place in evaluate.benchmarks.values()):
+        yield ok("benchmarks", _MADE_BY_THE_RUN)
+    elif evaluate is not None and evaluate.benchmarks:
         try:
             yield ok("benchmarks", ", ".join(placed.name for placed in find_benchmarks(evaluate.benchmarks)))
         except FledgeError as error:
             yield refused("benchmarks", error)
     named = {"pack.corpus": pack.corpus if pack else (), "tokenizer.corpus": run.recipe.tokenizer.corpus if run.recipe.tokenizer else ()}
-    if pack is not None and pack.import_bin is not None and not pack.import_bin.startswith("hub:"):
+    if pack is not None and pack.import_bin is not None and not pack.import_bin.startswith(("hub:", STAND_IN)):
         named["pack.import_bin"] = (pack.import_bin,)
     for stage in (stage for stage in TRAINING_STAGES if has_stage(stage, run)):
         named[f"{stage}.tokens"] = run.recipe.section(stage).tokens
@@ -143,6 +148,9 @@ def check_tokenizer(run: Run, online: bool) -> Iterator[Finding]:
 
 def _imported(run: Run, online: bool) -> Iterator[Finding]:
     settings = run.recipe.section("tokenizer")
+    if (settings.path or "").startswith(STAND_IN):
+        yield ok("tokenizer", _MADE_BY_THE_RUN)
+        return
     try:
         found = origin(settings)
         if "repository" not in found:

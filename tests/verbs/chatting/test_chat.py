@@ -51,6 +51,23 @@ def test_an_answer_is_given_again_otherwise_and_a_new_conversation_knows_nothing
     assert "never said" not in outcome.said + outcome.noted
 
 
+def test_an_answer_that_cannot_be_given_again_stays(make_checkpoint: MakeCheckpoint, talk: Talk, tmp_path: Path) -> None:
+    make_checkpoint()
+    lines = f"One\nTwo\n/save before\n/system {'word ' * 400}\n/regenerate\nThree\n/system\n/save after\n"
+    outcome = talk(lines, "demo", "--temperature", "0")
+    assert outcome.noted.count("longer than the model's context") == 2
+    [before] = saved(tmp_path / "before")
+    assert [content for role, content in before if role == "user"] == ["One", "Two"]
+    assert saved(tmp_path / "after") == [before]
+
+
+def test_what_cut_an_answer_off_is_named(make_checkpoint: MakeCheckpoint, talk: Talk) -> None:
+    make_checkpoint(context_tokens=64)
+    context, limit = (talk("Hello\n", "demo", "--temperature", "0", "--max-tokens", tokens).noted for tokens in ("64", "4"))
+    assert "tokens: the context of 64 tokens is full" in context and "/set max_tokens" not in context
+    assert "cut off after 4 tokens; /set max_tokens=NUMBER allows more" in limit
+
+
 def test_what_the_checkpoint_says_of_generation_holds_until_it_is_changed(make_checkpoint: MakeCheckpoint, talk: Talk) -> None:
     make_checkpoint()
     own, given, changed = (
@@ -74,6 +91,7 @@ def test_what_the_checkpoint_says_of_generation_holds_until_it_is_changed(make_c
         ("/save", ("/save needs the name of a file",)),
         ("/save there.jsonl", ("there.jsonl is already there",)),
         ("/save new.jsonl", ("nothing was said yet",)),
+        ("/system Be brief.\n/save new.jsonl\n/system", ("nothing was said yet",)),
         ("/regenerate", ("no answer to give again",)),
         ("/benchmark huge", ("there is no benchmark 'huge'", "quick, standard, comprehensive")),
         ("/benchmark quick", ("no file data", "fledge benchmarks lambada_openai --to")),

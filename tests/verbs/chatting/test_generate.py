@@ -59,6 +59,18 @@ def test_lines_of_json_keep_what_they_held(make_checkpoint: MakeCheckpoint, fled
     assert read(tmp_path / "again.jsonl") == lines
 
 
+def test_seeds_decide_texts_whatever_else_is_drawn(make_checkpoint: MakeCheckpoint, fledge: Fledge) -> None:
+    make_checkpoint()
+
+    def texts(*arguments: str) -> list[str]:
+        said = fledge("generate", "demo", *arguments, "--n", "3", "--max-tokens", "8", "--json").said
+        return [json.loads(line)["completion"] for line in said.splitlines()]
+
+    drawn = [text for seed in "123" for text in texts("--prompt", "row 7", "--seed", seed)]
+    assert len(set(drawn)) == 9, "neighbouring seeds share no text"
+    assert texts("--prompt", "hello", "--prompt", "row 7", "--seed", "1")[3:] == drawn[:3]
+
+
 def test_lines_of_text_are_prompts_or_questions(make_checkpoint: MakeCheckpoint, fledge: Fledge, tmp_path: Path) -> None:
     make_checkpoint()
     (tmp_path / "in.txt").write_bytes("\ufeffrow 1\r\n\r\nrow 2\r\n".encode())
@@ -130,4 +142,20 @@ def test_nothing_is_half_written(
 
     monkeypatch.setattr(disk, "fail_point", fail)
     expect_error(fledge("generate", "demo", "--prompt", "row", *GREEDY, "--to", "out.jsonl"), 5, "no space left")
+    assert not list(tmp_path.glob("out.jsonl*"))
+
+
+def test_what_is_interrupted_leaves_nothing_and_promises_nothing(
+    make_checkpoint: MakeCheckpoint, fledge: Fledge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_checkpoint()
+
+    def interrupt(passed: str, path: Path) -> None:
+        if passed == "write" and path.name.startswith("out.jsonl"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(disk, "fail_point", interrupt)
+    outcome = fledge("generate", "demo", "--prompt", "row", *GREEDY, "--to", "out.jsonl")
+    expect_error(outcome, 130, "stopped before it had finished", "run the same command again")
+    assert "kept" not in outcome.noted and "stage" not in outcome.noted
     assert not list(tmp_path.glob("out.jsonl*"))

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from fledge.core.errors import DataError
-from fledge.recipe import load_recipe
+from fledge.recipe import find_recipe, load_recipe
+from fledge.smoke import smoke
 from fledge.stages.run import Run
 from fledge.verbs.doctor import recipe_checks as recipes
 from fledge.verbs.doctor.findings import Finding
@@ -107,6 +108,14 @@ def test_an_imported_tokenizer(make_run: MakeRun, tmp_path: Path) -> None:
     assert by_subject(recipes.check_tokenizer(gone, online=False))["tokenizer"].level == "problem"
     hub = make_run("tokenizer={kind: import, preset: codellama}")
     assert "hub:codellama/CodeLlama-7b-hf" in by_subject(recipes.check_tokenizer(hub, online=False))["tokenizer"].found
+
+
+def test_what_a_small_run_makes_itself_is_not_missing() -> None:
+    run = Run(smoke(load_recipe(find_recipe("superbpe-197m"), [])[0]), Path("run"), "superbpe-197m")
+    found = by_subject([*recipes.check_inputs(run), *recipes.check_tokenizer(run, online=False)])
+    assert found["benchmarks"].level == found["tokenizer"].level == "ok"
+    whole = by_subject(recipes.check_inputs(Run(load_recipe(find_recipe("superbpe-197m"), [])[0], Path("run"), "superbpe-197m")))
+    assert whole["benchmarks"].level == "problem"
 
 
 def test_precisions_that_are_asked_for(make_run: MakeRun) -> None:
