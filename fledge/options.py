@@ -139,6 +139,15 @@ def refuse_ranks(verb: str) -> None:
 
 def prepare(recipe: str, overrides: list[str] | None, name: str | None, small: bool, no_wandb: bool) -> Run:
     """The run that these options mean, its recipe read and checked. Raises ConfigError, MachineError if a sink is not installed."""
+    this = read_run(recipe, overrides, name, small, no_wandb)
+    for stage in TRAINING_STAGES:
+        if has_stage(stage, this):
+            require_sinks(this.recipe.section(stage).metrics, stage)
+    return this
+
+
+def read_run(recipe: str, overrides: list[str] | None, name: str | None, small: bool, no_wandb: bool) -> Run:
+    """`prepare` without asking for the sinks of metrics."""
     from fledge.recipe import find_recipe, load_recipe, without_wandb
     from fledge.smoke import config_rows, difference, smoke
 
@@ -158,7 +167,4 @@ def prepare(recipe: str, overrides: list[str] | None, name: str | None, small: b
     arguments = (recipe, *(overrides or []), *options)
     # It is shown, and written into the report.
     command = shlex.join([recipe, *map(without_secrets, overrides or []), *options])
-    for stage in TRAINING_STAGES:
-        if has_stage(stage, this := Run(parsed, run_folder(run_name), command, arguments=arguments, config=config)):
-            require_sinks(this.recipe.section(stage).metrics, stage)
-    return this
+    return Run(parsed, run_folder(run_name), command, arguments=arguments, config=config)

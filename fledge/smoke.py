@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from fledge.core import config
 from fledge.core.run_record import ConfigRow
+from fledge.core.wording import counted
 from fledge.corpus.filters.settings import DecontaminateSettings, QualitySettings, TurnSettings
 from fledge.corpus.settings import CorpusSettings
 from fledge.corpus.sources.settings import PythonDocsSource, Source
@@ -43,7 +44,8 @@ SENTENCEPIECE_MODEL = "sentencepiece/tokenizer.model"
 SUPERBPE_TOKENIZER = "superbpe/tokenizer.json"
 BYTE_BPE_TOKENIZER = "byte_bpe/tokenizer.json"
 
-_UNTOLD = re.compile(r"^(sources|phases)\b|_every_|(?:^|_)(rows|samples|passages|questions|pairs|answer_tokens|new_tokens)$(?<!batch_rows)")
+_TOLD_APART = re.compile(r"^(sources|phases)\b")
+_COUNTED = re.compile(r"_every_|(?:^|_)(rows|samples|passages|questions|pairs|answer_tokens|new_tokens)$(?<!batch_rows)")
 _ELSEWHERE = "hub:"
 _ON_ANY_MACHINE: Mapping[str, Literal["auto", "fp8_or_bf16"]] = {"fp8": "fp8_or_bf16", "fp16": "auto", "tf32": "auto"}
 """Of precisions that a CPU does not have."""
@@ -78,18 +80,22 @@ def config_rows(recipe: Recipe, tree: config.Tree, small: bool) -> list[ConfigRo
 def difference(recipe: Recipe) -> list[str]:
     """What `smoke` changes about a recipe, a line for each section: "pretrain: steps 30,000 -> 12, batch_rows 32 -> 8".
 
-    How often a stage looks, and on how many samples, is left out, and so is what a recipe does not use.
+    How often a stage looks, and on how many samples, is only counted; what a recipe does not use is left out.
     """
     before, after = config.plain(recipe), config.plain(smoke(recipe))
-    lines = []
+    lines, counted_changes = [], 0
     for section in before:
         changed = list(_told_sources(recipe)) if section == "corpus" and recipe.corpus else []
         changed += _told_phases(before[section], after[section])
         for dotted, old, new in config.differences(before[section], after[section]):
-            if not _UNTOLD.search(dotted):
+            if _COUNTED.search(dotted):
+                counted_changes += 1
+            elif not _TOLD_APART.search(dotted):
                 changed.append(f"{dotted} {_shown(old)} -> {_shown(new)}".strip())
         if changed:
             lines.append(f"{section}: {', '.join(changed)}")
+    if counted_changes:
+        lines.append(f"and {counted(counted_changes, 'values')} of how often a stage looks, and on how many samples")
     return lines
 
 
@@ -106,7 +112,12 @@ def _told_phases(before: Any, after: Any) -> Iterator[str]:
     for name in ("until_tokens", "sequence_length", "batch_tokens"):
         old, new = ([phase[name] for phase in side["phases"]] for side in (before, after))
         if old != new:
-            yield f"phases {name} {_shown(old[0])}..{_shown(old[-1])} -> {_shown(new[0])}..{_shown(new[-1])}"
+            yield f"phases {name} {_range(old)} -> {_range(new)}"
+
+
+def _range(values: Sequence[Any]) -> str:
+    first, last = _shown(values[0]), _shown(values[-1])
+    return first if first == last else f"{first}..{last}"
 
 
 def _shown(value: Any) -> str:

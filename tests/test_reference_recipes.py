@@ -122,11 +122,13 @@ KNOWN: dict[str, dict[str, Any]] = {
         "tokenizer.path": "hub:UW/OLMo2-8B-SuperBPE-t80k",
         "tokenizer.vocabulary_size": 200_000,
         "corpus.sources.fineweb-edu.preset": "fineweb-edu-10bt",
+        "corpus.sources.fineweb-edu.maximum_bytes": 29_500 * MILLION,  # 4.1B tokens of 7.2 bytes
     },
     "superbpe-197m-t180k": {**SUPERBPE, "tokenizer.path": "hub:UW/OLMo2-8B-SuperBPE-t180k", "tokenizer.vocabulary_size": 200_000},
     "superbpe-197m-parquet": {**SUPERBPE, "corpus.sources.fineweb-edu.kind": "parquet", "corpus.sources.fineweb-edu.expect.files": 300},
     "codellama-25m": {
         "tokenizer.preset": "codellama",
+        "tokenizer.vocabulary_size": 32_016,
         "tokenizer.template": "plain",
         "corpus.download_workers": 8,
         "corpus.shard_documents": 100_000,
@@ -280,7 +282,7 @@ def test_the_curriculum_has_ten_lengths_and_three_epochs() -> None:
     training = resolved("superbpe-197m").pretrain
     assert training is not None
     assert [phase.sequence_length for phase in training.phases] == [8, 16, 32, 64, 128, 256, 512, 768, 1536, 2048]
-    assert all(phase.batch_tokens for phase in training.phases)
+    assert [phase.batch_tokens for phase in training.phases] == [32_768] * 2 + [65_536] * 2 + [131_072] * 2 + [262_144] * 4
     assert training.phases[-1].until_tokens == 3 * 4_100 * MILLION
 
 

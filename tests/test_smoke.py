@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,8 @@ def test_phases_and_budgets_shrink_and_stay_as_many() -> None:
 def test_the_difference_is_a_line_for_each_section() -> None:
     lines = difference(load_recipe(QUICKSTART, ["pretrain.steps=30_000", "pretrain.precision=fp8"])[0])
     by_section = {line.partition(": ")[0]: line for line in lines}
-    assert list(by_section) == ["corpus", "tokenizer", "model", "pretrain", "sft", "dpo"]
+    assert list(by_section)[:6] == ["corpus", "tokenizer", "model", "pretrain", "sft", "dpo"]
+    assert re.fullmatch(r"and \d+ values of how often a stage looks, and on how many samples", lines[6]) and len(lines) == 7
     assert by_section["corpus"] == (
         "corpus: 600 rows of Python's own documentation for each of python-docs, python-questions, python-pairs"
     )
@@ -147,6 +149,7 @@ def test_the_difference_is_a_line_for_each_section() -> None:
     phases = "pretrain.phases=[{until_tokens: 90000, sequence_length: 8}, {until_tokens: 900000, sequence_length: 256}]"
     [told] = [line for line in difference(load_recipe(QUICKSTART, ["pretrain.steps=null", phases])[0]) if line.startswith("pretrain")]
     assert "phases until_tokens 90,000..900,000 -> 384..6,528, phases sequence_length 8..256 -> 8..128" in told
+    assert "phases batch_tokens unset -> " in told
 
 
 # ---- every recipe, run

@@ -9,7 +9,20 @@ from typing import Annotated, Literal
 import typer
 
 from fledge.core import console
-from fledge.options import LogLevel, Name, OptionalRecipe, Overrides, Place, RecipeArgument, Smoke, SmokeRun, prepare, refuse_ranks
+from fledge.options import (
+    LogLevel,
+    Name,
+    NoWandb,
+    OptionalRecipe,
+    Overrides,
+    Place,
+    RecipeArgument,
+    Smoke,
+    SmokeRun,
+    prepare,
+    read_run,
+    refuse_ranks,
+)
 from fledge.stages.run import RUNS
 
 Split = Literal["train", "validation"]
@@ -45,13 +58,14 @@ def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print all findings as JSON.")] = False,
     name: Name = None,
     small: Smoke = False,
+    no_wandb: NoWandb = False,
     log_level: LogLevel = "info",
 ) -> None:
     console.configure(log_level)
     refuse_ranks("doctor")
     from fledge.verbs.doctor import doctor as verbs
 
-    prepared = None if recipe is None else functools.partial(prepare, recipe, overrides, name, small, no_wandb=False)
+    prepared = None if recipe is None else functools.partial(read_run, recipe, overrides, name, small, no_wandb)
     verbs.doctor(prepared, verbs.Asked(online, quick, json))
 
 

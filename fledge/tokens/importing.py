@@ -72,6 +72,15 @@ def origin(settings: TokenizerSettings) -> dict[str, str]:
     return {"sha256": disk.digest_file(path).sha256}
 
 
+def require_form(settings: TokenizerSettings) -> None:
+    """Raises DataError if the local file is of neither form; how it encodes is found out when it is imported."""
+    path = _local_file(settings)
+    if path.suffix == ".model":
+        parse_model(path.read_bytes(), str(path))
+    else:
+        _content(read_json(path, _REMEDY), str(path))
+
+
 def import_tokenizer(settings: TokenizerSettings, folder: Path) -> dict[str, Any]:
     """Fill `folder` with the tokenizer that the settings name; returns its figures.
 
@@ -194,14 +203,17 @@ def _import_model(path: Path, place: str, settings: TokenizerSettings) -> Defini
     return definition
 
 
-def _import_json(path: Path, place: str, settings: TokenizerSettings) -> Definition:
-    given = read_json(path, _REMEDY)
+def _content(given: Any, place: str) -> dict[str, Any]:
     try:
-        content = _understood(given)
+        return _understood(given)
     except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError) as error:
         reason = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
         raise DataError(f"{place} is not a tokenizer that can be used: {reason}", _REMEDY) from error
-    definition = _defined(content, settings, place)
+
+
+def _import_json(path: Path, place: str, settings: TokenizerSettings) -> Definition:
+    given = read_json(path, _REMEDY)
+    definition = _defined(_content(given, place), settings, place)
     original = _load_original(given, place)
     body = load_body(definition, place)
     compose = original.normalizer.normalize_str if given.get("normalizer") == _COMPOSING else str

@@ -16,8 +16,9 @@ from fledge.model.settings import ModelConfig
 from fledge.stages.run import Run
 from fledge.training.devices import DEVICES, Device, find_devices
 from fledge.training.forecast import expected_loss
+from fledge.verbs.corpus_space import DiskUse
 from fledge.verbs.levers import Lever, levers
-from fledge.verbs.planning import DeviceForecast, DiskUse, RunPlan, StagePlan, StageWork, Work, plan_run, plan_work
+from fledge.verbs.planning import DeviceForecast, RunPlan, StagePlan, StageWork, Work, plan_run, plan_work
 
 
 def plan(run: Run, device: str | None, rate: float | None, as_json: bool, elsewhere: bool = False) -> None:

@@ -16,8 +16,6 @@ import torch
 
 from fledge.core import artifact, process
 from fledge.core.errors import ArtifactError, ConfigError
-from fledge.corpus.sources.hub_presets import PRESETS as HUB_PRESETS
-from fledge.corpus.sources.settings import HubSource, Source
 from fledge.model.adapters import add_adapter
 from fledge.model.cost import flops_per_token, parameter_count, trained_parameter_count
 from fledge.model.folder import read_config
@@ -48,11 +46,10 @@ from fledge.training.parallel import Machine, World, choose_machine, open_world
 from fledge.training.probe import StepSeconds, measure, measure_pass, random_batch
 from fledge.training.resident import SHARE_OF_MEMORY
 from fledge.training.settings import TrainingSettings
+from fledge.verbs.corpus_space import DiskUse, texts_and_tokens, token_bytes
 
 PROBE_SECONDS = 20.0
 """For all stages together; a single row may take longer."""
-BYTES_PER_TOKEN = 4
-"""Of text; English is at 4 to 4.5 with a vocabulary of 32,768."""
 CPU_SHARE = 0.9
 """Of the memory that is free, that may be planned with."""
 
@@ -86,15 +83,6 @@ class StagePlan(StageWork):
     @property
     def tokens_per_second(self) -> float:
         return self.length.batch_rows * self.length.row_tokens / self.step.step(self.length.batch_rows)
-
-
-@dataclass(frozen=True)
-class DiskUse:
-    """What lies on disk when it is most."""
-
-    what: str
-    size_bytes: int | None
-    how: str
 
 
 @dataclass(frozen=True)
@@ -296,13 +284,9 @@ def _resident_bytes(
     settings: TrainingSettings, length: StageLength, config: ModelConfig, counts: tuple[int, int] | None, memory_bytes: float
 ) -> int:
     """Training tokens on the device; before they are packed, as many as the stage trains on."""
-    size = (counts[0] if counts else length.tokens) * _token_bytes(config)
+    size = (counts[0] if counts else length.tokens) * token_bytes(config)
     is_wanted = settings.tokens_on_device == "on" or (settings.tokens_on_device == "auto" and size <= SHARE_OF_MEMORY * memory_bytes)
     return size if is_wanted and settings.objective.kind != "preference" else 0
-
-
-def _token_bytes(config: ModelConfig) -> int:
-    return 2 if config.vocabulary_size <= 1 << 16 else 4
 
 
 def _on_device(run: Run, config: ModelConfig, stages: Sequence[StageWork], device: Device, rate: float | None) -> DeviceForecast:
@@ -324,49 +308,9 @@ def _on_device(run: Run, config: ModelConfig, stages: Sequence[StageWork], devic
 
 def _disk(run: Run, config: ModelConfig, stages: Sequence[StageWork]) -> Iterator[DiskUse]:
     """Corpus, tokens and checkpoints at the largest moment."""
-    text_bytes, how = _text_bytes(run)
-    if run.recipe.corpus is not None:
-        yield DiskUse("corpus", text_bytes, how)
-    if run.recipe.pack is not None:
-        made = _folder_bytes(run.folder / "pack")
-        tokens = text_bytes and text_bytes // BYTES_PER_TOKEN * _token_bytes(config)
-        yield DiskUse("token shards", made or tokens, "there" if made else f"estimated, {BYTES_PER_TOKEN} bytes of text a token")
+    yield from texts_and_tokens(run, config)
     for one in stages:
         settings = run.recipe.section(one.stage)
         trained, epochs = trained_parameter_count(config, settings.lora), _epochs(one.length, _token_counts(run, one.stage))
         size = largest_checkpoint_bytes(settings, one.length, trained, epochs)
         yield DiskUse(f"checkpoints of {one.stage}", size, f"{settings.keep_checkpoints} kept, the best, one being written")
-
-
-def _text_bytes(run: Run) -> tuple[int | None, str]:
-    """Of the corpus, and how that is known."""
-    made = _folder_bytes(run.folder / "corpus")
-    if made or run.recipe.corpus is None:
-        return made or None, "there"
-    sizes = []
-    for source in run.recipe.corpus.sources:
-        limit = source.maximum_bytes or (source.maximum_tokens_estimate or 0) * BYTES_PER_TOKEN
-        place = Path(getattr(source, "path", None) or "")
-        there = _folder_bytes(place) if getattr(source, "path", None) else _known_bytes(source)
-        sizes.append(min(limit, there) if limit and there else limit or there)
-    if not all(sizes):
-        return None, "not known before the corpus is built: a source has no limit"
-    return sum(sizes), "at most, from the sources and their limits"
-
-
-def _known_bytes(source: Source) -> int:
-    """Of a source without a path: the documentation of Python, or a dataset known by name; 0 of any other."""
-    if isinstance(source, HubSource):
-        preset = HUB_PRESETS.get(source.preset or "")
-        if preset is None:
-            return 0
-        taken = min(1.0, source.maximum_documents / preset.documents) if source.maximum_documents and preset.documents else 1.0
-        return round(preset.size_bytes * taken)
-    return 4_000_000
-
-
-def _folder_bytes(place: Path) -> int:
-    """Of a file, or of all files in a folder; 0 if there is none."""
-    if place.is_file():
-        return place.stat().st_size
-    return sum(path.stat().st_size for path in place.rglob("*") if path.is_file()) if place.is_dir() else 0

@@ -12,7 +12,9 @@ from fledge.core.errors import ConfigError
 from fledge.recipe import load_recipe
 from fledge.stages.run import Run
 from fledge.verbs import planning
+from fledge.verbs.corpus_space import texts_and_tokens
 from fledge.verbs.plan import plan
+from fledge.verbs.planning import model_config
 
 RECIPE = """
 tokenizer: {vocabulary_size: 300}
@@ -59,6 +61,7 @@ def test_the_figures_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert pretrain["epochs"] is None
     assert pretrain["seconds"] > 0
     assert {use["what"]: use["size_bytes"] for use in found["disk"]} == {
+        "work of the corpus": 1024,
         "corpus": 1024,
         "token shards": 512,
         **{f"checkpoints of {stage}": 12 * found["parameters"] for stage in ("pretrain", "sft", "dpo")},
@@ -144,3 +147,20 @@ def test_an_adapter_is_planned_as_such(tmp_path: Path, capsys: pytest.CaptureFix
     assert adapted["optimizer"] == 2 * adapted["gradients"] < 0.1 * whole["optimizer"]
     assert {use["what"]: use["size_bytes"] for use in found["disk"]}["checkpoints of sft"] == 3 * adapted["gradients"]
     assert found["stages"][1]["is_measured"]
+
+
+@pytest.mark.parametrize(
+    ("source", "text_bytes", "download_bytes"),
+    [
+        ("{kind: hub, name: a, preset: fineweb-10bt, maximum_documents: 1_486_886}", 4e9, 2.76e9),
+        ("{kind: hub, name: a, preset: fineweb-10bt, maximum_tokens_estimate: 1_000_000_000}", 4e9, 2.76e9),
+        ("{kind: hub, name: a, preset: fineweb-10bt, maximum_tokens_estimate: 1_000_000_000, cache: none}", 4e9, None),
+        ("{kind: hub, name: a, preset: alpaca, content: conversations}", 24e6, 24e6),
+    ],
+)
+def test_the_disk_that_a_corpus_takes(tmp_path: Path, source: str, text_bytes: float, download_bytes: float | None) -> None:
+    run = make_run(tmp_path, f"corpus.sources=[{source}]")
+    uses = {use.what: use.size_bytes for use in texts_and_tokens(run, model_config(run, "pretrain"))}
+    assert uses["corpus"] == uses["work of the corpus"] == pytest.approx(text_bytes, rel=0.05)
+    assert uses.get("downloads") == (None if download_bytes is None else pytest.approx(download_bytes, rel=0.05))
+    assert uses["token shards"] == pytest.approx(text_bytes / 2, rel=0.05)

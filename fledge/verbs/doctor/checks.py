@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from fledge.core.console import format_bytes, format_seconds
+from fledge.core.wording import counted
 from fledge.verbs.doctor.facts import KernelCache, Package, Place, Resources, Software
 from fledge.verbs.doctor.findings import Finding, note, ok, problem
 
@@ -171,4 +172,5 @@ def worst(findings: Sequence[Finding]) -> Finding | None:
 def counts(findings: Sequence[Finding], seconds: float) -> str:
     """The last line."""
     levels = [finding.level for finding in findings]
-    return f"{levels.count('problem')} problems, {levels.count('note')} notes, {levels.count('ok')} ok; {format_seconds(seconds)}"
+    problems, notes = counted(levels.count("problem"), "problems"), counted(levels.count("note"), "notes")
+    return f"{problems}, {notes}, {levels.count('ok')} ok; {format_seconds(seconds)}"

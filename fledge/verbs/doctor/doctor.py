@@ -116,6 +116,7 @@ def about_run(run: Run, online: bool) -> Iterator[Finding]:
     yield from recipes.check_sources(run, online)
     yield from recipes.check_inputs(run)
     yield from recipes.check_tokenizer(run, online)
+    yield from recipes.check_sinks(run)
     yield from recipes.check_precision(run)
     yield from recipes.check_plan(run)
     yield from recipes.check_stages(run)

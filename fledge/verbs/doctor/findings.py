@@ -38,4 +38,4 @@ def problem(subject: str, found: str, fix: str, error: type[FledgeError] = Machi
 
 def refused(subject: str, error: FledgeError) -> Finding:
     """What a command would end with, found before it is run."""
-    return Finding(subject, "problem", error.problem, error.remedy, type(error))
+    return Finding(subject, "problem", error.problem.removeprefix(f"{subject}: "), error.remedy, type(error))

@@ -16,6 +16,7 @@ from typing import get_args
 from fledge.core import artifact, process
 from fledge.core.console import format_bytes
 from fledge.core.errors import ArtifactError, ConfigError, DataError, FledgeError, MachineError
+from fledge.core.metrics import require_sinks
 from fledge.core.wording import counted
 from fledge.corpus.document import Content
 from fledge.corpus.request import contents
@@ -29,7 +30,8 @@ from fledge.evaluation.benchmarks.places import find_benchmarks
 from fledge.smoke import STAND_IN
 from fledge.stages import STAGES, TRAINING_STAGES, Stage, has_stage
 from fledge.stages.run import Run
-from fledge.tokens.importing import origin
+from fledge.tokens.importing import origin, require_form
+from fledge.tokens.plain_bin import BIN_FILES
 from fledge.tokens.shards import open_token_set
 from fledge.tokens.tokenizer import open_tokenizer, require_one_tokenizer
 from fledge.training.checkpoint_folders import step_folders
@@ -61,6 +63,8 @@ def _source(source: Source, online: bool) -> str:
     if not lies_elsewhere(source):
         assert isinstance(source, PathSource), "only a source with a path lies here"
         sizes = look_at_files(source)
+        if not sum(sizes):
+            raise DataError(f"{source.path} holds nothing", "name a file or a folder with text")
         return f"{counted(len(sizes), 'files')}, {format_bytes(sum(sizes))} in {source.path}"
     place = f"hub:{dataset_of(source).repository}" if isinstance(source, HubSource) else shown(source.path)
     if not online:
@@ -83,7 +87,7 @@ def check_inputs(run: Run) -> Iterator[Finding]:
             yield refused("benchmarks", error)
     named = {"pack.corpus": pack.corpus if pack else (), "tokenizer.corpus": run.recipe.tokenizer.corpus if run.recipe.tokenizer else ()}
     if pack is not None and pack.import_bin is not None and not pack.import_bin.startswith(("hub:", STAND_IN)):
-        named["pack.import_bin"] = (pack.import_bin,)
+        named["pack.import_bin"] = (str(Path(pack.import_bin) / BIN_FILES["train"]),)
     for stage in (stage for stage in TRAINING_STAGES if has_stage(stage, run)):
         named[f"{stage}.tokens"] = run.recipe.section(stage).tokens
     for option, paths in named.items():
@@ -154,6 +158,7 @@ def _imported(run: Run, online: bool) -> Iterator[Finding]:
     try:
         found = origin(settings)
         if "repository" not in found:
+            require_form(settings)
             yield ok("tokenizer", f"will be imported from {settings.path}, SHA-256 {found['sha256'][:16]}")
             return
         place = f"hub:{found['repository']}"
@@ -164,6 +169,19 @@ def _imported(run: Run, online: bool) -> Iterator[Finding]:
         yield ok("tokenizer", f"will be imported from {place}, whose {found['revision']} is {commit[:12]}")
     except FledgeError as error:
         yield refused("tokenizer", error)
+
+
+def check_sinks(run: Run) -> Iterator[Finding]:
+    """What the metrics of a stage are sent to besides files."""
+    for stage in (stage for stage in TRAINING_STAGES if has_stage(stage, run)):
+        metrics = run.recipe.section(stage).metrics
+        if metrics.wandb == "off":
+            continue
+        try:
+            require_sinks(metrics, stage)
+            yield ok(f"{stage} metrics", f"sent to Weights & Biases, {metrics.wandb}")
+        except MachineError as error:
+            yield refused(f"{stage} metrics", error)
 
 
 def check_precision(run: Run) -> Iterator[Finding]:

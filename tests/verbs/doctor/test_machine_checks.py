@@ -149,7 +149,7 @@ def test_fp8_and_attention() -> None:
     says(only(devices.check_float8(GPU, SOFTWARE)), "ok", "torchao is installed")
     says(only(devices.check_float8(replace(GPU, has_float8=False), SOFTWARE)), "note", "torchao is missing", "torchao>=")
     ampere = replace(GPU, gpus=(replace(H100, capability=(8, 0)),), has_flash_attention_3=True)
-    says(only(devices.check_float8(ampere, SOFTWARE)), "ok", "8.0", "8.9 needed", "takes bf16")
+    says(only(devices.check_float8(ampere, SOFTWARE)), "ok", "8.0", "8.9 needed", "takes what auto does")
     assert "FlashAttention 3" not in only(devices.check_attention(ampere)).found
     assert "FlashAttention 3" in only(devices.check_attention(replace(GPU, has_flash_attention_3=True))).found
 
@@ -191,4 +191,4 @@ def test_the_worst_finding_gives_the_code() -> None:
     worst = checks.worst(findings)
     assert worst is not None and worst.error is MachineError
     assert checks.worst(list(checks.check_place(PLACE))) is None
-    assert checks.counts(findings, 3.0) == "1 problems, 0 notes, 1 ok; 3.0 s"
+    assert checks.counts(findings, 3.0) == "1 problem, 0 notes, 1 ok; 3.0 s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,6 +49,9 @@ def test_sources_are_counted_and_missing_ones_named(make_run: MakeRun, tmp_path:
     assert (missing.level, missing.error) == ("problem", DataError) and "nowhere" in missing.found
     little = by_subject(recipes.check_sources(make_run("corpus.sources.0.expect={files: 1, bytes: 5000}"), online=False))["source text"]
     assert little.level == "problem" and "1,024 bytes" in little.found and "expect: {files: 1, bytes: 1024}" in little.fix
+    (tmp_path / "empty.txt").touch()
+    empty = by_subject(recipes.check_sources(make_run(f"corpus.sources.0.path={tmp_path / 'empty.txt'}"), online=False))["source text"]
+    assert empty.level == "problem" and "holds nothing" in empty.found
     assert not (tmp_path / "run").exists()
 
 
@@ -76,6 +80,22 @@ def test_inputs_of_other_runs(make_run: MakeRun, tmp_path: Path) -> None:
         ("checkpoint", "problem"),
     ]
     assert list(recipes.check_inputs(make_run())) == []
+    [bare] = recipes.check_inputs(make_run(f"pack.import_bin={tmp_path}"))
+    assert bare.level == "problem" and "train.bin" in bare.found
+    (tmp_path / "train.bin").touch()
+    [there] = recipes.check_inputs(make_run(f"pack.import_bin={tmp_path}"))
+    assert there.level == "ok"
+
+
+def test_sinks_of_metrics(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(recipes.check_sinks(make_run())) == []
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    [keyless] = recipes.check_sinks(make_run("pretrain.metrics={wandb: online}"))
+    assert keyless.level == "problem" and "WANDB_API_KEY" in keyless.found
+    monkeypatch.setenv("WANDB_API_KEY", "key")
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace())
+    [there] = recipes.check_sinks(make_run("pretrain.metrics={wandb: online}"))
+    assert there.level == "ok"
 
 
 def test_the_tokenizer_and_the_sets_that_were_made_with_it(make_run: MakeRun, tmp_path: Path) -> None:
@@ -106,6 +126,10 @@ def test_an_imported_tokenizer(make_run: MakeRun, tmp_path: Path) -> None:
     assert "will be imported from" in by_subject(recipes.check_tokenizer(there, online=False))["tokenizer"].found
     gone = make_run("tokenizer={kind: import, path: gone.json}")
     assert by_subject(recipes.check_tokenizer(gone, online=False))["tokenizer"].level == "problem"
+    for name in ("noise.model", "noise.json"):
+        (tmp_path / name).write_bytes(bytes(range(256)) * 8)
+        noise = make_run(f"tokenizer={{kind: import, path: '{tmp_path / name}'}}")
+        assert by_subject(recipes.check_tokenizer(noise, online=False))["tokenizer"].level == "problem"
     hub = make_run("tokenizer={kind: import, preset: codellama}")
     assert "hub:codellama/CodeLlama-7b-hf" in by_subject(recipes.check_tokenizer(hub, online=False))["tokenizer"].found
 
