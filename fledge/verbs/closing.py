@@ -17,7 +17,7 @@ def close(run: Run) -> None:
     answer = _answer(run, trained[-1]) if trained and run.recipe.question is not None else None
     if answer is not None:
         console.say(f"\nquestion: {run.recipe.question}")
-        console.say(f"answer:   {answer}")
+        console.say(f"answer:   {answer if answer.strip() else '(nothing but spaces)'}")
     report = run.folder / "report" / REPORT
     if report.is_file():
         console.say(f"\nreport:   {report.resolve()}")
