@@ -118,7 +118,7 @@ def _file_of(benchmark: Benchmark, place: Path) -> Path:
     if not place.is_dir():
         if place.is_file():
             return place
-        raise _missing(benchmark, f"there is no {place}", place.parent if place.suffix else place)
+        raise _missing(benchmark, f"there is no file or folder {place}", place.parent if place.suffix else place)
     found = rows_in(place, benchmark.name)
     if len(found) != 1:
         what = f"no file {benchmark.name}.*" if not found else f"more than one file {', '.join(path.name for path in found)}"

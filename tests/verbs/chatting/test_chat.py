@@ -94,7 +94,7 @@ def test_what_the_checkpoint_says_of_generation_holds_until_it_is_changed(make_c
         ("/system Be brief.\n/save new.jsonl\n/system", ("nothing was said yet",)),
         ("/regenerate", ("no answer to give again",)),
         ("/benchmark huge", ("there is no benchmark 'huge'", "quick, standard, comprehensive")),
-        ("/benchmark quick", ("no file data", "fledge benchmarks lambada_openai --to")),
+        ("/benchmark quick", ("no file or folder data", "fledge benchmarks lambada_openai --to")),
         ("word " * 400, ("longer than the model's context of 256 tokens", "say less at once")),
     ],
     ids=lambda value: value[:24] if isinstance(value, str) else "",
