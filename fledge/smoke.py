@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -31,6 +31,8 @@ SMOKE_STEPS = 12
 SMOKE_ROWS = 8
 SMOKE_TOKENS = 128
 SMOKE_VOCABULARY = 1_024
+SMOKE_PHASE_TOKENS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
+"""Row lengths of phases, which must share a small common multiple: theirs is 384."""
 SMOKE_QUESTIONS = 12
 SMOKE_SPLIT = BudgetSplitSettings(train_tokens=40_000, validation_tokens=4_000)
 SMOKE_VALIDATION_FRACTION = 0.08
@@ -270,12 +272,23 @@ def _with_small_cadence(training: TrainingSettings, steps: int) -> TrainingSetti
 
 def _small_phases(phases: tuple[PhaseSettings, ...], steps: int, row_tokens: int) -> tuple[PhaseSettings, ...]:
     small, until_tokens = list[PhaseSettings](), 0
+    lengths = _small_lengths({phase.sequence_length for phase in phases if phase.sequence_length})
     for phase in phases:
-        sequence_length = phase.sequence_length and min(phase.sequence_length, SMOKE_TOKENS)
+        sequence_length = phase.sequence_length and lengths[phase.sequence_length]
         batch_tokens = min(phase.batch_tokens or SMOKE_ROWS * row_tokens, SMOKE_ROWS * (sequence_length or row_tokens))
         until_tokens += steps * batch_tokens
         small.append(replace(phase, until_tokens=until_tokens, sequence_length=sequence_length, batch_tokens=batch_tokens))
     return tuple(small)
+
+
+def _small_lengths(lengths: Iterable[int]) -> dict[int, int]:
+    """Each length -> the one in its place: no longer, and while there are enough, another for another."""
+    small, left = dict[int, int](), list(SMOKE_PHASE_TOKENS)
+    for length in sorted(lengths, reverse=True):
+        while len(left) > 1 and left[-1] > length:
+            left.pop()
+        small[length] = left.pop() if len(left) > 1 else left[0]
+    return small
 
 
 def _small_evaluation(evaluate: EvaluateSettings) -> EvaluateSettings:

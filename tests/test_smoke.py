@@ -49,6 +49,7 @@ def test_every_stage_is_kept_in_kind(path: Path) -> None:
             assert [getattr(found, name) for name in kept] == [getattr(asked, name) for name in kept]
             assert (found.schedule.kind, len(found.phases)) == (asked.schedule.kind, len(asked.phases))
             assert [phase.mixture for phase in found.phases] == [phase.mixture for phase in asked.phases]
+            assert len({phase.sequence_length for phase in found.phases}) == len({phase.sequence_length for phase in asked.phases})
             assert (found.steps is None, found.budget is None) == (asked.steps is None, asked.budget is None)
 
 
@@ -135,6 +136,22 @@ def test_phases_and_budgets_shrink_and_stay_as_many() -> None:
     assert tight is not None and tight.budget == BudgetSettings(tokens=700)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ((8, 16, 32, 64, 128, 256, 512, 768, 1536, 2048), (8, 12, 16, 24, 32, 48, 64, 96, 128, 192)),
+        ((1000, 110, 100, 110), (192, 96, 64, 96)),
+        ((2048,), (192,)),
+        ((8, 9, 10), (8, 8, 8)),
+    ],
+)
+def test_lengths_of_phases_stay_different_and_fit_together(lengths: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    phases = ", ".join(f"{{until_tokens: {place}_000_000, sequence_length: {length}}}" for place, length in enumerate(lengths, 1))
+    pretrain = small("pretrain.steps=null", "model.max_position_embeddings=2048", f"pretrain.phases=[{phases}]").pretrain
+    assert pretrain is not None and tuple(phase.sequence_length for phase in pretrain.phases) == expected
+    assert 384 % math.lcm(*expected) == 0
+
+
 def test_the_difference_is_a_line_for_each_section() -> None:
     lines = difference(load_recipe(QUICKSTART, ["pretrain.steps=30_000", "pretrain.precision=fp8"])[0])
     by_section = {line.partition(": ")[0]: line for line in lines}
@@ -148,7 +165,7 @@ def test_the_difference_is_a_line_for_each_section() -> None:
     assert "precision fp8 -> fp8_or_bf16" in by_section["pretrain"]
     phases = "pretrain.phases=[{until_tokens: 90000, sequence_length: 8}, {until_tokens: 900000, sequence_length: 256}]"
     [told] = [line for line in difference(load_recipe(QUICKSTART, ["pretrain.steps=null", phases])[0]) if line.startswith("pretrain")]
-    assert "phases until_tokens 90,000..900,000 -> 384..6,528, phases sequence_length 8..256 -> 8..128" in told
+    assert "phases until_tokens 90,000..900,000 -> 384..6,528, phases sequence_length 8..256 -> 8..192" in told
     assert "phases batch_tokens unset -> " in told
 
 
