@@ -113,6 +113,13 @@ def validations(settings: TrainingSettings, length: StageLength, epochs: float |
     return times(length.steps, settings.validate_every_steps)
 
 
+def saves(settings: TrainingSettings, length: StageLength, epochs: float | None) -> int:
+    """How often a stage saves at most; once for two marks at the same step is not counted on."""
+    at_validations = validations(settings, length, epochs) if settings.save_at_validations else 0
+    of_epochs = int(epochs // settings.keep_every_epochs) if epochs and settings.keep_every_epochs else 0
+    return min(length.steps, times(length.steps, settings.save_every_steps) + at_validations + of_epochs)
+
+
 def stage_seconds(
     settings: TrainingSettings,
     length: StageLength,
@@ -127,7 +134,7 @@ def stage_seconds(
     `step_seconds` are those of a batch of the longest rows; other batches take as long as their tokens.
     """
     validated = validated_rows(validation_rows, settings) * validations(settings, length, epochs)
-    saved_bytes = checkpoint_bytes(settings, parameters) * times(length.steps, settings.save_every_steps)
+    saved_bytes = checkpoint_bytes(settings, parameters) * saves(settings, length, epochs)
     batches = length.tokens / (length.batch_rows * length.row_tokens)
     return batches * step_seconds + validated * FORWARD_SHARE * row_seconds + saved_bytes / WRITTEN_BYTES_PER_SECOND
 
@@ -152,8 +159,8 @@ def largest_checkpoint_bytes(settings: TrainingSettings, length: StageLength, pa
     """Of all that lie there at the largest moment: the kept ones, the best, and the next one while it is written beside them."""
     permanent = length.steps // settings.keep_every_steps if settings.keep_every_steps else 0
     of_epochs = int(epochs // settings.keep_every_epochs) if epochs and settings.keep_every_epochs else 0
-    saved = times(length.steps, settings.save_every_steps) + of_epochs
-    count = min(max(settings.keep_checkpoints, KEPT_WHILE_RUNNING) + 2 + permanent + of_epochs, saved)
+    kept = max(settings.keep_checkpoints, KEPT_WHILE_RUNNING) + 2 + permanent + of_epochs
+    count = min(kept, saves(settings, length, epochs))
     return count * checkpoint_bytes(settings, parameters)
 
 
@@ -172,7 +179,7 @@ def stage_warnings(
             f"{stage}: the warm-up takes {warmup_steps:,} of {steps:,} steps ({warmup_steps / steps:.1%}), less than "
             f"{SHORT_WARMUP_SHARE:.0%}; {stage}.schedule.{_tenth(settings, steps)} would be a tenth"
         )
-    if seconds is not None and (between := seconds / times(steps, settings.save_every_steps)) > RARE_SAVING_SECONDS:
+    if seconds is not None and (between := seconds / saves(settings, length, epochs)) > RARE_SAVING_SECONDS:
         every_steps = max(1, int(RARE_SAVING_SECONDS * steps / seconds))
         yield (
             f"{stage}: {format_seconds(between)} pass between checkpoints, which is what a crash can cost; "

@@ -176,7 +176,7 @@ class EarlyStoppingSettings:
     """When to end a run before its last step."""
 
     patience: int
-    """Validations in a row without an improvement after which the run stops; `validate_every_steps` says how far apart they are."""
+    """Validations in a row without an improvement after which the run stops; `validate_every_...` says how far apart they are."""
     minimum_improvement: float = 0.0
     """By how much a validation loss must be below the best so far to be an improvement (nats)."""
 
@@ -312,6 +312,8 @@ class TrainingSettings:
     """Texts that a sample goes on with, or from sft on questions that it answers; empty: the recipe's question, or a text of its own."""
     save_every_steps: int | None = operation(None)
     """Optimizer steps between checkpoints; unset: at the end only."""
+    save_at_validations: bool = operation(False)
+    """Save at every validation too, so that the best by validation loss is chosen among all that were measured."""
     keep_checkpoints: int = operation(2)
     """Newest checkpoints that are kept, until the end at least two; the best by validation loss is kept besides."""
     keep_every_steps: int | None = operation(None)
@@ -391,7 +393,8 @@ class TrainingSettings:
 
     def _require_saved_validations(self) -> None:
         if self.early_stopping is not None:
-            every_steps = self.validate_every_steps
-            _require(every_steps is not None, "early_stopping needs validate_every_steps")
-            is_saved = self.save_every_steps is not None and (every_steps or 0) % self.save_every_steps == 0
-            _require(is_saved, f"early_stopping needs a checkpoint at every validation: set save_every_steps to {every_steps}")
+            every_steps, saved = self.validate_every_steps, self.save_every_steps
+            validates = every_steps or self.validate_every_tokens or self.validate_every_epochs
+            _require(validates is not None, "early_stopping needs validate_every_steps, or the same in tokens or epochs")
+            together = every_steps is not None and saved is not None and every_steps % saved == 0
+            _require(together or self.save_at_validations, "early_stopping needs a checkpoint at every validation: set save_at_validations")

@@ -32,7 +32,7 @@ from fledge.core.process import only_new_garbage
 from fledge.core.watch import Watch
 from fledge.model.llama import Llama
 from fledge.training.batches import Batch, BatchLoader
-from fledge.training.cadence import is_due
+from fledge.training.cadence import is_due, validation_is_due
 from fledge.training.checkpoint import RECENT_LOSSES, Progress
 from fledge.training.early_stopping import EarlyStop, early_stop
 from fledge.training.elastic import ElasticSteps
@@ -179,7 +179,8 @@ class Trainer:
 
     def _is_save_due(self, step: int) -> bool:
         settings, plan = self.settings, self.plan
-        return is_due(step, settings.save_every_steps, plan.steps) or plan.ends_epochs(step, settings.keep_every_epochs)
+        at_validation = settings.save_at_validations and validation_is_due(step, settings, plan)
+        return at_validation or is_due(step, settings.save_every_steps, plan.steps) or plan.ends_epochs(step, settings.keep_every_epochs)
 
     @property
     def early_stop(self) -> EarlyStop | None:

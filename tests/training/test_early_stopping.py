@@ -121,15 +121,18 @@ def test_a_resumed_run_stops_where_an_undisturbed_one_does(tmp_path: Path, docum
     ("changes", "problem"),
     [
         ({"validate_every_steps": None}, "early_stopping needs validate_every_steps"),
-        ({"save_every_steps": None}, "set save_every_steps to 4"),
-        ({"save_every_steps": 3}, "set save_every_steps to 4"),
-        ({"save_every_steps": 8}, "set save_every_steps to 4"),
+        ({"save_every_steps": None}, "set save_at_validations"),
+        ({"save_every_steps": 3}, "set save_at_validations"),
+        ({"save_every_steps": 8}, "set save_at_validations"),
+        ({"validate_every_steps": None, "validate_every_epochs": 0.5}, "set save_at_validations"),
     ],
 )
 def test_what_early_stopping_needs_is_required(changes: dict[str, Any], problem: str) -> None:
     given = {"validate_every_steps": 4, "save_every_steps": 2, "early_stopping": EarlyStoppingSettings(patience=1)}
     training_settings(**given)
     training_settings(**{**given, "early_stopping": None, **changes})
+    if problem == "set save_at_validations":
+        training_settings(**{**given, **changes, "save_at_validations": True})
     with pytest.raises(ValueError, match=problem):
         training_settings(**{**given, **changes})
 

@@ -13,6 +13,7 @@ from fledge.training.forecast import (
     checkpoint_bytes,
     expected_loss,
     largest_checkpoint_bytes,
+    saves,
     stage_length,
     stage_seconds,
     stage_warnings,
@@ -105,6 +106,8 @@ def test_checkpoints_are_counted_at_their_largest_moment() -> None:
     assert largest_checkpoint_bytes(seldom, stage_length(seldom, 64, 1_000), 1_000, 3.5) == 12_000
     by_epoch = replace(seldom, keep_every_epochs=1)
     assert largest_checkpoint_bytes(by_epoch, stage_length(by_epoch, 64, 1_000), 1_000, 3.5) == 4 * 12_000
+    at_validations = replace(seldom, save_at_validations=True, validate_every_epochs=1.0)
+    assert saves(at_validations, stage_length(at_validations, 64, 1_000), 3.5) == 1 + 4
 
 
 def test_the_law_is_that_of_its_paper_and_stays_where_it_was_fitted() -> None:

@@ -16,6 +16,7 @@ from fledge.core import artifact, disk
 from fledge.core.errors import MachineError
 from fledge.model.llama import Llama
 from fledge.tokens.shards import TokenSet
+from fledge.training.cadence import validation_is_due
 from fledge.training.checkpoint import Progress
 from fledge.training.checkpoint_folders import CHECKPOINTS, best_checkpoint, checkpoint_folder
 from fledge.training.guard import Health
@@ -47,6 +48,17 @@ def test_the_end_of_every_epoch_stays_too(tmp_path: Path, documents: TokenSet) -
     assert steps(tmp_path / "run") == [*ends, 50]
     assert [step for step in range(1, 51) if plan.ends_epochs(step, 2)] == ends[1:2]
     assert not any(plan.ends_epochs(step, None) for step in range(1, 51))
+
+
+def test_a_checkpoint_is_saved_at_each_validation_if_asked(tmp_path: Path, documents: TokenSet) -> None:
+    """Of thirds of an epoch only the last mark here is one of steps too; without it the best of all would be the end."""
+    cadence = {"steps": 24, "validate_every_epochs": 1 / 3, "save_every_steps": 10, "keep_checkpoints": 99, "log_every_steps": 50}
+    for asked, saved in ((True, [6, 10, 11, 17, 20, 22, 24]), (False, [10, 20, 24])):
+        settings = training_settings(**cadence, save_at_validations=asked)
+        with assembled(tmp_path / f"run-{asked}", settings, [documents], watched=False) as trainer:
+            trainer.run()
+        assert [step for step in range(1, 25) if validation_is_due(step, settings, trainer.plan)] == [6, 11, 17, 22, 24]
+        assert steps(tmp_path / f"run-{asked}") == saved
 
 
 def test_in_a_row_of_bad_steps_the_way_back_stays(tmp_path: Path, plan: Plan, state: tuple[Llama, Optimizer]) -> None:
