@@ -1,9 +1,9 @@
 """What `--smoke` makes of a recipe: a recipe of the same stages that takes about a minute on a CPU and needs no network. Pure functions.
 
 Whatever decides which code runs stays: the kinds of tokenizer, model, objective, optimizer and schedule, mixtures, templates, adapters, the
-number of phases. What decides how long it runs shrinks. What comes from others is replaced: texts by the documentation of Python, and files
-of another layout (a tokenizer, token files, rows of benchmarks) by `stand-in:NAME`, which `fledge.stages.stand_ins` makes in the run's
-folder before a stage reads it by the code that reads the real ones.
+number of phases. What decides how long it runs shrinks. What lies outside of the recipe is replaced, on the hub or on this disk: texts by
+the documentation of Python, and files of another layout (a tokenizer, token files, rows of benchmarks) by `stand-in:NAME`, which
+`fledge.stages.stand_ins` makes in the run's folder before a stage reads it by the code that reads the real ones.
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ BYTE_BPE_TOKENIZER = "byte_bpe/tokenizer.json"
 
 _TOLD_APART = re.compile(r"^(sources|phases)\b")
 _COUNTED = re.compile(r"_every_|(?:^|_)(rows|samples|passages|questions|pairs|answer_tokens|new_tokens)$(?<!batch_rows)")
-_ELSEWHERE = "hub:"
 _ON_ANY_MACHINE: Mapping[str, Literal["auto", "fp8_or_bf16"]] = {"fp8": "fp8_or_bf16", "fp16": "auto", "tf32": "auto"}
 """Of precisions that a CPU does not have."""
 
@@ -90,7 +89,7 @@ def difference(recipe: Recipe) -> list[str]:
         changed = list(_told_sources(recipe)) if section == "corpus" and recipe.corpus else []
         changed += _told_phases(before[section], after[section])
         for dotted, old, new in config.differences(before[section], after[section]):
-            if _COUNTED.search(dotted):
+            if _COUNTED.search(dotted) and None not in (old, new):
                 counted_changes += 1
             elif not _TOLD_APART.search(dotted):
                 changed.append(f"{dotted} {_shown(old)} -> {_shown(new)}".strip())
@@ -104,7 +103,7 @@ def difference(recipe: Recipe) -> list[str]:
 def _told_sources(recipe: Recipe) -> Iterator[str]:
     assert recipe.corpus is not None, "only called with one"
     names = ", ".join(source.name for source in recipe.corpus.sources)
-    yield f"{SMOKE_DOCUMENTS:,} rows of Python's own documentation for each of {names}"
+    yield f"{SMOKE_DOCUMENTS:,} rows of Python's own documentation for each of {names}, in place of its files and their form"
 
 
 def _told_phases(before: Any, after: Any) -> Iterator[str]:
@@ -159,18 +158,19 @@ def _small_sources(sources: Sequence[Source]) -> Iterator[PythonDocsSource]:
 
 def _small_tokenizer(tokenizer: TokenizerSettings) -> TokenizerSettings:
     """A transition in tokens becomes the same share of the smaller vocabulary."""
-    size = min(tokenizer.vocabulary_size, SMOKE_VOCABULARY + tokenizer.reserved_tokens)
+    reserved_tokens = min(tokenizer.reserved_tokens, SMOKE_VOCABULARY)
+    size = min(tokenizer.vocabulary_size, SMOKE_VOCABULARY + reserved_tokens)
     if tokenizer.kind == "import":
         return _small_import(tokenizer, size)
     transition = tokenizer.transition
     if isinstance(transition, int) and size < tokenizer.vocabulary_size:
         transition = transition / tokenizer.vocabulary_size
-    return replace(tokenizer, vocabulary_size=size, transition=transition)
+    return replace(tokenizer, vocabulary_size=size, reserved_tokens=reserved_tokens, transition=transition)
 
 
 def _small_import(tokenizer: TokenizerSettings, size: int) -> TokenizerSettings:
-    """One of the same layout in place of one from the hub; a file that is here stays."""
-    if tokenizer.path is not None and not tokenizer.path.startswith(_ELSEWHERE):
+    """One of the same layout."""
+    if (tokenizer.path or "").startswith(STAND_IN):
         return tokenizer
     if tokenizer.preset in ("llama", "codellama") or (tokenizer.path or "").endswith(".model"):
         layout = SENTENCEPIECE_MODEL
@@ -180,10 +180,12 @@ def _small_import(tokenizer: TokenizerSettings, size: int) -> TokenizerSettings:
 
 
 def _small_pack(pack: PackSettings) -> PackSettings:
-    import_bin = pack.import_bin
-    if import_bin is not None and import_bin.startswith(_ELSEWHERE):
-        import_bin = STAND_IN_TOKENS
-    return replace(pack, sequence_length=min(pack.sequence_length, 2 * SMOKE_TOKENS), import_bin=import_bin, split=_small_split(pack.split))
+    return replace(
+        pack,
+        sequence_length=min(pack.sequence_length, 2 * SMOKE_TOKENS),
+        import_bin=pack.import_bin and STAND_IN_TOKENS,
+        split=_small_split(pack.split),
+    )
 
 
 def _small_split(

@@ -38,7 +38,7 @@ def test_every_stage_is_kept_in_kind(path: Path) -> None:
     assert config.plain(recipe) == before and smoke(once) == once, "a pure function, and there is nothing more to shrink"
     for stage in STAGES:
         assert has_stage(stage, Run(once, Path("x"), "")) == has_stage(stage, Run(recipe, Path("x"), ""))
-    assert once.tokenizer is None or once.tokenizer.kind == "import" or once.tokenizer.vocabulary_size <= LARGEST_VOCABULARY
+    assert once.tokenizer is None or once.tokenizer.vocabulary_size <= LARGEST_VOCABULARY
     if recipe.corpus is not None and once.corpus is not None:
         assert [source.name for source in once.corpus.sources] == [source.name for source in recipe.corpus.sources]
         assert [source.content for source in once.corpus.sources] == [source.content for source in recipe.corpus.sources]
@@ -82,19 +82,26 @@ def test_sources_of_one_content_take_different_parts() -> None:
         ("path='hub:datasets/some/tokens/tokenizer/spm.model'", "stand-in:sentencepiece/tokenizer.model"),
         ("path='hub:some/OLMo2-SuperBPE-t80k'", "stand-in:superbpe/tokenizer.json"),
         ("path='hub:some/model'", "stand-in:byte_bpe/tokenizer.json"),
-        ("path=mine/tokenizer.json", "mine/tokenizer.json"),
+        ("path=mine/tokenizer.json", "stand-in:byte_bpe/tokenizer.json"),
+        ("path=mine/tokenizer.model", "stand-in:sentencepiece/tokenizer.model"),
     ],
 )
-def test_a_tokenizer_from_the_hub_has_a_stand_in_of_its_layout(given: str, path: str) -> None:
+def test_an_imported_tokenizer_has_a_stand_in_of_its_layout(given: str, path: str) -> None:
     tokenizer = small(f"tokenizer={{kind: import, template: plain, {given.replace('=', ': ', 1)}}}").tokenizer
     assert tokenizer is not None
     assert (tokenizer.kind, tokenizer.preset, tokenizer.path, tokenizer.template) == ("import", None, path, "plain")
+    assert tokenizer.vocabulary_size <= 1_024
 
 
-def test_tokens_from_the_hub_have_a_stand_in_and_others_stay() -> None:
-    for given, expected in (("hub:someone/tokens", "stand-in:tokens"), ("data/tokens", "data/tokens")):
-        pack = small(f"pack.import_bin={given}").pack
-        assert pack is not None and pack.import_bin == expected
+@pytest.mark.parametrize("given", ["hub:someone/tokens", "data/tokens"])
+def test_token_files_have_a_stand_in(given: str) -> None:
+    pack = small(f"pack.import_bin={given}").pack
+    assert pack is not None and pack.import_bin == "stand-in:tokens"
+
+
+def test_a_vocabulary_with_many_reserved_entries_stays_small() -> None:
+    tokenizer = small("tokenizer.vocabulary_size=50_000", "tokenizer.reserved_tokens=20_000").tokenizer
+    assert tokenizer is not None and (tokenizer.vocabulary_size, tokenizer.reserved_tokens) == (2_048, 1_024)
 
 
 def test_a_trained_tokenizer_keeps_its_kind_and_the_share_of_its_transition() -> None:
@@ -158,11 +165,14 @@ def test_the_difference_is_a_line_for_each_section() -> None:
     assert list(by_section)[:6] == ["corpus", "tokenizer", "model", "pretrain", "sft", "dpo"]
     assert re.fullmatch(r"and \d+ values of how often a stage looks, and on how many samples", lines[6]) and len(lines) == 7
     assert by_section["corpus"] == (
-        "corpus: 600 rows of Python's own documentation for each of python-docs, python-questions, python-pairs"
+        "corpus: 600 rows of Python's own documentation for each of python-docs, python-questions, python-pairs, "
+        "in place of its files and their form"
     )
     assert by_section["tokenizer"] == "tokenizer: vocabulary_size 4,096 -> 1,024"
     assert "steps 30,000 -> 12, batch_rows 16 -> 8, sequence_length 256 -> 128" in by_section["pretrain"]
     assert "precision fp8 -> fp8_or_bf16" in by_section["pretrain"]
+    [by_epochs] = [line for line in difference(load_recipe(find_recipe("codellama-25m"), [])[0]) if line.startswith("pretrain")]
+    assert "validate_every_steps unset -> 6, validate_every_epochs 0.1 -> unset" in by_epochs, "no other number but another way to count"
     phases = "pretrain.phases=[{until_tokens: 90000, sequence_length: 8}, {until_tokens: 900000, sequence_length: 256}]"
     [told] = [line for line in difference(load_recipe(QUICKSTART, ["pretrain.steps=null", phases])[0]) if line.startswith("pretrain")]
     assert "phases until_tokens 90,000..900,000 -> 384..6,528, phases sequence_length 8..256 -> 8..192" in told
