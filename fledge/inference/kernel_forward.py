@@ -67,14 +67,13 @@ class _Layer:
 
 
 class PackedModel:
-    """The weights of a model for the kernels; changes of the model after this are not seen."""
+    """The weights of a model for the kernels, all of them copied: changes of the model after this are not seen."""
 
     def __init__(self, model: Llama, form: WeightFormat) -> None:
         decoder: Any = model.model
         self.settings = model.config.settings
-        self.embedding: Floats = decoder.embed_tokens.weight.detach().float().numpy()
-        self.cosine: Floats = decoder.cosine.numpy()
-        self.sine: Floats = decoder.sine.numpy()
+        self.embedding = _copied(decoder.embed_tokens.weight)
+        self.cosine, self.sine = _copied(decoder.cosine), _copied(decoder.sine)
         self.layers = [_packed_layer(layer, form) for layer in decoder.layers]
         self.norm = _norm(decoder.norm)
         self.head = pack(model.lm_head.weight, form)
@@ -207,6 +206,11 @@ def _packed_layer(layer: Any, form: WeightFormat) -> _Layer:
 
 def _norm(module: Any) -> _Norm:
     """An RMSNorm or a LayerNorm."""
-    weight = module.weight.detach().float()
-    bias = module.bias.detach().float() if isinstance(module, nn.LayerNorm) else torch.zeros_like(weight)
-    return _Norm(weight.numpy(), bias.numpy(), module.eps, isinstance(module, nn.LayerNorm))
+    weight = _copied(module.weight)
+    bias = _copied(module.bias) if isinstance(module, nn.LayerNorm) else np.zeros_like(weight)
+    return _Norm(weight, bias, module.eps, isinstance(module, nn.LayerNorm))
+
+
+def _copied(values: Tensor) -> Floats:
+    """numpy's own view of a tensor is that of its memory, which a model that goes on learning writes to."""
+    return values.detach().float().numpy().copy()

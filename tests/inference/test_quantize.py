@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,19 @@ def test_the_engine_computes_in_the_weights_that_are_asked_for(tiny_model: Llama
     [completion] = engine.generate([[5]], GenerationSettings(temperature=0, maximum_new_tokens=5))
     assert len(completion.ids) == 5
     assert engine._packed.head.values.dtype == kind
+
+
+def test_what_a_model_becomes_after_it_was_packed_is_not_seen(tiny_model: Llama) -> None:
+    """Every weight and every table, so that no pass computes with a mixture of two models."""
+    model = copy.deepcopy(tiny_model)
+    engine, greedy = Engine(model, 500, ()), GenerationSettings(temperature=0, maximum_new_tokens=10)
+    before = engine.generate([[5, 6]], greedy)
+    for name in ("model.embed_tokens.weight", "model.layers.0.input_layernorm.weight", "model.norm.weight", "lm_head.weight"):
+        model.get_parameter(name).data.neg_()
+        assert engine.generate([[5, 6]], greedy) == before, name
+    model.model.cosine.zero_()
+    assert engine.generate([[5, 6]], greedy) == before
+    assert Engine(model, 500, ()).generate([[5, 6]], greedy) != before
 
 
 def test_int8_is_for_the_kernels(tiny_model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
