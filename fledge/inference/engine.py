@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fledge.core import console
-from fledge.core.errors import ConfigError, DataError, NumericsError
+from fledge.core.errors import ConfigError, DataError
 from fledge.inference import kernels
 from fledge.inference.forward import Forward, TorchForward, product_dtype
 from fledge.inference.graph_forward import GraphForward
 from fledge.inference.kernel_forward import KernelForward, PackedModel
-from fledge.inference.requests import Drawn, Request
+from fledge.inference.requests import Drawn, Request, error_of
 from fledge.inference.sampling import row_generators
 from fledge.inference.scheduling import Load, Scheduler
 from fledge.inference.settings import EngineSettings, GenerationSettings
@@ -120,7 +120,8 @@ class Engine:
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings, on_token: OnToken | None = None) -> list[Completion]:
         """One completion per prompt, in their order, beside whatever requests there are.
 
-        Raises DataError for a prompt that is empty or fills the context, NumericsError if the model is broken.
+        Raises DataError for a prompt that is empty or fills the context, NumericsError if the model is broken, MachineError if
+        the machine is not up to it.
         """
         requests = [Request(tuple(prompt), settings) for prompt in prompts]
         for request in requests:
@@ -136,8 +137,8 @@ class Engine:
         ends: list[int | None] = [None for _ in prompts]
         while scheduler.has_work:
             for drawn in scheduler.step():  # tickets are the prompts' indices
-                if drawn.finish == "failed":
-                    raise NumericsError(f"a prompt could not be completed: {drawn.error}", "use an earlier checkpoint")
+                if drawn.failure is not None:
+                    raise error_of(drawn.failure, "a prompt could not be completed")
                 ends[drawn.ticket] = drawn.end_token
                 if drawn.token is not None:
                     ids[drawn.ticket].append(drawn.token)

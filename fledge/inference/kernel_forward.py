@@ -102,13 +102,16 @@ class KernelForward:
         """See `Forward`, with as many threads as torch has."""
         self._threads = torch.get_num_threads()
         sizes = [len(chunk.ids) for chunk in chunks]
-        counts = [{"nothing": 0, "last": 1, "all": size}[chunk.wanted] for chunk, size in zip(chunks, sizes, strict=True)]
+        counts = [chunk.wanted_tokens for chunk in chunks]
         tokens = np.array([token for chunk in chunks for token in chunk.ids], np.int64)
         slots = np.repeat([chunk.slot for chunk in chunks], sizes)
         positions = np.concatenate([np.arange(chunk.start, chunk.end) for chunk in chunks])
         wanted = np.concatenate([np.arange(end - count, end) for end, count in zip(np.cumsum(sizes), counts, strict=True)])
         logits = torch.from_numpy(self._logits(tokens, slots, positions, wanted))
         return list(logits.split(counts))  # type: ignore[no-untyped-call]
+
+    def release(self, slot: int) -> None:
+        """See `Forward`: a pass looks at no slot but those of its chunks."""
 
     def _logits(
         self, tokens: NDArray[np.int64], slots: NDArray[np.int64], positions: NDArray[np.int64], wanted: NDArray[np.int64]

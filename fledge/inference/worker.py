@@ -16,7 +16,7 @@ from itertools import count
 from fledge.core import console
 from fledge.core.errors import MachineError
 from fledge.inference.engine import Engine
-from fledge.inference.requests import Drawn, Finish, Request
+from fledge.inference.requests import Drawn, Failure, Finish, Request, failure_of
 from fledge.inference.scheduling import Load
 
 Listener = Callable[[Drawn], None]
@@ -86,17 +86,17 @@ class EngineThread:
 
     def _run(self) -> None:
         finish: Finish = "cancelled"
-        error: str | None = None
+        failure: Failure | None = None
         try:
             while not self._is_stopping:
                 self._work()
         except BaseException as raised:  # whatever it is, those who wait must hear of it
-            finish, error = "failed", f"{type(raised).__name__}: {raised}"
-            console.warn(f"the engine has ended: {error}")
+            finish, failure = "failed", failure_of(raised)
+            console.warn(f"the engine has ended: {failure.problem}")
         with self._lock:
             self._is_open, self._step_began = False, None
         for ticket in list(self._listeners):
-            self._tell(Drawn(ticket, finish=finish, error=error))
+            self._tell(Drawn(ticket, finish=finish, failure=failure))
 
     def _work(self) -> None:
         """One step, after whatever lies in the inbox; waits for it if there is nothing else to do."""

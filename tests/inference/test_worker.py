@@ -10,7 +10,7 @@ import pytest
 
 from fledge.core.errors import DataError, MachineError
 from fledge.inference.engine import Engine
-from fledge.inference.requests import Drawn, Request
+from fledge.inference.requests import Drawn, Failure, Request
 from fledge.inference.settings import EngineSettings, GenerationSettings
 from fledge.inference.worker import EngineThread
 from fledge.model.llama import Llama
@@ -107,7 +107,7 @@ def test_when_the_engine_dies_all_hear_of_it(engine: Engine, worker: EngineThrea
     monkeypatch.setattr(engine, "step", die)
     worker.submit(Request((1,), ENDLESS), listener)
     end = listener.wait()
-    assert (end.finish, end.error) == ("failed", "RuntimeError: no memory")
+    assert (end.finish, end.failure) == ("failed", Failure("other", "RuntimeError: no memory"))
     eventually(lambda: not worker.is_alive)
     with pytest.raises(MachineError, match="has ended"):
         worker.submit(Request((1,), ENDLESS), listener)

@@ -31,6 +31,9 @@ class PoisonedForward:
             raise self._error
         return self._forward.run(chunks)
 
+    def release(self, slot: int) -> None:
+        self._forward.release(slot)
+
 
 @pytest.fixture
 def server() -> Iterator[Running]:
