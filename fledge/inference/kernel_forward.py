@@ -66,6 +66,15 @@ class _Layer:
     down: PackedMatrix
 
 
+@dataclass(frozen=True)
+class Misfit:
+    """What of a model the kernels cannot compute."""
+
+    problem: str
+    """How they compute, and what is otherwise."""
+    remedy: str
+
+
 class PackedModel:
     """The weights of a model for the kernels, all of them copied: changes of the model after this are not seen."""
 
@@ -80,12 +89,28 @@ class PackedModel:
 
     @staticmethod
     def fits(model: Llama) -> bool:
-        """Whether the kernels can compute a model: on the CPU, without an adapter apart, widths that they add in whole blocks."""
-        settings = model.config.settings
-        widths = (settings.hidden_size, settings.intermediate_size, settings.num_attention_heads * settings.head_size)
-        weight = model.lm_head.weight
-        is_plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and model.adapter is None
-        return is_plain and not any(width % INPUTS for width in widths)
+        """Whether the kernels can compute a model."""
+        return PackedModel.misfit(model) is None
+
+    @staticmethod
+    def misfit(model: Llama) -> Misfit | None:
+        """Why they cannot: they are for the CPU, know no adapters, and add in whole blocks."""
+        settings, weight = model.config.settings, model.lm_head.weight
+        widths = {
+            "hidden_size": settings.hidden_size,
+            "intermediate_size": settings.intermediate_size,
+            "num_attention_heads times the size of a head": settings.num_attention_heads * settings.head_size,
+        }
+        wrong = next((name for name, width in widths.items() if width % INPUTS), None)
+        if weight.device.type != "cpu":
+            return Misfit(f"on a CPU only, and the model is on {weight.device.type}", "choose bf16, or --device cpu")
+        if model.adapter is not None:
+            return Misfit("of whole models, and this one has an adapter apart", "merge it (fledge merge), or choose bf16")
+        if weight.dtype != torch.float32:
+            return Misfit(f"from weights in fp32, and the model's are {weight.dtype}", "give the model in fp32, or choose auto")
+        if wrong is not None:
+            return Misfit(f"in widths that are multiples of {INPUTS}, and {wrong} is {widths[wrong]}", "choose bf16 or fp32")
+        return None
 
 
 class KernelForward:

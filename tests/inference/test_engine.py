@@ -15,6 +15,8 @@ from fledge.inference import kernels
 from fledge.inference.engine import Completion, Engine
 from fledge.inference.forward import Chunk
 from fledge.inference.kernel_forward import KernelForward
+from fledge.inference.requests import Request
+from fledge.inference.scheduling import Load
 from fledge.inference.settings import GenerationSettings
 from fledge.model.folder import save_model
 from fledge.model.llama import Llama
@@ -133,6 +135,15 @@ def test_what_fails_on_good_weights_is_not_told_as_broken_ones(engine: Engine, e
     monkeypatch.setattr(KernelForward, "run", fail)
     with pytest.raises(MachineError, match=f"a prompt could not be completed: {type(error).__name__}"):
         engine.generate([[1]], GREEDY)
+
+
+def test_nothing_is_taken_of_the_machine_before_the_first_request(engine: Engine) -> None:
+    assert not engine.has_work and engine.step() == []
+    engine.cancel(0)
+    assert engine.load == Load(0, 0, engine.settings.slots)
+    assert not {"_scheduler", "_packed"} & set(vars(engine))
+    engine.submit(Request((1,), GREEDY))
+    assert engine.has_work and engine.load.waiting == 1
 
 
 def test_padded_ids_never_come_out(tiny_model: Llama) -> None:
