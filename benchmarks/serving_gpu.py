@@ -67,7 +67,7 @@ def engine(folder: Path, precision: str, slots: int) -> Answer:
         found: dict[int, list[int]] = {made.submit(Request(tuple(prompt), greedy)): [] for prompt in asked}
         while made.has_work:
             for drawn in made.step():
-                assert drawn.token is not None, drawn.error
+                assert drawn.token is not None, drawn.failure
                 found[drawn.ticket].append(drawn.token)
         return list(found.values())
 

@@ -11,7 +11,6 @@ import os
 import queue
 import threading
 from collections.abc import Callable
-from functools import cache
 from itertools import count
 
 Work = Callable[[int], None]
@@ -29,6 +28,8 @@ class Crew:
 
     def divide(self, pieces: int, work: Work) -> None:
         """Returns when `work` has done all pieces, from 0 on. Raises what a piece raised, when the others are done."""
+        if pieces < 1:
+            return
         job = _Job(pieces, work)
         for _ in range(min(self._helpers, pieces - 1)):
             self._jobs.put(job)
@@ -66,8 +67,24 @@ class _Job:
             raise self._error
 
 
-@cache
 def crew(threads: int) -> Crew:
     """The one of this process for so many threads, the caller's among them; it lasts as long as the process."""
-    os.register_at_fork(after_in_child=crew.cache_clear)  # a child has no threads but its own
-    return Crew(threads - 1)
+    with _crews_lock:  # two who ask at once would make two, whose helpers never end
+        if threads not in _crews:
+            _crews[threads] = Crew(threads - 1)
+        return _crews[threads]
+
+
+_crews: dict[int, Crew] = {}
+_crews_lock = threading.Lock()
+
+
+def _begin_anew() -> None:
+    """In a child: it has no threads but its own, and nobody who would let go of a lock that was held."""
+    global _crews_lock
+    _crews_lock = threading.Lock()
+    _crews.clear()
+
+
+if hasattr(os, "register_at_fork"):  # else there is no fork
+    os.register_at_fork(after_in_child=_begin_anew)

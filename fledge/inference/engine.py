@@ -5,8 +5,8 @@
         for drawn in engine.step(): ...
 
 Text and chat templates stay outside. Requests join and leave between steps (`scheduling`), each draws from a random stream of its own
-(`sampling`), and none sees another's tokens, so a prompt gets the same completion alone and in company: on a CPU, or with
-`batch_invariant`, to the bit, else up to the last bits of a matrix product of another shape. An engine belongs to one thread; `worker`
+(`sampling`), and none sees another's tokens, so a prompt gets the same completion alone and in company: by the kernels of a CPU, or
+with `batch_invariant`, to the bit, else up to the last bits of a matrix product of another shape. An engine belongs to one thread; `worker`
 shares one among several.
 """
 
@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fledge.core import console
-from fledge.core.errors import ConfigError, DataError, NumericsError
+from fledge.core.errors import ConfigError, DataError
 from fledge.inference import kernels
 from fledge.inference.forward import Forward, TorchForward, product_dtype
 from fledge.inference.graph_forward import GraphForward
 from fledge.inference.kernel_forward import KernelForward, PackedModel
-from fledge.inference.requests import Drawn, Request
+from fledge.inference.requests import Drawn, Request, error_of
 from fledge.inference.sampling import row_generators
 from fledge.inference.scheduling import Load, Scheduler
 from fledge.inference.settings import EngineSettings, GenerationSettings
@@ -56,8 +56,11 @@ class Completion:
 
 
 class Engine:
-    """One model and its requests. Weights are copied at the first request, so what they become after that is not seen; on a GPU,
-    `generate` computes with the model as it is.
+    """One model and its requests.
+
+    The kernels of a CPU compute with a copy of the weights, made when it is first needed, so what the model becomes after that is not seen;
+    nor is it by requests on a GPU that keeps weights in another type. All else computes with the model as it is: `generate` on a GPU, and
+    what the kernels cannot compute. Slots and copies are taken at the first request.
     """
 
     def __init__(
@@ -84,25 +87,29 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether `step` would do or tell anything."""
-        return self._scheduler.has_work
+        return self._started is not None and self._started.has_work
 
     @property
     def load(self) -> Load:
         """How many requests are being answered and how many wait."""
-        return self._scheduler.load
+        return Load(0, 0, self.settings.slots) if self._started is None else self._started.load
 
     def submit(self, request: Request) -> int:
-        """A ticket for a request, which the next step takes up. Raises DataError for one that cannot be answered."""
+        """A ticket for a request, which the next step takes up. Raises DataError for one that cannot be answered.
+
+        The first one takes the slots, for which it raises ConfigError or MachineError if they cannot be had as the settings want them.
+        """
         self.require_possible(request)
         return self._scheduler.submit(request)
 
     def cancel(self, ticket: int) -> None:
         """End a request before the next pass, which tells its end; nothing happens if it has ended."""
-        self._scheduler.cancel(ticket)
+        if self._started is not None:
+            self._started.cancel(ticket)
 
     def step(self) -> list[Drawn]:
         """One pass of the model for all requests at once; nothing if there are none."""
-        return self._scheduler.step()
+        return [] if self._started is None else self._started.step()
 
     def require_possible(self, request: Request) -> None:
         """Raises DataError for a prompt that is empty, leaves no room for an answer or holds an id that there is not."""
@@ -120,7 +127,8 @@ class Engine:
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings, on_token: OnToken | None = None) -> list[Completion]:
         """One completion per prompt, in their order, beside whatever requests there are.
 
-        Raises DataError for a prompt that is empty or fills the context, NumericsError if the model is broken.
+        Raises DataError for a prompt that is empty or fills the context, NumericsError if the model is broken, MachineError if
+        the machine is not up to it.
         """
         requests = [Request(tuple(prompt), settings) for prompt in prompts]
         for request in requests:
@@ -136,14 +144,19 @@ class Engine:
         ends: list[int | None] = [None for _ in prompts]
         while scheduler.has_work:
             for drawn in scheduler.step():  # tickets are the prompts' indices
-                if drawn.finish == "failed":
-                    raise NumericsError(f"a prompt could not be completed: {drawn.error}", "use an earlier checkpoint")
+                if drawn.failure is not None:
+                    raise error_of(drawn.failure, "a prompt could not be completed")
                 ends[drawn.ticket] = drawn.end_token
                 if drawn.token is not None:
                     ids[drawn.ticket].append(drawn.token)
                     if on_token is not None:
                         on_token(drawn.ticket, drawn.token)
         return [Completion(drawn_ids, end) for drawn_ids, end in zip(ids, ends, strict=True)]
+
+    @property
+    def _started(self) -> Scheduler | None:
+        """The scheduler, if there was a request."""
+        return self.__dict__.get("_scheduler")  # where cached_property keeps it
 
     @cached_property
     def _scheduler(self) -> Scheduler:
@@ -156,13 +169,13 @@ class Engine:
         return Scheduler(forward, slots, context_tokens, prefill_tokens, self.vocabulary_size, self.stop_ids, chunk_tokens)
 
     def _lasting_forward(self, slots: int, context_tokens: int) -> Forward:
-        """For requests that come and go: worth a copy of the weights, and what is recorded or compiled."""
+        """For requests that come and go: on a GPU they are worth graphs, and a copy of the weights in the type of the products."""
         if self.model.lm_head.weight.device.type == "cuda" and not self.settings.batch_invariant:
             return GraphForward(self.model, product_dtype(self.model, self._torch_precision), slots, context_tokens)
         return self._passing_forward(slots, context_tokens, self._prefill_tokens)
 
     def _passing_forward(self, slots: int, context_tokens: int, prefill_tokens: int = BATCH_PREFILL_TOKENS) -> Forward:
-        """For one batch of prompts, of a model that may be in training."""
+        """For one batch of prompts, and on a CPU for all: by the kernels if they can, else by the model as it is."""
         if PackedModel.fits(self.model):
             if not kernels.are_kept():
                 console.info("compiling the loops that compute answers, which takes some ten seconds, once")
@@ -183,6 +196,7 @@ class Engine:
     def _torch_precision(self) -> Precision:
         asked = self.settings.weights
         if asked == "int8":
-            what = "on a CPU only, adapters merged, in widths that are multiples of 16"
-            raise ConfigError(f"weights are int8, which is computed {what}", "choose bf16, or device=cpu")
+            misfit = PackedModel.misfit(self.model)
+            assert misfit is not None, "else the kernels compute"
+            raise ConfigError(f"weights are int8, which is computed {misfit.problem}", misfit.remedy)
         return self.precision if asked == "auto" else choose_precision(asked, self.model.lm_head.weight.device)

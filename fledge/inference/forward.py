@@ -43,12 +43,45 @@ class Chunk:
         """Position after the last token."""
         return self.start + len(self.ids)
 
+    @property
+    def wanted_tokens(self) -> int:
+        """Of so many tokens, its last ones, the logits are asked for."""
+        return {"nothing": 0, "last": 1, "all": len(self.ids)}[self.wanted]
+
+
+def single_and_longer(chunks: Sequence[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
+    """Tokens that were drawn, and parts of prompts."""
+    return [chunk for chunk in chunks if len(chunk.ids) == 1], [chunk for chunk in chunks if len(chunk.ids) > 1]
+
 
 class Forward(Protocol):
     """A model with slots."""
 
     def run(self, chunks: Sequence[Chunk]) -> list[Tensor]:
         """Reads the chunks, of different slots; the logits (N, V) of the N tokens that each wanted, fp32."""
+
+    def release(self, slot: int) -> None:
+        """The text in a slot has ended; what is read there next begins at position 0."""
+
+
+class Slots:
+    """Where keys and values lie, and where the text in each slot ends."""
+
+    def __init__(self, cache: KeyValueCache) -> None:
+        self.cache = cache
+        self._ends = [0] * cache.rows
+        """Position behind the last token that was read; 0 in a free slot."""
+
+    def release(self, slot: int) -> None:
+        """See `Forward`. A free slot that keeps its end would make every pass as long as the text it held."""
+        self._ends[slot] = 0
+
+    def rows(self, chunks: Sequence[Chunk], slots: range) -> list[Chunk]:
+        """What is read in each of these slots: its chunk, or an empty one for filler, behind its last token, where nothing is yet."""
+        for chunk in chunks:
+            self._ends[chunk.slot] = chunk.end
+        by_slot = {chunk.slot: chunk for chunk in chunks}
+        return [by_slot.get(slot, Chunk(slot, self._ends[slot], (), "nothing")) for slot in slots]
 
 
 class TorchForward:
@@ -66,9 +99,7 @@ class TorchForward:
         what = f"the keys and values of {slots} texts of {context_tokens:,} tokens"
         needed_bytes = cache_bytes(settings, slots, context_tokens, dtype)
         require_room(needed_bytes, self.device, what, "compute fewer at once (--slots), shorten the context (--context), or use the CPU")
-        self.cache = KeyValueCache(settings, slots, context_tokens, dtype, self.device)
-        self.ends = [0] * slots
-        """Position behind the last token of each slot, of the text that was read there last."""
+        self.slots = Slots(KeyValueCache(settings, slots, context_tokens, dtype, self.device))
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> list[Tensor]:
@@ -78,14 +109,18 @@ class TorchForward:
             found |= self._read(group)
         return [found[chunk.slot] for chunk in chunks]
 
+    def release(self, slot: int) -> None:
+        """See `Forward`."""
+        self.slots.release(slot)
+
     def _groups(self, chunks: Sequence[Chunk]) -> list[list[Chunk]]:
         """What is read at once: single tokens, and longer chunks whose slots lie side by side, so that nothing is copied."""
         if self.padded_chunk_tokens:
             return [[chunk] for chunk in chunks]
-        single = [chunk for chunk in chunks if len(chunk.ids) == 1]
+        single, longer = single_and_longer(chunks)
         groups = [single] if single else []
         last_slot = None
-        for chunk in sorted((one for one in chunks if len(one.ids) > 1), key=lambda one: one.slot):
+        for chunk in sorted(longer, key=lambda one: one.slot):
             if last_slot is None or chunk.slot != last_slot + 1:
                 groups.append([])
             groups[-1].append(chunk)
@@ -93,28 +128,24 @@ class TorchForward:
         return groups
 
     def _read(self, chunks: Sequence[Chunk]) -> dict[int, Tensor]:
-        """Slot -> logits. Slots between those of the chunks, of requests that do not move on, get a token behind their last one, where
-        nothing is yet."""
-        fixed = self.padded_chunk_tokens
+        """Slot -> logits. Slots between those of the chunks are read too, with filler."""
+        fixed, cache = self.padded_chunk_tokens, self.slots.cache
         slots = range(min(chunk.slot for chunk in chunks), max(chunk.slot for chunk in chunks) + 1)
         length = max(len(chunk.ids) for chunk in chunks)
         length = fixed if fixed and length > 1 else length
-        for chunk in chunks:
-            self.ends[chunk.slot] = chunk.end
-        by_slot = {chunk.slot: chunk for chunk in chunks}
-        read = [by_slot.get(slot, Chunk(slot, self.ends[slot], (), "nothing")) for slot in slots]
-        longest = self.cache.slots if fixed else min(self.cache.slots, _rounded_up(max(chunk.start for chunk in read) + length))
+        read = self.slots.rows(chunks, slots)
+        longest = cache.slots if fixed else min(cache.slots, _rounded_up(max(chunk.start for chunk in read) + length))
         tokens = torch.tensor([[*chunk.ids, *[0] * (length - len(chunk.ids))] for chunk in read])
         starts = torch.tensor([[chunk.start] for chunk in read])
         # No prompt reaches the last position, so what is padded beyond the context may lie there.
-        positions = (starts + torch.arange(length)).clamp(max=self.cache.slots - 1)
+        positions = (starts + torch.arange(length)).clamp(max=cache.slots - 1)
         wanted = torch.zeros(len(read), length, dtype=torch.bool)
         for row, chunk in enumerate(read):
             size = len(chunk.ids)
-            wanted[row, {"nothing": size, "last": size - 1, "all": 0}[chunk.wanted] : size] = True
+            wanted[row, size - chunk.wanted_tokens : size] = True
         with autocast(self.precision, self.device):
             logits: Tensor = self.model.extend(
-                tokens.to(self.device), positions.to(self.device), self.cache.part(slots, longest), wanted.to(self.device)
+                tokens.to(self.device), positions.to(self.device), cache.part(slots, longest), wanted.to(self.device)
             ).float()
         counts = wanted.sum(dim=1).tolist()
         return {chunk.slot: part for chunk, part in zip(read, logits.split(counts), strict=True)}  # type: ignore[no-untyped-call]

@@ -5,7 +5,7 @@ starts them all at once, but with the same shapes at the same addresses. So row 
 buffers that stay, and there is a graph for each
 
     rows    1, 2, 4, ... slots              up to the highest slot in use: slots between get a token where nothing is yet
-    keys    128, 256, 512, ... context      a step reads so many keys and values of every row, so at most twice what it must
+    keys    128, 256, 512, ... context      a step reads so many keys and values of every row, at most twice the longest text in use
 
 each recorded when it is first wanted (CUDA Graphs as in `torch.cuda.graph`, the buckets as in vLLM). Weights are kept in the precision of
 the products, activations too, as in transformers' bf16; logits are fp32.
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fledge.core import console
-from fledge.inference.forward import Chunk, TorchForward
+from fledge.inference.forward import Chunk, TorchForward, single_and_longer
 from fledge.model.devices import without_waiting
 from fledge.model.llama import Llama
 
@@ -45,7 +45,7 @@ class GraphForward:
         self.model = with_weights_in(model, dtype)
         self._prompts = TorchForward(self.model, "fp32", slots, context_tokens)
         self._record = record or CudaGraphs(self._prompts.device)
-        device = self._prompts.device
+        self._slots, device = self._prompts.slots, self._prompts.device
         self._inputs = torch.zeros(slots, 2, dtype=torch.int64, device=device)
         """The token and the position of each row."""
         self._logits = torch.zeros(slots, self.model.config.vocabulary_size, device=device)
@@ -54,28 +54,24 @@ class GraphForward:
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> list[Tensor]:
         """See `Forward`."""
-        single = [chunk for chunk in chunks if len(chunk.ids) == 1]
-        longer = [chunk for chunk in chunks if len(chunk.ids) > 1]
+        single, longer = single_and_longer(chunks)
         found = dict(zip(longer, self._prompts.run(longer), strict=True))
         if single:
             logits = self._step(single)
-            found |= {chunk: logits[chunk.slot : chunk.slot + (chunk.wanted != "nothing")] for chunk in single}
+            found |= {chunk: logits[chunk.slot : chunk.slot + chunk.wanted_tokens] for chunk in single}
         return [found[chunk] for chunk in chunks]
+
+    def release(self, slot: int) -> None:
+        """See `Forward`."""
+        self._slots.release(slot)
 
     def _step(self, chunks: Sequence[Chunk]) -> Tensor:
         """One token of each chunk -> logits (B, V), those of each at its slot."""
-        ends = self._prompts.ends
-        for chunk in chunks:
-            ends[chunk.slot] = chunk.end
-        by_slot = {chunk.slot: chunk for chunk in chunks}
-        slots = self._prompts.cache.rows
-        rows = bucket(1 + max(by_slot), 1, slots)
-        read = [by_slot.get(slot) for slot in range(rows)]
-        tokens = [0 if chunk is None else chunk.ids[0] for chunk in read]
-        positions = [ends[slot] if chunk is None else chunk.start for slot, chunk in enumerate(read)]
-        keys = bucket(1 + max(positions), SHORTEST_KEYS, self._prompts.cache.slots)
+        rows = bucket(1 + max(chunk.slot for chunk in chunks), 1, self._slots.cache.rows)
+        read = self._slots.rows(chunks, range(rows))
+        keys = bucket(1 + max(chunk.start for chunk in read), SHORTEST_KEYS, self._slots.cache.slots)
         # No prompt reaches the last position, so what belongs to nobody may lie there.
-        inputs = torch.tensor([[token, min(position, keys - 1)] for token, position in zip(tokens, positions, strict=True)])
+        inputs = torch.tensor([[chunk.ids[0] if chunk.ids else 0, min(chunk.start, keys - 1)] for chunk in read])
         self._inputs[:rows].copy_(without_waiting(inputs, self._inputs.device))
         if (rows, keys) not in self._recorded:
             self._recorded[rows, keys] = self._recording(rows, keys)
@@ -85,14 +81,18 @@ class GraphForward:
     def _recording(self, rows: int, keys: int) -> Recorded:
         """One token of each of the first rows, over so many keys; by plain calls if it cannot be recorded."""
         tokens, positions = self._inputs[:rows, :1], self._inputs[:rows, 1:]
-        cache, logits = self._prompts.cache.part(range(rows), keys), self._logits[:rows]
+        cache, logits = self._slots.cache.part(range(rows), keys), self._logits[:rows]
 
         def compute() -> None:
             logits.copy_(self.model.extend(tokens, positions, cache))
 
         try:
             return self._record(compute)
-        except RuntimeError as error:  # whatever a kernel, the driver or a lack of memory says
+        except torch.OutOfMemoryError as error:  # a smaller one may have room
+            what = f"steps of {rows} rows over {keys} keys, which are slow"
+            console.warn(f"no memory is left to record {what}; fewer slots or a shorter context leave more: {error}")
+            return compute
+        except RuntimeError as error:  # whatever a kernel or the driver says
             console.warn(f"CUDA graphs do not work here, so answers are slow: {error}")
             self._record = _as_it_is
             return compute
@@ -108,15 +108,17 @@ class CudaGraphs:
     def __call__(self, compute: Recorded) -> Recorded:
         """Computes it some times before, which must do no harm. Raises RuntimeError."""
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._stream.device)
-        # Recordings synchronise the device, which another one that goes on at that time would not survive.
-        with _ONE_RECORDING, torch.cuda.stream(self._stream):
-            self._stream.wait_stream(current)
-            for _ in range(WARM_UP_PASSES):
-                compute()
-            # Of this thread alone: others may load a model or compute with one.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                compute()
-        current.wait_stream(self._stream)
+        try:
+            # Recordings synchronise the device, which another one that goes on at that time would not survive.
+            with _ONE_RECORDING, torch.cuda.stream(self._stream):
+                self._stream.wait_stream(current)
+                for _ in range(WARM_UP_PASSES):
+                    compute()
+                # Of this thread alone: others may load a model or compute with one.
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                    compute()
+        finally:
+            current.wait_stream(self._stream)  # if it failed too: the buffers are written to again
         return graph.replay
 
 

@@ -66,27 +66,51 @@ class _Layer:
     down: PackedMatrix
 
 
+@dataclass(frozen=True)
+class Misfit:
+    """What of a model the kernels cannot compute."""
+
+    problem: str
+    """How they compute, and what is otherwise."""
+    remedy: str
+
+
 class PackedModel:
-    """The weights of a model for the kernels; changes of the model after this are not seen."""
+    """The weights of a model for the kernels, all of them copied: changes of the model after this are not seen."""
 
     def __init__(self, model: Llama, form: WeightFormat) -> None:
         decoder: Any = model.model
         self.settings = model.config.settings
-        self.embedding: Floats = decoder.embed_tokens.weight.detach().float().numpy()
-        self.cosine: Floats = decoder.cosine.numpy()
-        self.sine: Floats = decoder.sine.numpy()
+        self.embedding = _copied(decoder.embed_tokens.weight)
+        self.cosine, self.sine = _copied(decoder.cosine), _copied(decoder.sine)
         self.layers = [_packed_layer(layer, form) for layer in decoder.layers]
         self.norm = _norm(decoder.norm)
         self.head = pack(model.lm_head.weight, form)
 
     @staticmethod
     def fits(model: Llama) -> bool:
-        """Whether the kernels can compute a model: on the CPU, without an adapter apart, widths that they add in whole blocks."""
-        settings = model.config.settings
-        widths = (settings.hidden_size, settings.intermediate_size, settings.num_attention_heads * settings.head_size)
-        weight = model.lm_head.weight
-        is_plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and model.adapter is None
-        return is_plain and not any(width % INPUTS for width in widths)
+        """Whether the kernels can compute a model."""
+        return PackedModel.misfit(model) is None
+
+    @staticmethod
+    def misfit(model: Llama) -> Misfit | None:
+        """Why they cannot: they are for the CPU, know no adapters, and add in whole blocks."""
+        settings, weight = model.config.settings, model.lm_head.weight
+        widths = {
+            "hidden_size": settings.hidden_size,
+            "intermediate_size": settings.intermediate_size,
+            "num_attention_heads times the size of a head": settings.num_attention_heads * settings.head_size,
+        }
+        wrong = next((name for name, width in widths.items() if width % INPUTS), None)
+        if weight.device.type != "cpu":
+            return Misfit(f"on a CPU only, and the model is on {weight.device.type}", "choose bf16, or --device cpu")
+        if model.adapter is not None:
+            return Misfit("of whole models, and this one has an adapter apart", "merge it (fledge merge), or choose bf16")
+        if weight.dtype != torch.float32:
+            return Misfit(f"from weights in fp32, and the model's are {weight.dtype}", "give the model in fp32, or choose auto")
+        if wrong is not None:
+            return Misfit(f"in widths that are multiples of {INPUTS}, and {wrong} is {widths[wrong]}", "choose bf16 or fp32")
+        return None
 
 
 class KernelForward:
@@ -103,13 +127,16 @@ class KernelForward:
         """See `Forward`, with as many threads as torch has."""
         self._threads = torch.get_num_threads()
         sizes = [len(chunk.ids) for chunk in chunks]
-        counts = [{"nothing": 0, "last": 1, "all": size}[chunk.wanted] for chunk, size in zip(chunks, sizes, strict=True)]
+        counts = [chunk.wanted_tokens for chunk in chunks]
         tokens = np.array([token for chunk in chunks for token in chunk.ids], np.int64)
         slots = np.repeat([chunk.slot for chunk in chunks], sizes)
         positions = np.concatenate([np.arange(chunk.start, chunk.end) for chunk in chunks])
         wanted = np.concatenate([np.arange(end - count, end) for end, count in zip(np.cumsum(sizes), counts, strict=True)])
         logits = torch.from_numpy(self._logits(tokens, slots, positions, wanted))
         return list(logits.split(counts))  # type: ignore[no-untyped-call]
+
+    def release(self, slot: int) -> None:
+        """See `Forward`: a pass looks at no slot but those of its chunks."""
 
     def _logits(
         self, tokens: NDArray[np.int64], slots: NDArray[np.int64], positions: NDArray[np.int64], wanted: NDArray[np.int64]
@@ -207,6 +234,11 @@ def _packed_layer(layer: Any, form: WeightFormat) -> _Layer:
 
 def _norm(module: Any) -> _Norm:
     """An RMSNorm or a LayerNorm."""
-    weight = module.weight.detach().float()
-    bias = module.bias.detach().float() if isinstance(module, nn.LayerNorm) else torch.zeros_like(weight)
-    return _Norm(weight.numpy(), bias.numpy(), module.eps, isinstance(module, nn.LayerNorm))
+    weight = _copied(module.weight)
+    bias = _copied(module.bias) if isinstance(module, nn.LayerNorm) else np.zeros_like(weight)
+    return _Norm(weight, bias, module.eps, isinstance(module, nn.LayerNorm))
+
+
+def _copied(values: Tensor) -> Floats:
+    """numpy's own view of a tensor is that of its memory, which a model that goes on learning writes to."""
+    return values.detach().float().numpy().copy()

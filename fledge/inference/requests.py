@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fledge.core.errors import FledgeError, MachineError, NumericsError
 from fledge.inference.settings import GenerationSettings
 
 Finish = Literal["stop", "length", "cancelled", "failed"]
@@ -39,6 +40,16 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """What ended a request by an error of its own."""
+
+    kind: Literal["numbers", "memory", "other"]
+    """The weights give no numbers; there was not enough memory, of the GPU or of the machine; or what nobody foresaw."""
+    problem: str
+    """What happened, for the log."""
+
+
+@dataclass(frozen=True)
 class Drawn:
     """What one step did for one request: a token, or its end, or both."""
 
@@ -51,5 +62,28 @@ class Drawn:
     finish: Finish | None = None
     end_token: int | None = None
     """The id that ended it, with the finish `stop`."""
-    error: str | None = None
-    """With the finish `failed`: what happened, for the log."""
+    failure: Failure | None = None
+    """With the finish `failed`, and only then."""
+
+
+_MEMORY_ERRORS = ("out of memory", "memoryerror", "can't allocate memory")
+"""Of torch on a GPU, of Python, of torch on a CPU."""
+
+
+def failure_of(error: BaseException) -> Failure:
+    """What an error inside means for its request."""
+    if isinstance(error, NumericsError):
+        return Failure("numbers", error.problem)
+    told = error.problem if isinstance(error, FledgeError) else str(error)
+    problem = f"{type(error).__name__}: {told}" if told else type(error).__name__
+    return Failure("memory" if any(words in problem.lower() for words in _MEMORY_ERRORS) else "other", problem)
+
+
+def error_of(failure: Failure, what: str) -> NumericsError | MachineError:
+    """What to raise where a failure ends more than its request: `what` could not be done."""
+    problem = f"{what}: {failure.problem}"
+    if failure.kind == "numbers":
+        return NumericsError(problem, "use an earlier checkpoint; this one is broken")
+    if failure.kind == "memory":
+        return MachineError(problem, "compute fewer or shorter texts at once, or on a device with more memory (--device)")
+    return MachineError(problem, "try again; what fails again is a mistake of Fledge or of a library: please report it")

@@ -10,13 +10,13 @@ B rows, V vocabulary including padding, K candidates left by top_k.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
 from fledge.inference.requests import TokenLogprobs
+from fledge.inference.seeds import hashed
 from fledge.inference.settings import GenerationSettings
 from fledge.model.devices import without_waiting
 
@@ -26,24 +26,31 @@ SMALLEST_TEMPERATURE = 1e-6
 """Below it only the most likely token is drawn: fp32 logits do not lie closer together, and 0 divided by less is not a number."""
 
 
-def next_tokens(logits: Tensor, settings: GenerationSettings, generators: Sequence[torch.Generator], vocabulary_size: int) -> Tensor:
+def next_tokens(logits: Tensor, settings: GenerationSettings, numbers: Tensor, vocabulary_size: int) -> Tensor:
     """Logits (B, V) to token ids (B,), on the device of the logits; the penalty has been applied, see `penalise_repetition`.
 
-    Ids from `vocabulary_size` on are padding of the embedding matrix and are never drawn. `generators` holds one CPU generator
-    per row. A row whose largest logit is not a finite number gets BROKEN.
+    Ids from `vocabulary_size` on are padding of the embedding matrix and are never drawn. `numbers` (B,) holds
+    the `uniform_number` of each row. A row whose largest logit is not a finite number gets BROKEN.
     """
     logits = logits[:, :vocabulary_size].float()
     largest, likeliest = logits.max(dim=-1)  # not a number if one of the row is none
-    greedy = settings.temperature < SMALLEST_TEMPERATURE or settings.top_k == 1
-    tokens = likeliest if greedy else _draws(logits, settings, generators)
+    tokens = likeliest if _is_greedy(settings) else _draws(logits, settings, numbers)
     return tokens.masked_fill(~largest.isfinite(), BROKEN)
 
 
-def _draws(logits: Tensor, settings: GenerationSettings, generators: Sequence[torch.Generator]) -> Tensor:
+def uniform_number(settings: GenerationSettings, generator: torch.Generator) -> Tensor:
+    """The next number of a row's stream (1,), on the CPU; 0 where nothing is drawn."""
+    return torch.zeros(1, dtype=torch.float64) if _is_greedy(settings) else torch.rand(1, dtype=torch.float64, generator=generator)
+
+
+def _is_greedy(settings: GenerationSettings) -> bool:
+    return settings.temperature < SMALLEST_TEMPERATURE or settings.top_k == 1
+
+
+def _draws(logits: Tensor, settings: GenerationSettings, numbers: Tensor) -> Tensor:
     probabilities, candidates = candidate_probabilities(logits, settings)
-    uniform = torch.cat([torch.rand(1, dtype=torch.float64, generator=generator) for generator in generators])
     cumulative = probabilities.double().cumsum(dim=-1)
-    threshold = without_waiting(uniform, logits.device)[:, None] * cumulative[:, -1:]
+    threshold = without_waiting(numbers, logits.device)[:, None] * cumulative[:, -1:]
     # right=True skips candidates of probability 0, whose cumulative value equals that of their predecessor
     chosen = torch.searchsorted(cumulative, threshold, right=True).clamp(max=cumulative.shape[-1] - 1)
     return candidates.gather(-1, chosen)[:, 0]
@@ -88,6 +95,5 @@ def row_generators(seed: int | None, rows: int) -> list[torch.Generator]:
         if seed is None:
             generator.seed()
         else:
-            digest = hashlib.sha256(f"{seed}:{row}".encode()).digest()
-            generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+            generator.manual_seed(hashed(f"{seed}:{row}"))
     return generators

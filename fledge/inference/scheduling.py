@@ -11,17 +11,21 @@ A request that fails inside fails alone: a pass that fails is tried again with e
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from fledge.core.errors import NumericsError
 from fledge.inference.forward import Chunk, Forward, Wanted
-from fledge.inference.requests import Drawn, Request, TokenLogprobs
-from fledge.inference.sampling import BROKEN, next_tokens, penalise_repetition, row_generators, token_logprobs
+from fledge.inference.requests import Drawn, Request, TokenLogprobs, failure_of
+from fledge.inference.sampling import BROKEN, next_tokens, penalise_repetition, row_generators, token_logprobs, uniform_number
+
+Item = TypeVar("Item", bound="tuple[_Row, *tuple[Any, ...]]")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class Scheduler:
         """One pass. What has happened since the last step, and what the pass did for each request that moved on."""
         self._admit()
         speaking: list[tuple[_Row, Tensor]] = []
-        for row, chunk, logits in self._read(self._plan()):
+        for row, chunk, logits in self._together_or_alone(self._plan(), self._read):
             row.read_tokens = chunk.end
             with self._failing_alone(row):
                 if chunk.wanted == "all":
@@ -129,7 +133,8 @@ class Scheduler:
         for row in self._running.values():
             request, start = row.request, row.read_tokens
             unread = len(row.ids) - start
-            if start < len(request.prompt):
+            in_prompt = start < len(request.prompt)
+            if in_prompt:
                 size = min(unread, self.chunk_tokens or left_tokens)
                 next_comes = next_comes and 0 < size <= left_tokens
                 if not next_comes:
@@ -137,23 +142,14 @@ class Scheduler:
                 left_tokens -= size
             else:
                 size = unread
-            in_prompt = start < len(request.prompt)
             wanted: Wanted = "all" if in_prompt and request.prompt_logprobs else "last" if size == unread else "nothing"
             planned.append((row, Chunk(row.slot, start, row.ids[start : start + size], wanted)))
         return planned
 
     def _read(self, planned: Sequence[tuple[_Row, Chunk]]) -> list[tuple[_Row, Chunk, Tensor]]:
-        """The pass, with the logits (N, V) that each chunk wanted; if it fails, each request by itself, without those that fail again."""
-        if not planned:
-            return []
-        try:
-            found = self.forward.run([chunk for _, chunk in planned])
-            return [(row, chunk, logits) for (row, chunk), logits in zip(planned, found, strict=True)]
-        except Exception as error:  # whatever a library raises: the other requests go on
-            if len(planned) == 1:
-                self._fail(planned[0][0], error)
-                return []
-        return [one for alone in planned for one in self._read([alone])]
+        """The pass, with the logits (N, V) that each chunk wanted."""
+        found = self.forward.run([chunk for _, chunk in planned])
+        return [(row, chunk, logits) for (row, chunk), logits in zip(planned, found, strict=True)]
 
     def _note_prompt(self, row: _Row, chunk: Chunk, logits: Tensor) -> None:
         known = row.request.prompt[chunk.start + 1 : chunk.end + 1]
@@ -162,30 +158,27 @@ class Scheduler:
 
     def _draw(self, speaking: Sequence[tuple[_Row, Tensor]]) -> list[tuple[_Row, Tensor, int]]:
         """The next token of each row by its logits (V); rows that are sampled alike are drawn from at once, a GPU is waited for once."""
-        alike: dict[tuple[float, ...], list[tuple[_Row, Tensor]]] = {}
+        alike: dict[tuple[float, ...], list[tuple[_Row, Tensor, Tensor]]] = {}
         for row, logits in speaking:
             generation = row.request.generation
-            alike.setdefault((generation.temperature, generation.top_k, generation.top_p, generation.min_p), []).append((row, logits))
-        drawn = [one for group in alike.values() for one in self._draw_alike(group)]
+            # Drawn here, once: a draw that fails and is tried again must not take the next number of a row's stream.
+            number = uniform_number(generation, row.generator)
+            group = alike.setdefault((generation.temperature, generation.top_k, generation.top_p, generation.min_p), [])
+            group.append((row, logits, number))
+        drawn = [one for group in alike.values() for one in self._together_or_alone(group, self._draw_alike)]
         tokens = torch.cat([found for _, found in drawn]).tolist() if drawn else []
         rows = [one for group, _ in drawn for one in group]
-        for (row, _), token in zip(rows, tokens, strict=True):
+        for (row, _, _), token in zip(rows, tokens, strict=True):
             if token == BROKEN:
                 remedy = "use an earlier checkpoint; this one is broken"
                 self._fail(row, NumericsError("the model answers with logits that are not numbers", remedy))
-        return [(row, logits, token) for (row, logits), token in zip(rows, tokens, strict=True) if token != BROKEN]
+        return [(row, logits, token) for (row, logits, _), token in zip(rows, tokens, strict=True) if token != BROKEN]
 
-    def _draw_alike(self, group: Sequence[tuple[_Row, Tensor]]) -> list[tuple[Sequence[tuple[_Row, Tensor]], Tensor]]:
-        """The group with its tokens (B,), where its logits are; if that fails, each row by itself, without those that fail again."""
-        try:
-            logits = torch.stack([_penalised(row, logits) for row, logits in group])
-            generators = [row.generator for row, _ in group]
-            return [(group, next_tokens(logits, group[0][0].request.generation, generators, self.vocabulary_size))]
-        except Exception as error:  # whatever a library raises: the other requests go on
-            if len(group) == 1:
-                self._fail(group[0][0], error)
-                return []
-        return [one for alone in group for one in self._draw_alike([alone])]
+    def _draw_alike(self, group: Sequence[tuple[_Row, Tensor, Tensor]]) -> list[tuple[Sequence[tuple[_Row, Tensor, Tensor]], Tensor]]:
+        """The group with its tokens (B,), where its logits are."""
+        logits = torch.stack([_penalised(row, logits) for row, logits, _ in group])
+        numbers = torch.cat([number for _, _, number in group])
+        return [(group, next_tokens(logits, group[0][0].request.generation, numbers, self.vocabulary_size))]
 
     def _take(self, row: _Row, token: int, logits: Tensor) -> None:
         """The row goes on with a token, or ends."""
@@ -209,18 +202,32 @@ class Scheduler:
         self._told.append(told)
         if row.ticket in self._running:
             del self._running[row.ticket]
+            self.forward.release(row.slot)
             heapq.heappush(self._free, row.slot)
         else:
             del self._waiting[row.ticket]
 
     def _fail(self, row: _Row, error: Exception) -> None:
-        self._end(row, Drawn(row.ticket, finish="failed", error=f"{type(error).__name__}: {error}"))
+        self._end(row, Drawn(row.ticket, finish="failed", failure=failure_of(error)))
+
+    def _together_or_alone(self, items: Sequence[Item], compute: Callable[[Sequence[Item]], list[Result]]) -> list[Result]:
+        """What is computed of all at once; if that fails, of each by itself, without those whose row fails again."""
+        if len(items) > 1:
+            try:
+                return compute(items)
+            except Exception:  # whatever a library raises; whose fault it is shows where each is alone
+                pass
+        found: list[Result] = []
+        for item in items:
+            with self._failing_alone(item[0]):
+                found += compute([item])
+        return found
 
     @contextmanager
     def _failing_alone(self, row: _Row) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # as above
+        except Exception as error:  # whatever a library raises: the other requests go on
             self._fail(row, error)
 
 

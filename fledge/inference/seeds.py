@@ -1,4 +1,7 @@
-"""One seed for several texts: each is a draw of its own, and no other seed near it draws the same."""
+"""One seed for several texts: each is a draw of its own, and no other seed near it draws the same.
+
+What a seed becomes for the text, or the row, of a number is hashed of both.
+"""
 
 from __future__ import annotations
 
@@ -12,5 +15,9 @@ def of_sample(settings: GenerationSettings, number: int) -> GenerationSettings:
     """Those of the text of this number, from 0, which keeps the seed itself. By a sum seed 1 would share its second text with seed 2."""
     if settings.seed is None or number == 0:
         return settings
-    digest = hashlib.sha256(f"sample:{settings.seed}:{number}".encode()).digest()
-    return replace(settings, seed=int.from_bytes(digest[:8], "little") >> 1)
+    return replace(settings, seed=hashed(f"sample:{settings.seed}:{number}"))
+
+
+def hashed(name: str) -> int:
+    """The seed, of 63 bits, that belongs to a name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") >> 1

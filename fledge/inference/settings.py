@@ -55,12 +55,13 @@ class EngineSettings:
     context_tokens: int | None = operation(None)
     """Longest prompt and answer together, in tokens; None means the model's context."""
     prefill_tokens: int | None = operation(None)
-    """Most tokens of prompts read in one step, so that a long prompt does not hold up those who are being answered; None: 256, on a GPU
-    2,048."""
+    """Most tokens of prompts read in one step, so that a long prompt does not hold up those who are being answered; None: as many as
+    suit the device."""
     weights: Weights = operation("auto")
     """In what weights are kept: int8 and bf16 are read faster than fp32, which is exact; auto means the engine's precision."""
     batch_invariant: bool = operation(False)
-    """Answers are the same to the bit whatever else is being answered. On a CPU they always are; on a GPU it costs most of the speed."""
+    """Answers are the same to the bit whatever else is being answered. On a CPU they always are if the widths of the model are multiples of
+    16; else it costs most of the speed."""
 
     def __post_init__(self) -> None:
         if self.slots < 1:

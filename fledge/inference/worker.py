@@ -1,7 +1,8 @@
 """One thread steps an engine for whoever asks: [requests, cancels] -> inbox -> the thread -> listeners.
 
-An engine is not locked: this thread alone touches it. Others leave what they want in an inbox, which is emptied before every pass, so a
-cancel takes effect within one step. Listeners are called in this thread and must not block: a server hands on to its event loop.
+An engine is not locked: this thread alone changes it. Others read of it what never changes (its context and its vocabulary) and how many
+requests it is busy with, which may be a moment old; what they want they leave in an inbox, which is emptied before every pass, so a cancel
+takes effect within one step. Listeners are called in this thread and must not block: a server hands on to its event loop.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from itertools import count
 from fledge.core import console
 from fledge.core.errors import MachineError
 from fledge.inference.engine import Engine
-from fledge.inference.requests import Drawn, Finish, Request
+from fledge.inference.requests import Drawn, Failure, Finish, Request, failure_of
 from fledge.inference.scheduling import Load
 
 Listener = Callable[[Drawn], None]
@@ -82,21 +83,22 @@ class EngineThread:
         """Cancel what is left and end; waits at most so long for the pass that is being computed."""
         self._is_stopping = True
         self._inbox.put(lambda: None)
-        self._thread.join(seconds)
+        if self._thread.ident is not None:  # it has been started
+            self._thread.join(seconds)
 
     def _run(self) -> None:
         finish: Finish = "cancelled"
-        error: str | None = None
+        failure: Failure | None = None
         try:
             while not self._is_stopping:
                 self._work()
         except BaseException as raised:  # whatever it is, those who wait must hear of it
-            finish, error = "failed", f"{type(raised).__name__}: {raised}"
-            console.warn(f"the engine has ended: {error}")
+            finish, failure = "failed", failure_of(raised)
+            console.warn(f"the engine has ended: {failure.problem}")
         with self._lock:
             self._is_open, self._step_began = False, None
         for ticket in list(self._listeners):
-            self._tell(Drawn(ticket, finish=finish, error=error))
+            self._tell(Drawn(ticket, finish=finish, failure=failure))
 
     def _work(self) -> None:
         """One step, after whatever lies in the inbox; waits for it if there is nothing else to do."""
@@ -121,10 +123,16 @@ class EngineThread:
             self._engine.cancel(self._engine_tickets[ticket])
 
     def _tell(self, drawn: Drawn) -> None:
-        """A listener that fails loses its request and harms nobody else."""
+        """A listener that fails hears no more, loses its request and harms nobody else."""
         listener = self._listeners.pop(drawn.ticket) if drawn.finish else self._listeners[drawn.ticket]
         try:
             listener(drawn)
         except Exception as error:  # code of whoever listens
-            console.warn(f"request {drawn.ticket} is cancelled, its listener failed: {type(error).__name__}: {error}")
-            self._cancel(drawn.ticket)
+            console.warn(f"the listener of request {drawn.ticket} failed and hears no more: {type(error).__name__}: {error}")
+            if not drawn.finish:
+                self._listeners[drawn.ticket] = _hear_nothing
+                self._cancel(drawn.ticket)
+
+
+def _hear_nothing(drawn: Drawn) -> None:
+    """Until the end of a request that nobody listens to."""

@@ -26,9 +26,6 @@ _ALTERNATIVE_BYTES = 80
 _PATIENCE_SECONDS = 1.0
 """A client counts as slow when it has taken nothing for so long; the event loop itself may be late by less."""
 
-_MEMORY_ERRORS = ("out of memory", "memoryerror", "can't allocate memory")
-"""Of torch on a GPU, of Python, of torch on a CPU."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -140,8 +137,9 @@ class Answer:
         if not self._model.engine.is_alive:
             return unavailable("The model has stopped working.", "engine_failed", seconds=30)
         self._state.metrics.errors.inc()
-        console.warn(f"request {self.request_id} failed in the engine: {drawn.error}")
-        if any(words in (drawn.error or "").lower() for words in _MEMORY_ERRORS):
+        what = drawn.finish if drawn.failure is None else drawn.failure.problem
+        console.warn(f"request {self.request_id} failed in the engine: {what}")
+        if drawn.failure is not None and drawn.failure.kind == "memory":
             return unavailable("There was not enough memory for this request.", "out_of_memory")
         return internal(self.request_id)
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fledge.core import console
-from fledge.core.errors import ConfigError, NumericsError
+from fledge.core.errors import ConfigError
 from fledge.inference.engine import Engine
-from fledge.inference.requests import Request
+from fledge.inference.requests import Request, error_of
 from fledge.inference.settings import EngineSettings, GenerationSettings
 from fledge.inference.worker import EngineThread
 from fledge.model.settings import DeviceName
@@ -89,13 +89,16 @@ def _open(reference: str, name: str, settings: EngineSettings, device: DeviceNam
 
 
 def _warm_up(engine: Engine, tokenizer: Tokenizer, reference: str) -> None:
-    """Two tokens before anyone asks: what is compiled is compiled now, and what cannot be computed is refused now. Raises NumericsError."""
+    """Two tokens before anyone asks: what is compiled is compiled now, and what cannot be computed is refused now.
+
+    Raises NumericsError or MachineError.
+    """
     prompt = (tokenizer.document_start * 3)[: engine.context_tokens - 1]  # several tokens and one are computed by different loops
     engine.submit(Request(prompt, GenerationSettings(temperature=0, maximum_new_tokens=2)))
     while engine.has_work:
         for drawn in engine.step():
-            if drawn.finish == "failed":
-                raise NumericsError(f"{reference} cannot be computed: {drawn.error}", "use an earlier checkpoint")
+            if drawn.failure is not None:
+                raise error_of(drawn.failure, f"{reference} cannot be computed")
 
 
 def _greet(address: str, models: Sequence[ServedModel], settings: ServerSettings) -> None:

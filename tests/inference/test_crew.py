@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 
 import pytest
 import torch
 
+from fledge.inference import crew as crew_module
 from fledge.inference import kernel_forward
 from fledge.inference.crew import Crew
 from fledge.inference.forward import Chunk
@@ -19,7 +21,7 @@ from fledge.model.settings import ModelConfig, ModelSettings
 @pytest.mark.parametrize("helpers", [0, 1, 3])
 def test_each_piece_is_done_once_and_all_are_when_it_returns(helpers: int) -> None:
     crew = Crew(helpers)
-    for pieces in (1, 2, 3, 50):
+    for pieces in (0, 1, 2, 3, 50):
         done: list[int] = []
         crew.divide(pieces, done.append)
         assert sorted(done) == list(range(pieces))
@@ -90,6 +92,29 @@ def test_bits_do_not_depend_on_how_much_is_divided(monkeypatch: pytest.MonkeyPat
         torch.set_num_threads(threads_before)
     for others in found[1:]:
         assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
+
+
+def test_those_who_ask_at_once_get_the_same_crew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One who makes a crew waits a little for another to make one too, who must not."""
+    both_make = threading.Barrier(2)
+    made: list[Crew] = []
+
+    class SlowCrew(Crew):
+        def __init__(self, helpers: int) -> None:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both_make.wait(0.1)
+            super().__init__(helpers)
+            made.append(self)
+
+    monkeypatch.setattr(crew_module, "Crew", SlowCrew)
+    monkeypatch.setattr(crew_module, "_crews", {})
+    found: list[Crew] = []
+    askers = [threading.Thread(target=lambda: found.append(crew_module.crew(1))) for _ in range(2)]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+    assert len(made) == 1 and found == made * 2
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from fledge.core.errors import DataError
+from fledge.core.errors import DataError, MachineError
 from fledge.inference import engine as engine_module
 from fledge.inference import kernels
 from fledge.inference.engine import Completion, Engine
+from fledge.inference.forward import Chunk
+from fledge.inference.kernel_forward import KernelForward
+from fledge.inference.requests import Request
+from fledge.inference.scheduling import Load
 from fledge.inference.settings import GenerationSettings
 from fledge.model.folder import save_model
 from fledge.model.llama import Llama
@@ -120,6 +125,25 @@ def test_tokens_are_reported_as_they_are_drawn(engine: Engine, ragged_prompts: l
         assert [token for prompt, token in heard if prompt == index] == completion.ids
     first_step = [prompt for prompt, _ in heard[: sum(1 for completion in completions if completion.ids)]]
     assert first_step == [index for index, completion in enumerate(completions) if completion.ids]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("gone")])
+def test_what_fails_on_good_weights_is_not_told_as_broken_ones(engine: Engine, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: KernelForward, chunks: Sequence[Chunk]) -> list[torch.Tensor]:
+        raise error
+
+    monkeypatch.setattr(KernelForward, "run", fail)
+    with pytest.raises(MachineError, match=f"a prompt could not be completed: {type(error).__name__}"):
+        engine.generate([[1]], GREEDY)
+
+
+def test_nothing_is_taken_of_the_machine_before_the_first_request(engine: Engine) -> None:
+    assert not engine.has_work and engine.step() == []
+    engine.cancel(0)
+    assert engine.load == Load(0, 0, engine.settings.slots)
+    assert not {"_scheduler", "_packed"} & set(vars(engine))
+    engine.submit(Request((1,), GREEDY))
+    assert engine.has_work and engine.load.waiting == 1
 
 
 def test_padded_ids_never_come_out(tiny_model: Llama) -> None:

@@ -15,6 +15,7 @@ from fledge.inference.engine import Engine
 from fledge.inference.forward import Chunk, TorchForward
 from fledge.inference.graph_forward import GraphForward, bucket, with_weights_in
 from fledge.inference.requests import Request
+from fledge.inference.scheduling import Scheduler
 from fledge.inference.settings import EngineSettings, GenerationSettings
 from fledge.model.devices import choose_device, require_room
 from fledge.model.llama import Llama
@@ -111,6 +112,55 @@ def test_what_cannot_be_recorded_is_computed_and_told_once(tiny_settings: ModelS
     ours = GraphForward(model, torch.float32, SLOTS, CONTEXT_TOKENS, record)
     assert_alike(ours, TorchForward(model, "fp32", SLOTS, CONTEXT_TOKENS), passes(seed=3, steps=8), tolerance=1e-5)
     assert capsys.readouterr().err.count("not permitted when stream is capturing") == 1
+
+
+def test_a_size_that_finds_no_memory_is_the_only_one_that_is_not_recorded(
+    tiny_settings: ModelSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried, recorded = [], []
+
+    def record(compute: Callable[[], None]) -> Callable[[], None]:
+        tried.append(compute)
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        recorded.append(compute)
+        return compute
+
+    model = make_model(tiny_settings)
+    ours = GraphForward(model, torch.float32, SLOTS, CONTEXT_TOKENS, record)
+    assert_alike(ours, TorchForward(model, "fp32", SLOTS, CONTEXT_TOKENS), passes(seed=3, steps=8), tolerance=1e-5)
+    told = capsys.readouterr().err
+    assert (told.count("no memory is left to record"), told.count("do not work here")) == (1, 0)
+    assert len(recorded) == len(tried) - 1 > 1
+
+
+def test_a_text_that_has_ended_makes_no_step_longer(tiny_settings: ModelSettings) -> None:
+    """Slot 1 has held 200 tokens; beside it slots 0 and 2 hold one each."""
+    model = make_model(tiny_settings)
+    ours = GraphForward(model, torch.float32, SLOTS, CONTEXT_TOKENS, lambda compute: compute)
+    ours.run([Chunk(1, 0, [7] * 200, "last")])
+    ours.run([Chunk(0, 0, [5], "last"), Chunk(2, 0, [6], "last")])
+    assert list(ours._recorded) == [(4, 256)], "it stands still and must not be written over"
+    ours.release(1)
+    ours.run([Chunk(0, 1, [5], "last"), Chunk(2, 1, [6], "last")])
+    assert list(ours._recorded) == [(4, 256), (4, 128)]
+
+
+def test_an_engine_releases_the_slots_of_texts_that_have_ended(tiny_settings: ModelSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However they end: by their limit, by a cancel, by a failure."""
+    forward = TorchForward(make_model(tiny_settings), "fp32", 3, CONTEXT_TOKENS)
+    scheduler = Scheduler(forward, 3, CONTEXT_TOKENS, 256, 500, ())
+    tickets = [
+        scheduler.submit(Request((token,) * 9, GenerationSettings(maximum_new_tokens=limit))) for token, limit in ((1, 2), (2, 9), (3, 9))
+    ]
+    scheduler.step()
+    assert [chunk.start for chunk in forward.slots.rows([], range(3))] == [9, 9, 9]
+    scheduler.cancel(tickets[1])
+    scheduler.step()
+    assert [chunk.start for chunk in forward.slots.rows([], range(3))] == [0, 0, 10]
+    monkeypatch.setattr(forward, "run", lambda chunks: 1 / 0)
+    scheduler.step()
+    assert [chunk.start for chunk in forward.slots.rows([], range(3))] == [0, 0, 0]
 
 
 def test_weights_are_copied_only_if_they_change(tiny_model: Llama) -> None:
@@ -210,7 +260,7 @@ def answers(model: Llama, requests: Sequence[Request], settings: EngineSettings 
     found: dict[int, list[tuple[int, float]]] = {engine.submit(request): [] for request in requests}
     while engine.has_work:
         for drawn in engine.step():
-            assert drawn.error is None
+            assert drawn.failure is None
             if drawn.token is not None and drawn.logprobs is not None:
                 found[drawn.ticket].append((drawn.token, drawn.logprobs.logprob))
     return list(found.values())

@@ -8,17 +8,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from fledge.inference.sampling import BROKEN, candidate_probabilities, next_tokens, penalise_repetition, row_generators, token_logprobs
+from fledge.inference.sampling import (
+    BROKEN,
+    candidate_probabilities,
+    next_tokens,
+    penalise_repetition,
+    row_generators,
+    token_logprobs,
+    uniform_number,
+)
 from fledge.inference.settings import GenerationSettings
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.5, 0.0, -0.5, -1.0, -3.0, 1.5]])
 DRAWS = 20_000
 
 
+def numbers_of(seed: int, rows: int) -> Tensor:
+    """The first number of each row."""
+    return torch.cat([uniform_number(GenerationSettings(), generator) for generator in row_generators(seed, rows)])
+
+
 def draw_many(settings: GenerationSettings, logits: Tensor = LOGITS, draws: int = DRAWS) -> Tensor:
     """Counts (V,) over many rows of one batch."""
     rows = logits.expand(draws, -1)
-    drawn = next_tokens(rows, settings, row_generators(7, draws), logits.shape[-1])
+    drawn = next_tokens(rows, settings, numbers_of(7, draws), logits.shape[-1])
     return torch.bincount(drawn, minlength=logits.shape[-1])
 
 
@@ -115,23 +128,24 @@ def test_log_probabilities_are_the_models_own_without_padding() -> None:
 )
 def test_greedy_three_ways(settings: GenerationSettings) -> None:
     logits = torch.randn(50, 300, generator=torch.Generator().manual_seed(1))
-    assert next_tokens(logits, settings, row_generators(0, 50), 300).equal(logits.argmax(dim=-1))
+    assert next_tokens(logits, settings, numbers_of(0, 50), 300).equal(logits.argmax(dim=-1))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 5.0])
 def test_padded_ids_are_never_drawn(temperature: float) -> None:
     """The three padded ids have by far the largest logits."""
     logits = torch.cat([torch.zeros(500, 5), torch.full((500, 3), 30.0)], dim=-1)
-    drawn = next_tokens(logits, GenerationSettings(temperature=temperature, top_k=0, top_p=1.0), row_generators(3, 500), 5)
+    drawn = next_tokens(logits, GenerationSettings(temperature=temperature, top_k=0, top_p=1.0), numbers_of(3, 500), 5)
     assert int(drawn.max()) < 5
 
 
 def test_a_row_draws_the_same_alone_and_in_a_batch() -> None:
     settings = GenerationSettings(temperature=1.0)
     logits = torch.randn(8, 100, generator=torch.Generator().manual_seed(2))
-    together = [next_tokens(logits, settings, generators, 100).tolist() for generators in [row_generators(5, 8)] for _ in range(3)]
+    numbers = [[uniform_number(settings, generator) for _ in range(3)] for generator in row_generators(5, 8)]
+    together = [next_tokens(logits, settings, torch.cat([row[draw] for row in numbers]), 100).tolist() for draw in range(3)]
     for row, generator in enumerate(row_generators(5, 8)):
-        alone = [int(next_tokens(logits[row : row + 1], settings, [generator], 100)) for _ in range(3)]
+        alone = [int(next_tokens(logits[row : row + 1], settings, uniform_number(settings, generator), 100)) for _ in range(3)]
         assert alone == [step[row] for step in together]
 
 
@@ -148,5 +162,5 @@ def test_without_a_seed_every_call_differs() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_row_of_broken_logits_gets_no_token_and_the_others_theirs(temperature: float) -> None:
     rows = torch.tensor([[0.0, math.nan], [9.0, -99.0], [math.nan, math.nan], [math.inf, 0.0], [-math.inf, -math.inf]])
-    drawn = next_tokens(rows, GenerationSettings(temperature=temperature), row_generators(0, 5), 2)
+    drawn = next_tokens(rows, GenerationSettings(temperature=temperature), numbers_of(0, 5), 2)
     assert drawn.tolist() == [BROKEN, 0, BROKEN, BROKEN, BROKEN]

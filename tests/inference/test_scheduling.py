@@ -15,7 +15,7 @@ from fledge.inference.engine import Engine
 from fledge.inference.forward import Chunk, TorchForward
 from fledge.inference.graph_forward import GraphForward
 from fledge.inference.kernel_forward import KernelForward, PackedModel
-from fledge.inference.requests import Drawn, Request, TokenLogprobs
+from fledge.inference.requests import Drawn, Failure, Request, TokenLogprobs
 from fledge.inference.settings import EngineSettings, GenerationSettings
 from fledge.model.llama import Llama
 
@@ -228,8 +228,26 @@ def test_a_request_that_fails_inside_fails_alone(
     first, broken, last = run(engine, requests)
     assert [first.ids, last.ids] == [one.ids for one in expected]
     assert broken.end is not None
-    assert (broken.ids, broken.end.finish, broken.end.error) == ([], "failed", "RuntimeError: out of luck")
+    assert (broken.ids, broken.end.finish, broken.end.failure) == ([], "failed", Failure("other", "RuntimeError: out of luck"))
     assert engine.load.running == 0
+
+
+def test_a_draw_that_is_tried_again_takes_no_other_number(tiny_model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All draws of several rows fail, where the numbers have been drawn; each row by itself then gets what it would have got."""
+    sampled = GenerationSettings(temperature=1.0, maximum_new_tokens=15, seed=9)
+    requests = [Request((token, 1, 2), sampled, ignore_end=True) for token in (5, 6)]
+    expected = run(make_engine(tiny_model), requests)
+    whole, failed = torch.searchsorted, []
+
+    def fail_together(cumulative: Tensor, threshold: Tensor, **options: bool) -> Tensor:
+        if len(cumulative) > 1:
+            failed.append(len(cumulative))
+            raise MemoryError
+        return whole(cumulative, threshold, **options)
+
+    monkeypatch.setattr(torch, "searchsorted", fail_together)
+    assert [answer.ids for answer in run(make_engine(tiny_model), requests)] == [answer.ids for answer in expected]
+    assert failed == [2] * 15
 
 
 def test_logits_that_are_not_numbers_end_one_request(tiny_model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +260,7 @@ def test_logits_that_are_not_numbers_end_one_request(tiny_model: Llama, monkeypa
     good, broken = run(make_engine(tiny_model), [Request((5,), GREEDY, ignore_end=True), Request((POISON,), GREEDY)])
     assert len(good.ids) == 20
     assert broken.end is not None
-    assert "not numbers" in (broken.end.error or "")
+    assert broken.end.failure == Failure("numbers", "the model answers with logits that are not numbers")
 
 
 def test_a_slot_keeps_no_trace(tiny_model: Llama) -> None:

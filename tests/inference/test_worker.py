@@ -10,7 +10,7 @@ import pytest
 
 from fledge.core.errors import DataError, MachineError
 from fledge.inference.engine import Engine
-from fledge.inference.requests import Drawn, Request
+from fledge.inference.requests import Drawn, Failure, Request
 from fledge.inference.settings import EngineSettings, GenerationSettings
 from fledge.inference.worker import EngineThread
 from fledge.model.llama import Llama
@@ -86,16 +86,30 @@ def test_requests_that_cannot_be_answered_are_refused_where_they_are_made(worker
     assert worker.load.waiting == 0
 
 
-def test_a_listener_that_fails_loses_its_request_only(worker: EngineThread) -> None:
+@pytest.mark.parametrize("fails_at", [1, 90])
+def test_a_listener_that_fails_loses_its_request_only(worker: EngineThread, fails_at: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """At its first token, or at its end; it is not called again, and a warning is told once."""
+    heard: list[Drawn] = []
+
     def fail(drawn: Drawn) -> None:
-        raise RuntimeError("gone")
+        heard.append(drawn)
+        if len(heard) >= fails_at:
+            raise RuntimeError("gone")
 
     good = Listener()
     worker.submit(Request((1,), ENDLESS), fail)
     worker.submit(Request((2,), ENDLESS), good)
     assert good.wait().finish == "length"
     assert worker.is_alive
-    eventually(lambda: worker.load.running == 0)
+    eventually(lambda: worker.load.running == worker.load.waiting == 0)
+    assert len(heard) == fails_at
+    assert capsys.readouterr().err.count("RuntimeError: gone") == 1
+
+
+def test_a_thread_that_was_not_started_can_be_stopped(engine: Engine) -> None:
+    worker = EngineThread(engine)
+    worker.stop(0)
+    assert not worker.is_alive
 
 
 def test_when_the_engine_dies_all_hear_of_it(engine: Engine, worker: EngineThread, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +121,7 @@ def test_when_the_engine_dies_all_hear_of_it(engine: Engine, worker: EngineThrea
     monkeypatch.setattr(engine, "step", die)
     worker.submit(Request((1,), ENDLESS), listener)
     end = listener.wait()
-    assert (end.finish, end.error) == ("failed", "RuntimeError: no memory")
+    assert (end.finish, end.failure) == ("failed", Failure("other", "RuntimeError: no memory"))
     eventually(lambda: not worker.is_alive)
     with pytest.raises(MachineError, match="has ended"):
         worker.submit(Request((1,), ENDLESS), listener)

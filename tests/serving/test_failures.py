@@ -31,6 +31,9 @@ class PoisonedForward:
             raise self._error
         return self._forward.run(chunks)
 
+    def release(self, slot: int) -> None:
+        self._forward.release(slot)
+
 
 @pytest.fixture
 def server() -> Iterator[Running]:
@@ -107,6 +110,7 @@ def test_24_an_engine_that_has_ended_ends_the_server(monkeypatch: pytest.MonkeyP
         def fall_over() -> Any:
             raise SystemError("gone")
 
+        server.golden()
         server.engine.may_step.clear()
         answers: list[Any] = []
         waiting = threading.Thread(target=lambda: answers.append(server.complete(stream=True).text))

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any
 
-from fledge.core.errors import NumericsError
 from fledge.inference.engine import Engine
-from fledge.inference.requests import Drawn, Finish, Request
+from fledge.inference.requests import Drawn, Finish, Request, error_of
 from fledge.inference.settings import GenerationSettings
 from fledge.inference.texts import StopStream
 from fledge.tokens.chat import AnswerStream
@@ -78,7 +77,8 @@ def answer(
 
     `ended` is called with the place of a question that has its answer.
 
-    Raises DataError for a prompt that does not fit, NumericsError if a model's logits are no numbers.
+    Raises DataError for a prompt that does not fit, NumericsError if a model's logits are no numbers, MachineError if the machine
+    is not up to it.
     """
     engines = {id(question.speaker.engine): question.speaker.engine for question in questions}
     unfinished: dict[int, dict[int, _Growing]] = {key: {} for key in engines}
@@ -125,9 +125,9 @@ class _Growing:
         self.finish: Finish | None = None
 
     def take(self, drawn: Drawn) -> None:
-        """Raises NumericsError if the request failed."""
-        if drawn.finish == "failed":
-            raise NumericsError(f"the model could not answer: {drawn.error}", "use another checkpoint; this one may be broken")
+        """Raises NumericsError or MachineError if the request failed."""
+        if drawn.failure is not None:
+            raise error_of(drawn.failure, "the model could not answer")
         if drawn.token is not None:
             self._tokens += 1
             self._put(self._stops.push(self._stream.push(drawn.token)))
