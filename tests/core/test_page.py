@@ -13,6 +13,7 @@ from fledge.core import chart, page
 from fledge.core.markup import Markup, element, escape, join
 from fledge.core.page import BarRow, IntervalRow, Series, Tile
 from fledge.core.style import STYLE
+from tests.contrast import contrast
 
 EVIL = "<script>alert('x')</script> & \"quoted\" http://evil.example/ \x1b[31m \x00 \ud800 </text></style> ]]>"
 
@@ -159,18 +160,6 @@ def ancestors(node: ElementTree.Element, parents: dict[ElementTree.Element, Elem
     while node in parents:
         node = parents[node]
         yield node
-
-
-def luminance(color: str) -> float:
-    channels = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def contrast(one: str, other: str) -> float:
-    """WCAG 2: (lighter + 0.05) / (darker + 0.05) of the relative luminances."""
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("theme", [0, 1, 2], ids=["light", "dark", "print"])

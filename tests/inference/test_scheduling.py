@@ -114,14 +114,23 @@ def under_load(engine: Engine, requests: Sequence[Request], seed: int) -> tuple[
     return answers, cancelled
 
 
-@pytest.mark.parametrize("path", ["kernels", "torch", "torch with batch_invariant", "graph"])
-def test_requests_get_under_load_what_they_get_alone(tiny_model: Llama, path: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    ("path", "count"),
+    [
+        ("kernels", 150),
+        pytest.param("kernels", 1000, marks=pytest.mark.slow),
+        ("torch", 60),
+        ("torch with batch_invariant", 60),
+        ("graph", 60),
+    ],
+)
+def test_requests_get_under_load_what_they_get_alone(tiny_model: Llama, path: str, count: int, request: pytest.FixtureRequest) -> None:
     """To the bit with the kernels and with `batch_invariant`; else up to the rounding of products of another shape, so without a choice
     between logits that are nearly equal, which this model has none of."""
     if path != "kernels":
         request.getfixturevalue(f"{path.split()[0]}_path")
     engine = make_engine(tiny_model, batch_invariant="invariant" in path, prefill_tokens=16)
-    requests = random_requests(1000 if path == "kernels" else 60, seed=1, greedy_only=path in ("torch", "graph"))
+    requests = random_requests(count, seed=1, greedy_only=path in ("torch", "graph"))
     answers, cancelled = under_load(engine, requests, seed=2)
     assert (engine.load.running, engine.load.waiting, engine.has_work) == (0, 0, False)
     assert len(cancelled) > len(requests) // 20

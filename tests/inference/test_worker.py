@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,9 +13,9 @@ from fledge.inference.requests import Drawn, Failure, Request
 from fledge.inference.settings import EngineSettings, GenerationSettings
 from fledge.inference.worker import EngineThread
 from fledge.model.llama import Llama
+from tests.waiting import WAIT_SECONDS, until
 
 ENDLESS = GenerationSettings(temperature=0, maximum_new_tokens=90)
-LIMIT_SECONDS = 60.0
 
 
 class Listener:
@@ -32,7 +31,7 @@ class Listener:
             self.ended.set()
 
     def wait(self) -> Drawn:
-        assert self.ended.wait(LIMIT_SECONDS)
+        assert self.ended.wait(WAIT_SECONDS)
         return self.heard[-1]
 
 
@@ -46,15 +45,21 @@ def worker(engine: Engine) -> Iterator[EngineThread]:
     worker = EngineThread(engine)
     worker.start()
     yield worker
-    worker.stop(LIMIT_SECONDS)
+    worker.stop(WAIT_SECONDS)
     assert not worker.is_alive
 
 
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+def held(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """The engine's steps wait for the second event; the first tells that one does."""
+    is_in_step, go_on, whole = threading.Event(), threading.Event(), engine.step
+
+    def hold() -> list[Drawn]:
+        is_in_step.set()
+        assert go_on.wait(WAIT_SECONDS)
+        return whole()
+
+    monkeypatch.setattr(engine, "step", hold)
+    return is_in_step, go_on
 
 
 def test_each_listener_hears_its_own(engine: Engine, worker: EngineThread) -> None:
@@ -66,18 +71,20 @@ def test_each_listener_hears_its_own(engine: Engine, worker: EngineThread) -> No
     expected = engine.generate([[index] for index in range(12)], settings)
     assert [[drawn.token for drawn in listener.heard] for listener in listeners] == [completion.ids for completion in expected]
     assert all({drawn.ticket for drawn in listener.heard} == {ticket} for ticket, listener in zip(tickets, listeners, strict=True))
-    eventually(lambda: worker.load.running == worker.load.waiting == 0 and worker.seconds_since_step == 0)
+    until(lambda: worker.load.running == worker.load.waiting == 0 and worker.seconds_since_step == 0)
 
 
-def test_a_cancel_ends_a_request_and_frees_its_place(worker: EngineThread) -> None:
+def test_a_cancel_ends_a_request_and_frees_its_place(engine: Engine, worker: EngineThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, go_on = held(engine, monkeypatch)
     listeners = [Listener() for _ in range(3)]
     tickets = [worker.submit(Request((index,), ENDLESS), listener) for index, listener in enumerate(listeners)]
     for ticket in tickets:
         worker.cancel(ticket)
         worker.cancel(ticket)
     worker.cancel(999)
+    go_on.set()
     assert [listener.wait().finish for listener in listeners] == ["cancelled"] * 3
-    eventually(lambda: worker.load.running == 0)
+    until(lambda: worker.load.running == 0)
 
 
 def test_requests_that_cannot_be_answered_are_refused_where_they_are_made(worker: EngineThread) -> None:
@@ -101,7 +108,7 @@ def test_a_listener_that_fails_loses_its_request_only(worker: EngineThread, fail
     worker.submit(Request((2,), ENDLESS), good)
     assert good.wait().finish == "length"
     assert worker.is_alive
-    eventually(lambda: worker.load.running == worker.load.waiting == 0)
+    until(lambda: worker.load.running == worker.load.waiting == 0)
     assert len(heard) == fails_at
     assert capsys.readouterr().err.count("RuntimeError: gone") == 1
 
@@ -122,44 +129,31 @@ def test_when_the_engine_dies_all_hear_of_it(engine: Engine, worker: EngineThrea
     worker.submit(Request((1,), ENDLESS), listener)
     end = listener.wait()
     assert (end.finish, end.failure) == ("failed", Failure("other", "RuntimeError: no memory"))
-    eventually(lambda: not worker.is_alive)
+    until(lambda: not worker.is_alive)
     with pytest.raises(MachineError, match="has ended"):
         worker.submit(Request((1,), ENDLESS), listener)
 
 
 def test_a_step_that_takes_long_shows(engine: Engine, worker: EngineThread, monkeypatch: pytest.MonkeyPatch) -> None:
-    go_on, whole = threading.Event(), engine.step
-
-    def stall() -> list[Drawn]:
-        assert go_on.wait(LIMIT_SECONDS)
-        return whole()
-
-    monkeypatch.setattr(engine, "step", stall)
+    _, go_on = held(engine, monkeypatch)
     assert worker.seconds_since_step == 0
     listener = Listener()
     worker.submit(Request((1,), ENDLESS), listener)
-    eventually(lambda: worker.seconds_since_step > 0.02)
+    until(lambda: worker.seconds_since_step > 0.02)
     go_on.set()
     listener.wait()
 
 
 def test_stopping_cancels_what_is_left(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     worker, listener, waiting = EngineThread(engine), Listener(), Listener()
-    is_in_step, go_on, whole = threading.Event(), threading.Event(), engine.step
-
-    def hold() -> list[Drawn]:
-        is_in_step.set()
-        assert go_on.wait(LIMIT_SECONDS)
-        return whole()
-
-    monkeypatch.setattr(engine, "step", hold)
+    is_in_step, go_on = held(engine, monkeypatch)
     worker.start()
     worker.submit(Request((1,), ENDLESS), listener)
-    assert is_in_step.wait(LIMIT_SECONDS)
+    assert is_in_step.wait(WAIT_SECONDS)
     worker.submit(Request((2,), ENDLESS), waiting)
     worker.stop(0)
     go_on.set()
-    worker.stop(LIMIT_SECONDS)
+    worker.stop(WAIT_SECONDS)
     assert [listener.wait().finish, waiting.wait().finish] == ["cancelled", "cancelled"]
     assert len(listener.heard) == 2, "one token, which was being drawn, and the end"
     assert not worker.is_alive

@@ -39,6 +39,13 @@ class Noted:
         return [address for address, split in parts if split.scheme in schemes and split.hostname not in LOCAL]
 
 
+def nameless_controls(page: Any) -> list[str]:
+    """The markup of whatever can be pressed, chosen or written in and has no name for those who do not see it."""
+    found: list[str] = page.evaluate("""[...document.querySelectorAll("button, a, input, select, textarea, summary")]
+        .filter((one) => !(one.textContent.trim() || one.labels?.length || one.ariaLabel)).map((one) => one.outerHTML)""")
+    return found
+
+
 class Browser:
     """Chromium, and pages in it."""
 

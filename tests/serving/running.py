@@ -9,7 +9,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -32,11 +32,12 @@ from fledge.serving.state import ServerState, state_of
 from fledge.tokens.settings import TokenizerSettings
 from fledge.tokens.tokenizer import Tokenizer, open_tokenizer
 from fledge.tokens.trainers import train_tokenizer
+from tests.waiting import WAIT_SECONDS
 
 NAME = "tiny"
 CONTEXT_TOKENS = 256
 SLOTS = 4
-WAIT_SECONDS = 120.0
+PREFILL_TOKENS = 64
 _WORDS = ("row", "table", "holds", "words", "and", "ends", "here", "next", "one", "says", "hello", "grün", "number", "column", "page")
 TEXTS = [
     f"row {index} of the {_WORDS[index % 15]} {_WORDS[index // 15 % 15]} holds {index * 7} words, says hello.\n" for index in range(300)
@@ -149,7 +150,7 @@ def running(
     """A server while the block lasts; its connections, tasks and threads are gone afterwards."""
     torch.set_num_threads(1)
     tokenizer = tiny_tokenizer()
-    engine_settings = engine_settings or EngineSettings(slots=SLOTS, prefill_tokens=64)
+    engine_settings = engine_settings or EngineSettings(slots=SLOTS, prefill_tokens=PREFILL_TOKENS)
     engine = SlowEngine(tiny_model(), tokenizer.vocabulary_size, tokenizer.end_ids(answers=True), settings=engine_settings)
     thread = EngineThread(engine)
     thread.start()
@@ -157,14 +158,25 @@ def running(
     settings = replace(settings or ServerSettings(), port=0)
     application = create_application(settings, [model], keys=ApiKeys(keys))
     try:
-        with listening(application, settings) as (service, ended), new_client(service.address) as client:
-            yield Running(service.address, state_of(application), engine, thread, service, client, ended, next(iter(keys), ""))
+        with serving(application, settings) as (service, ended), new_client(service.address) as client:
+            try:
+                yield Running(service.address, state_of(application), engine, thread, service, client, ended, next(iter(keys), ""))
+            finally:
+                engine.may_step.set()  # a test that has failed leaves answers that would never end
     finally:
         thread.stop(WAIT_SECONDS)
 
 
 @contextlib.contextmanager
-def listening(application: Any, settings: ServerSettings) -> Iterator[tuple[Service, list[BaseException]]]:
+def listening(application: Any) -> Iterator[str]:
+    """The address at which an application answers while the block lasts."""
+    with serving(application, ServerSettings(port=0)) as (service, ended):
+        yield service.address
+    assert not ended
+
+
+@contextlib.contextmanager
+def serving(application: Any, settings: ServerSettings) -> Iterator[tuple[Service, list[BaseException]]]:
     """An application by its own `Service`; the list gets what that has ended with, if not well."""
     service = Service(application, settings)
     ready = threading.Event()
@@ -192,12 +204,13 @@ def new_client(url: str) -> httpx2.Client:
     return httpx2.Client(base_url=url, timeout=WAIT_SECONDS, verify=False)
 
 
-def until(condition: Callable[[], bool], seconds: float = WAIT_SECONDS) -> None:
-    """Wait until something has come true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.005)
+def read_all(connection: socket.socket) -> bytes:
+    """What comes until the other side closes, or cuts, the connection."""
+    received = b""
+    with contextlib.suppress(ConnectionError):
+        while more := connection.recv(65_536):
+            received += more
+    return received
 
 
 def error_of(response: httpx2.Response) -> tuple[int, str | None, str | None]:

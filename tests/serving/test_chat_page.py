@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import httpx2
 import pytest
 
 from fledge.inference.engine import Engine
@@ -18,11 +17,10 @@ from fledge.serving.keys import ApiKeys
 from fledge.serving.pages import pages_router
 from fledge.serving.served import ServedModel
 from fledge.serving.settings import ServerSettings
-from tests.serving.browser import NARROW, Browser
-from tests.serving.live import listening
+from tests.serving.browser import NARROW, Browser, nameless_controls
 from tests.serving.payloads import PAYLOADS
 from tests.serving.rigged import RiggedEngine, served, small_tokenizer
-from tests.serving.running import tiny_model, tiny_tokenizer
+from tests.serving.running import listening, new_client, tiny_model, tiny_tokenizer
 
 
 @dataclass
@@ -303,18 +301,14 @@ def test_a_real_model_says_on_the_page_what_it_says_to_any_client(browser: Brows
     try:
         model = ServedModel("tiny", thread, tokenizer, 256, GenerationSettings(temperature=0, maximum_new_tokens=40), 1_700_000_000)
         shown = create_application(ServerSettings(), [model], public_routers=[pages_router(["chat"])], keys=ApiKeys(()))
-        with listening(shown) as address, browser.page(address) as page:
+        with listening(shown) as address, new_client(address) as client, browser.page(address) as page:
             asked = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
-            told = httpx2.post(f"{address}/v1/chat/completions", json=asked).json()["choices"][0]["message"]["content"]
+            told = client.post("/v1/chat/completions", json=asked).json()["choices"][0]["message"]["content"]
             say(page, "hello")
             page.locator("#announcement", has_text="tiny:").wait_for(state="attached")
             assert answers(page) == [told.strip()]
     finally:
         thread.stop(30)
-
-
-NAMELESS = """[...document.querySelectorAll("button, input, select, textarea, summary")].filter(one =>
-    !(one.labels?.length || one.ariaLabel || one.textContent.trim())).map(one => one.outerHTML)"""
 
 
 def test_everything_can_be_done_with_keys_and_has_a_name(site: Site, browser: Browser) -> None:
@@ -337,8 +331,8 @@ def test_everything_can_be_done_with_keys_and_has_a_name(site: Site, browser: Br
             assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none", passed[-1]
         order = ["new", "Conversations", "Settings", "model", "other", "turns", "Edit", "Copy", "Regenerate", "message", "send"]
         assert [name for name in passed if name in order] == order
-        assert page.evaluate(NAMELESS) == []
+        assert nameless_controls(page) == []
         page.locator("summary", has_text="Settings").focus()
         page.keyboard.press("Enter")
         page.get_by_label("Temperature").wait_for()
-        assert page.evaluate(NAMELESS) == []
+        assert nameless_controls(page) == []

@@ -20,7 +20,8 @@ from fledge.serving.answer import Answer, Job
 from fledge.serving.keys import ApiKeys
 from fledge.serving.settings import ServerSettings
 from fledge.serving.state import ServerState
-from tests.serving.running import NAME, SLOTS, Running, running, until
+from tests.serving.running import NAME, SLOTS, Running, read_all, running
+from tests.waiting import until
 
 LONG: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "temperature": 1.0}
 SMALL_BUFFER_BYTES = 8_192
@@ -152,11 +153,3 @@ def test_a_request_has_its_time() -> None:
         streamed = server.complete(stream=True, **LONG).text.split("\n\n")
         assert json.loads(streamed[-3].removeprefix("data: "))["error"]["code"] == "request_timeout" and streamed[-2] == "data: [DONE]"
         until(lambda: is_idle(server))
-
-
-def read_all(connection: socket.socket) -> bytes:
-    received = b""
-    with contextlib.suppress(ConnectionError):
-        while more := connection.recv(65_536):
-            received += more
-    return received

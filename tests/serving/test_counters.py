@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from fledge.serving.settings import ServerSettings
-from tests.serving.running import NAME, Running, running, until
+from tests.serving.running import NAME, Running, running
+from tests.waiting import until
 
 WORKERS = 12
 

@@ -23,21 +23,13 @@ from fledge.model.folder import save_model
 from fledge.serving import run
 from fledge.serving.application import create_application
 from fledge.serving.keys import ApiKeys
+from fledge.serving.run import Service
 from fledge.serving.settings import ServerSettings
+from fledge.serving.state import state_of
 from fledge.tokens.tokenizer import copy_tokenizer
 from tests.command_line import Fledge, expect_error
-from tests.serving.running import (
-    CONTEXT_TOKENS,
-    WAIT_SECONDS,
-    Running,
-    error_of,
-    listening,
-    new_client,
-    running,
-    tiny_model,
-    tiny_tokenizer,
-    until,
-)
+from tests.serving.running import CONTEXT_TOKENS, Running, error_of, new_client, running, serving, tiny_model, tiny_tokenizer
+from tests.waiting import WAIT_SECONDS, until
 
 LONG: dict[str, Any] = {"max_tokens": 60, "ignore_eos": True, "temperature": 1.0}
 
@@ -70,10 +62,11 @@ def test_25_streams_end_whole_and_nothing_new_begins(count: int) -> None:
             threads = [stream(server.url, answers) for _ in range(3)]
             until(lambda server=server: server.thread.load.running == 3)  # type: ignore[misc]
             time.sleep(0.005 * (number % 10))
+            server.engine.may_step.clear()  # else the answers might end before what is refused beside them was looked at
             server.service.stop()
             until(lambda server=server: server.state.draining)  # type: ignore[misc]
-            if server.busy_choices():
-                refuses(server)
+            refuses(server)
+            server.engine.may_step.set()
             for thread in threads:
                 thread.join()
             assert len(answers) == 3 and all(is_whole(answer) for answer in answers)
@@ -82,7 +75,7 @@ def test_25_streams_end_whole_and_nothing_new_begins(count: int) -> None:
 
 def refuses(server: Running) -> None:
     """Not ready, alive, and nothing new: over a connection of its own, since the listener is still open."""
-    with contextlib.suppress(httpx2.TransportError), new_client(server.url) as client:  # it may just have ended
+    with new_client(server.url) as client:
         ready = client.get("/health/ready")
         assert ready.status_code == 503 and "shutting down" in ready.text
         assert client.get("/health/live").status_code == 200
@@ -103,35 +96,74 @@ def test_25_what_takes_too_long_is_told_so() -> None:
     assert not server.ended
 
 
-def test_25_a_thread_that_never_ends_does_not_keep_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one that reads what nobody writes; the end of the process is what frees it, here and there."""
-    stuck, ended, codes = threading.Event(), threading.Event(), list[int]()
-    router = APIRouter()
+class Stuck:
+    """A route whose answer only the end of the process ends, which is noted instead."""
 
-    @router.get("/stuck")
-    def wait() -> None:
-        stuck.set()
-        assert ended.wait(WAIT_SECONDS)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked, self.ended, self.codes = threading.Event(), threading.Event(), list[int]()
+        self.router = APIRouter()
+        self.router.add_api_route("/stuck", self._answer)
+        monkeypatch.setattr(os, "_exit", self._end)
 
-    def end(code: int) -> None:
-        codes.append(code)
-        ended.set()
+    def _answer(self) -> None:
+        self.asked.set()
+        assert self.ended.wait(WAIT_SECONDS)
 
-    monkeypatch.setattr(run, "_LAST_WORDS_SECONDS", 0.2)
-    monkeypatch.setattr(os, "_exit", end)
-    settings = ServerSettings(port=0, drain_seconds=0.2)
-    with listening(create_application(settings, routers=[router], keys=ApiKeys()), settings) as (service, _):
+    def _end(self, code: int) -> None:
+        self.codes.append(code)
+        self.ended.set()
 
-        def ask() -> None:
-            with contextlib.suppress(httpx2.TransportError), new_client(service.address) as client:
+    def ask(self, address: str) -> None:
+        """Returns when the answer is under way."""
+
+        def read() -> None:
+            with contextlib.suppress(httpx2.TransportError), new_client(address) as client:
                 client.get("/stuck")
 
-        asking = threading.Thread(target=ask)
-        asking.start()
-        assert stuck.wait(WAIT_SECONDS)
+        threading.Thread(target=read).start()
+        assert self.asked.wait(WAIT_SECONDS)
+
+
+def test_25_a_thread_that_never_ends_does_not_keep_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that reads what nobody writes; the end of the process is what frees it, here and there."""
+    stuck = Stuck(monkeypatch)
+    monkeypatch.setattr(run, "_LAST_WORDS_SECONDS", 0.2)
+    settings = ServerSettings(port=0, drain_seconds=0.2)
+    with serving(create_application(settings, routers=[stuck.router], keys=ApiKeys()), settings) as (service, _):
+        stuck.ask(service.address)
         service.stop()
-        asking.join()
-    assert codes == [0]
+        assert stuck.ended.wait(WAIT_SECONDS)
+    assert stuck.codes == [0]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(signal.SIGINT, signal.SIGHUP), (signal.SIGHUP, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)]
+)
+def test_25_a_second_signal_ends_a_process_at_once(first: signal.Signals, second: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is under way; in the thread of the test, since signals reach no other."""
+    stuck = Stuck(monkeypatch)
+    settings = ServerSettings(port=0, drain_seconds=600)
+    application = create_application(settings, routers=[stuck.router], keys=ApiKeys())
+    service = Service(application, settings)
+
+    def send() -> None:
+        try:
+            stuck.ask(service.address)
+            os.kill(os.getpid(), first)
+            until(lambda: state_of(application).draining)
+            os.kill(os.getpid(), second)
+            assert stuck.ended.wait(WAIT_SECONDS / 4)
+        finally:
+            stuck.ended.set()
+            service.stop()
+
+    others = {number: signal.signal(number, lambda *_: None) for number in (first, second)}  # a signal that is not taken ends nothing
+    try:
+        service.run(lambda _: threading.Thread(target=send).start())
+    finally:
+        for number, other in others.items():
+            signal.signal(number, other)
+    assert stuck.codes == [128 + second]
 
 
 @pytest.fixture(scope="module")
@@ -181,21 +213,6 @@ def test_25_a_process_ends_well_after_sigterm(checkpoint: Path, fledge: Fledge) 
         assert all(is_whole(answer) or '"code":"shutting_down"' in answer for answer in answers)
         assert process.stderr is not None
         assert "SIGTERM" in (noted := process.stderr.read()) and "Traceback" not in noted
-
-
-def test_25_a_second_signal_ends_a_process_at_once(checkpoint: Path) -> None:
-    with served(checkpoint) as (process, url, _):
-        body = {"model": "tiny", "prompt": "x", "stream": True, **LONG}
-        with (
-            contextlib.suppress(httpx2.TransportError),
-            new_client(url) as client,
-            client.stream("POST", "/v1/completions", json=body) as answer,
-        ):
-            next(answer.iter_lines())
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.02)
-            process.send_signal(signal.SIGHUP)
-            assert process.wait(WAIT_SECONDS) in (0, 128 + signal.SIGHUP)  # 0: the answer had ended before
 
 
 def test_what_cannot_be_served_is_told_in_two_lines(checkpoint: Path, fledge: Fledge) -> None:

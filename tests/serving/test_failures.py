@@ -15,7 +15,8 @@ import pytest
 from fledge.core.errors import MachineError
 from fledge.serving.choice import Choice
 from fledge.serving.settings import ServerSettings
-from tests.serving.running import Running, error_of, running, until
+from tests.serving.running import Running, error_of, running
+from tests.waiting import until
 
 POISON = 77
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.serving.running import NAME, Running, running, tiny_tokenizer
+from tests.serving.running import NAME, Running, tiny_tokenizer
 
 TEXTS = [
     "",
@@ -64,12 +63,6 @@ FIELDS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with running() as server:
-        yield server
-
-
 class Generator:
     """Bodies by a seed."""
 
@@ -121,7 +114,7 @@ class Generator:
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
-@pytest.mark.parametrize("count", [500, pytest.param(5_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [120, pytest.param(5_000, marks=pytest.mark.slow)])
 def test_no_body_makes_the_server_fail(server: Running, path: str, count: int) -> None:
     golden, generator, statuses = server.golden(), Generator(count), dict.fromkeys((200, 400, 404), 0)
     for number in range(count):
@@ -133,7 +126,7 @@ def test_no_body_makes_the_server_fail(server: Running, path: str, count: int) -
             error = answer.json()["error"]
             assert error["message"] and len(error["message"]) < 400 and error["type"] == "invalid_request_error", body
             assert "Traceback" not in answer.text and "/fledge/" not in answer.text
-        assert number % 100 or server.golden() == golden
+        assert number % 40 or server.golden() == golden
     assert server.golden() == golden and server.busy_choices() == 0
     assert all(count * 0.05 < statuses[status] for status in (200, 400)), statuses  # both were tried
     assert server.counters()["fledge_internal_errors_total"] == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.machinery
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,12 @@ import pytest
 from fledge.evaluation import harness
 from fledge.model.folder import save_model
 from fledge.tokens.tokenizer import copy_tokenizer
-from tests.serving.running import CONTEXT_TOKENS, NAME, Running, running, tiny_model, tiny_tokenizer
+from tests.serving.running import CONTEXT_TOKENS, NAME, Running, tiny_model, tiny_tokenizer
 
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.slow  # transformers and lm-eval take ten seconds to import
 
 BATCH_TOKENS = 2_048
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with running() as server:
-        yield server
 
 
 @pytest.fixture

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
-import pytest
-
-from tests.serving.running import NAME, Running, running
+from tests.serving.running import NAME, Running
 
 BEARER = {"Authorization": "Bearer sk-none"}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with running() as server:
-        yield server
 
 
 def test_its_check_of_a_connection_finds_the_model(server: Running) -> None:

@@ -11,15 +11,9 @@ import pytest
 
 from fledge.inference.engine import Engine
 from fledge.inference.settings import GenerationSettings
-from tests.serving.running import CONTEXT_TOKENS, NAME, Running, running, tiny_model, tiny_tokenizer
+from tests.serving.running import CONTEXT_TOKENS, NAME, Running, tiny_model, tiny_tokenizer
 
 MESSAGES: Any = [{"role": "user", "content": "hello"}]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with running() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

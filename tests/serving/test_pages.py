@@ -6,12 +6,15 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from fledge.serving import pages
+from fledge.serving.application import create_application
+from fledge.serving.keys import ApiKeys
+from fledge.serving.settings import ServerSettings
+from tests.contrast import contrast
 from tests.serving.browser import NARROW, Browser
-from tests.serving.live import listening
+from tests.serving.running import listening
 
 TEXTS = ("ink", "muted", "accent", "danger", "warning", "info")
 LEAST_CONTRAST = {**dict.fromkeys(TEXTS, 4.5), "control": 3.0, **{f"series-{number}": 3.0 for number in range(6)}}
@@ -20,8 +23,7 @@ TINTED = (("accent", "accent-soft"), ("danger", "danger-soft"), ("warning", "war
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
-    application = FastAPI(openapi_url=None)
-    application.include_router(pages.pages_router(["runs"]))
+    application = create_application(ServerSettings(), public_routers=[pages.pages_router(["runs"])], keys=ApiKeys())
     with TestClient(application, base_url="http://127.0.0.1") as opened:
         yield opened
 
@@ -63,17 +65,6 @@ def test_no_file_of_ours_names_another_machine_or_makes_markup_of_text() -> None
         assert not re.search(r"https?://|//cdn|@import", text), path
         if path.suffix == ".js":
             assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|DOMParser", text), path
-
-
-def luminance(colour: str) -> float:
-    channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
-    linear = [channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4 for channel in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one: str, other: str) -> float:
-    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
 
 
 def test_text_and_controls_can_be_read_in_light_and_dark() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +20,10 @@ from fledge.serving.keys import ApiKeys
 from fledge.serving.pages import pages_router
 from fledge.serving.settings import ServerSettings
 from tests.serving.board_runs import SCORE, STAGES, append, begun, evaluated, finished, record, recorded, sampled
-from tests.serving.browser import NARROW, WIDE, Browser
-from tests.serving.live import listening
+from tests.serving.browser import NARROW, WIDE, Browser, nameless_controls
 from tests.serving.payloads import PAYLOADS
+from tests.serving.running import listening
+from tests.waiting import WAIT_SECONDS
 
 PLAN: dict[str, Any] = {
     "parameters": 12_345,
@@ -53,14 +53,16 @@ class FormLauncher:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.asked, self.stopped = folder, list[Asked](), list[str]()
-        self.is_waited_for = threading.Event()
+        self.may_answer = threading.Event()
+        """Tells the form of a whole run, which is waited for."""
+        self.may_answer.set()
 
     def recipes(self) -> list[dict[str, Any]]:
         return [{"name": "quickstart", "origin": "comes with Fledge", "about": PAYLOADS[0]}]
 
     def form(self, asked: Asked) -> dict[str, Any]:
         if not asked.smoke:
-            self.is_waited_for.wait(20)
+            assert self.may_answer.wait(WAIT_SECONDS)
         recipe, tree = load_recipe(find_recipe(asked.recipe), [f"{name}={value}" for name, value in asked.changes.items()])
         command = " ".join(["fledge run", asked.recipe, *(f"{name}={value}" for name, value in asked.changes.items())])
         fields = [vars(field) for field in form_fields(recipe, tree)]
@@ -83,17 +85,19 @@ class FormLauncher:
         self.stopped.append(run)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("board") / "runs"
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def launcher(folder: Path) -> FormLauncher:
     return FormLauncher(folder)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def address(folder: Path, launcher: FormLauncher) -> Iterator[str]:
     application = create_application(
         ServerSettings(),
@@ -103,12 +107,6 @@ def address(folder: Path, launcher: FormLauncher) -> Iterator[str]:
     )
     with listening(application) as opened:
         yield opened
-
-
-@pytest.fixture(autouse=True)
-def _empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
 
 
 def opened(address: str, view: str = "") -> str:
@@ -241,13 +239,14 @@ def test_26_27_sixty_payloads_are_shown_and_none_runs(browser: Browser, address:
 
 
 def test_a_run_is_changed_planned_and_started(browser: Browser, address: str, folder: Path, launcher: FormLauncher) -> None:
+    launcher.may_answer.clear()
     with browser.page(opened(address), allowed_errors=("400",)) as page:
         page.get_by_role("link", name="New run").click()
         page.get_by_text("window.executed").first.wait_for()
         # A second question before the first answer: the fields are shown with the second.
         page.get_by_label("Shrink everything").check()
         page.locator('[id="field-pretrain.steps"]').wait_for(state="attached")
-        launcher.is_waited_for.set()
+        launcher.may_answer.set()
         page.get_by_label("Shrink everything").uncheck()
         page.get_by_label("Find a value").fill("pretrain.steps")
         steps = page.locator('[id="field-pretrain.steps"]')
@@ -279,10 +278,6 @@ def test_a_run_is_changed_planned_and_started(browser: Browser, address: str, fo
     assert launcher.asked == [Asked("quickstart", {"pretrain.steps": "20", "pretrain.optimizer.kind": "adamw"}, "mine")]
 
 
-UNNAMED = """() => [...document.querySelectorAll("button, a, input, select, textarea")]
-    .filter((one) => !(one.textContent.trim() || one.labels?.length || one.getAttribute("aria-label"))).length"""
-
-
 def test_nothing_is_wider_than_the_page_and_all_controls_have_names(browser: Browser, address: str, folder: Path) -> None:
     long = "a-run-with-a-very-long-name-" * 6
     for name in ("one", long):
@@ -296,7 +291,7 @@ def test_nothing_is_wider_than_the_page_and_all_controls_have_names(browser: Bro
                 page.get_by_role("heading", name=heading).wait_for()
                 page.wait_for_load_state("networkidle")
                 assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], view
-                assert page.evaluate(UNNAMED) == 0, view
+                assert nameless_controls(page) == [], view
             page.keyboard.press("Tab")
             assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
 

@@ -9,10 +9,10 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +26,7 @@ from fledge.serving.board.status import status_of
 from fledge.stages import STAGES
 from fledge.verbs import launcher as launching
 from fledge.verbs.launcher import RunLauncher
+from tests.waiting import WAIT_SECONDS, until
 
 OWN = """# A page of text.
 
@@ -97,14 +98,13 @@ def test_a_text_that_a_shell_would_run_stays_one_argument(launcher: RunLauncher)
     assert shlex.split(form["command"])[3] == f"question={given}"
 
 
-def ended(launcher: RunLauncher, run: str, seconds: float = 120) -> int:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        code = next(one["exit_code"] for one in launcher.started() if one["run"] == run)
-        if code is not None:
-            return int(code)
-        time.sleep(0.05)
-    raise AssertionError(f"{run} does not end")
+def exit_code(launcher: RunLauncher, run: str) -> Any:
+    return next(one["exit_code"] for one in launcher.started() if one["run"] == run)
+
+
+def ended(launcher: RunLauncher, run: str, seconds: float = WAIT_SECONDS) -> int:
+    until(lambda: exit_code(launcher, run) is not None, seconds)
+    return int(exit_code(launcher, run))
 
 
 def test_a_real_run_is_spawned_as_it_is_shown(launcher: RunLauncher) -> None:
@@ -125,22 +125,23 @@ def test_a_real_run_is_spawned_as_it_is_shown(launcher: RunLauncher) -> None:
         launcher.stop("first")
 
 
+def has_ended(process_id: str) -> bool:
+    """Also if nobody has asked for its exit code yet."""
+    status = Path(f"/proc/{process_id}/status")
+    return not status.exists() or "State:\tZ" in status.read_text()
+
+
 def test_a_run_is_stopped_with_all_that_it_started(launcher: RunLauncher, monkeypatch: pytest.MonkeyPatch) -> None:
     """The signal goes to the group: a stand-in that starts a process of its own, which is to end with it."""
     code = "import subprocess, sys; child = subprocess.Popen(['sleep', '600']); print(child.pid, flush=True); child.wait()"
     monkeypatch.setattr(launching, "_FLEDGE", (sys.executable, "-c", code))
     launcher.start(Asked("own.yaml", name="long"))
-    deadline = time.monotonic() + 60
-    while not (lines := launcher.started()[0]["lines"]):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: launcher.started()[0]["lines"])
+    [child] = launcher.started()[0]["lines"]
     assert launcher.running == ["long"]
     launcher.stop("long")
     assert ended(launcher, "long") == -signal.SIGTERM and launcher.running == []
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{lines[0]}").exists() and "State:\tZ" not in Path(f"/proc/{lines[0]}/status").read_text():
-        assert time.monotonic() < deadline, "its child goes on"
-        time.sleep(0.02)
+    until(lambda: has_ended(child))
 
 
 @pytest.mark.slow
@@ -149,10 +150,9 @@ def test_a_real_training_is_watched_stopped_and_continued(launcher: RunLauncher)
     plan = launcher.plan(asked)
     assert [stage["stage"] for stage in plan["stages"]] == ["pretrain", "sft", "dpo"] and plan["stages"][0]["length"]["steps"] == 12
     launcher.start(asked)
-    runs, deadline = Runs(Path("runs"), STAGES), time.monotonic() + 600
-    while not any(run.file("pretrain", METRICS) for run in runs.all()):
-        assert time.monotonic() < deadline and launcher.running, launcher.started()
-        time.sleep(0.1)
+    runs = Runs(Path("runs"), STAGES)
+    until(lambda: any(run.file("pretrain", METRICS) for run in runs.all()) or not launcher.running, 600)
+    assert launcher.running, launcher.started()
     assert status_of(runs.named("small")).state == "running"
     launcher.stop("small")
     assert ended(launcher, "small", 600) == 128 + signal.SIGTERM, launcher.started()[0]["lines"]
