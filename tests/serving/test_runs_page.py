@@ -177,6 +177,33 @@ def test_the_only_line_of_a_chart_is_not_faint_and_a_step_names_its_stage(browse
             assert page.evaluate(opacity) == expected
 
 
+READ_TWICE = """async (run) => {
+    const { Curves } = await import("/static/curves.js");
+    const curves = new Curves(run, "pretrain");
+    await Promise.all([curves.refresh(), curves.refresh()]);
+    return curves.points("train/loss").map(([step]) => step);
+}"""
+SHARES = """async (series) => {
+    const { Curves, SOURCE_TOKENS } = await import("/static/curves.js");
+    const curves = new Curves("one", "pretrain");
+    for (const [name, points] of Object.entries(series)) curves.series.set(SOURCE_TOKENS + name, points);
+    return curves.shares();
+}"""
+
+
+def test_two_looks_at_once_read_a_curve_once(browser: Browser, address: str, folder: Path) -> None:
+    begun(folder / "one", steps=range(1, 4))
+    with browser.page(opened(address)) as page:
+        page.get_by_role("link", name="one").wait_for()
+        assert page.evaluate(READ_TWICE, "one") == [1, 2, 3]
+
+
+def test_shares_are_of_points_of_the_same_step(browser: Browser, address: str) -> None:
+    with browser.page(opened(address)) as page:
+        shares = page.evaluate(SHARES, {"web": [[1, 8], [2, 16], [3, 24]], "books": [[1, 0], [3, 8]]})
+    assert shares == [{"name": "web", "points": [[1, 1], [3, 16 / 24]]}, {"name": "books", "points": [[1, 0], [3, 8 / 24]]}]
+
+
 def test_two_runs_are_compared(browser: Browser, address: str, folder: Path) -> None:
     for name, rate in (("one", 0.1), ("two", 0.2)):
         finished(folder / name, steps=range(1, 21))
