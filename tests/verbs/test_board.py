@@ -9,10 +9,12 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +25,9 @@ from fledge.serving.board.curves import read_curves
 from fledge.serving.board.folders import Runs
 from fledge.serving.board.launching import Asked
 from fledge.serving.board.status import status_of
+from fledge.serving.settings import ServerSettings
 from fledge.stages import STAGES
+from fledge.verbs import board as verb
 from fledge.verbs import launcher as launching
 from fledge.verbs.launcher import RunLauncher
 
@@ -134,9 +138,9 @@ def test_a_run_is_stopped_with_all_that_it_started(launcher: RunLauncher, monkey
     while not (lines := launcher.started()[0]["lines"]):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert launcher.running == ["long"]
+    assert list(launcher.running) == ["long"]
     launcher.stop("long")
-    assert ended(launcher, "long") == -signal.SIGTERM and launcher.running == []
+    assert ended(launcher, "long") == -signal.SIGTERM and launcher.running == {}
     deadline = time.monotonic() + 10
     while Path(f"/proc/{lines[0]}").exists() and "State:\tZ" not in Path(f"/proc/{lines[0]}/status").read_text():
         assert time.monotonic() < deadline, "its child goes on"
@@ -178,6 +182,60 @@ def test_a_plan_is_what_the_verb_prints(launcher: RunLauncher, monkeypatch: pyte
     assert (refused.value.problem, refused.value.remedy) == ("it is too large", "make it smaller")
 
 
+def test_the_name_shown_is_that_of_the_run_that_was_started(launcher: RunLauncher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in that makes its folder at once, before the answer is put together."""
+    code = "import pathlib, sys; pathlib.Path('runs', sys.argv[-1]).mkdir(parents=True)"
+    monkeypatch.setattr(launching, "_FLEDGE", (sys.executable, "-c", code))
+    spawn = subprocess.Popen
+
+    def spawn_and_wait(*arguments: Any, **options: Any) -> Any:
+        process = spawn(*arguments, **options)
+        process.wait(60)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", spawn_and_wait)
+    assert launcher.start(Asked("own.yaml")) == {"run": "own", "command": "fledge run own.yaml --name own"}
+    assert launcher.started()[0]["command"] == "fledge run own.yaml --name own"
+
+
+def test_a_look_waits_for_a_start_that_closes_an_output(launcher: RunLauncher) -> None:
+    looked: list[object] = []
+    looks = threading.Thread(target=lambda: looked.append(launcher.started()))
+    with launcher._changing:
+        looks.start()
+        looks.join(0.2)
+        assert looked == []
+    looks.join(60)
+    assert looked == [[]]
+
+
+def test_a_plan_ends_with_the_board(launcher: RunLauncher, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import pathlib, time; pathlib.Path('plans').touch(); time.sleep(600)"
+    monkeypatch.setattr(launching, "_FLEDGE", (sys.executable, "-c", code))
+    ended: list[BaseException] = []
+
+    def plan() -> None:
+        try:
+            launcher.plan(Asked("own.yaml"))
+        except FledgeError as error:
+            ended.append(error)
+
+    planning = threading.Thread(target=plan)
+    planning.start()
+    deadline = time.monotonic() + 60
+    while not Path("plans").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    launcher.close()
+    planning.join(60)
+    assert len(ended) == 1
+
+
+def test_a_file_is_no_folder_of_runs(launcher: RunLauncher) -> None:
+    with pytest.raises(ConfigError, match=r"text\.txt is a file"):
+        verb.board(Path("text.txt"), ServerSettings(port=0))
+
+
 # ---- the verb itself
 
 
@@ -204,3 +262,10 @@ def test_the_verb_prints_an_address_with_a_key_that_opens_it(board: tuple[str, s
         urllib.request.urlopen(f"{address}/board/runs")
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
+
+
+def test_at_its_end_the_board_says_how_each_run_is_stopped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(RunLauncher, "running", {"long": 4711})
+    monkeypatch.setattr(verb, "serve", lambda application, settings, on_ready, on_end: on_end())
+    verb.board(Path("nowhere"), ServerSettings(port=0))
+    assert "long is still at work; to have it save and end: kill -- -4711" in capsys.readouterr().out
