@@ -90,7 +90,8 @@ async def respond(request: Request, state: ServerState, asked: Asked) -> Respons
         raise
     answer.close()
     _log_texts(state, answer, "answers", [choice.text for choice in whole])
-    return json_response({**form.whole(whole), "usage": _usage(answer)})
+    told = await asyncio.to_thread(form.whole, whole)  # the log probabilities of long answers take a second to word
+    return json_response({**told, "usage": _usage(answer)})
 
 
 async def _collect(answer: Answer, choices: int) -> list[Whole]:
