@@ -196,7 +196,8 @@ def test_a_run_is_started_and_stopped_by_its_launcher(client: TestClient, launch
     assert launcher.asked == [Asked("own.yaml", {"pretrain.steps": "5"}, "new", True, "corpus")]
     assert client.post("/board/stop", headers=KEY, json={"run": "new"}).status_code == 200 and launcher.stopped == ["new"]
     refused = client.post("/board/plan", headers=KEY, json={"recipe": "own.yaml"})
-    assert (refused.status_code, refused.json()["error"]["message"]) == (400, "pretrain.steps is -1\ngive a number above 0")
+    told = refused.json()["error"]
+    assert (refused.status_code, told["message"], told["remedy"]) == (400, "pretrain.steps is -1", "give a number above 0")
 
 
 @pytest.mark.parametrize(

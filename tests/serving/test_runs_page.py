@@ -53,7 +53,7 @@ class FormLauncher:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.asked, self.stopped = folder, list[Asked](), list[str]()
-        self.is_waited_for = threading.Event()
+        self.is_waited_for, self.is_planned = threading.Event(), threading.Event()
 
     def recipes(self) -> list[dict[str, Any]]:
         return [{"name": "quickstart", "origin": "comes with Fledge", "about": PAYLOADS[0]}]
@@ -67,6 +67,8 @@ class FormLauncher:
         return {"fields": fields, "shrunk": {}, "stages": list(STAGES), "name": "fresh", "command": command, "exists": False}
 
     def plan(self, asked: Asked) -> dict[str, Any]:
+        if asked.changes.get("pretrain.steps") == "55":
+            self.is_planned.wait(20)
         if asked.changes.get("pretrain.steps") == "77":
             raise ConfigError(PAYLOADS[17], PAYLOADS[0])
         return PLAN
@@ -304,6 +306,44 @@ def test_a_run_is_changed_planned_and_started(browser: Browser, address: str, fo
         page.get_by_text("Stopping: it saves first").wait_for()
     assert launcher.stopped == ["mine"]
     assert launcher.asked == [Asked("quickstart", {"pretrain.steps": "20", "pretrain.optimizer.kind": "adamw"}, "mine")]
+
+
+def test_what_is_said_of_former_values_is_void(browser: Browser, address: str, launcher: FormLauncher) -> None:
+    launcher.is_waited_for.set()
+    with browser.page(opened(address), allowed_errors=("400",)) as page:
+        page.get_by_role("link", name="New run").click()
+        start, plan = page.get_by_role("button", name="Start"), page.get_by_role("button", name="Show plan")
+        page.get_by_label("Find a value").fill("pretrain.steps")
+        steps = page.locator('[id="field-pretrain.steps"]')
+        steps.fill("55")
+        page.get_by_text("fledge run quickstart pretrain.steps=55").wait_for()
+        with page.expect_response("**/board/plan"):
+            plan.click()
+            steps.fill("many")
+            assert start.is_disabled(), "not before it is checked"
+            page.get_by_role("alert").get_by_text("pretrain.steps: Input").wait_for()
+            launcher.is_planned.set()
+        assert page.get_by_role("heading", name="Plan").count() == 0
+        assert start.is_disabled() and plan.is_disabled()
+        steps.fill("20")
+        page.get_by_text("fledge run quickstart pretrain.steps=20").wait_for()
+        plan.click()
+        page.get_by_text("Disk at least").wait_for()
+        page.get_by_text("without text, not known yet").wait_for()
+
+
+def test_a_dialog_that_is_cancelled_does_not_come_back(browser: Browser, address: str) -> None:
+    for way in ("Cancel", "Escape"):
+        with browser.page(f"{address}/runs", allowed_errors=("401",)) as page:
+            page.get_by_role("textbox", name="Key").fill("half")
+            if way == "Cancel":
+                page.get_by_role("button", name="Cancel").click()
+            else:
+                page.keyboard.press("Escape")
+            page.get_by_role("alert").get_by_text("Give an API key").wait_for()
+            again = 'async () => (await import("/static/common.js")).load("/board/runs").then(() => "", (error) => error.message)'
+            assert "Give an API key" in page.evaluate(again)
+            assert page.get_by_role("dialog").count() == 0 and page.evaluate("sessionStorage.length") == 0
 
 
 UNNAMED = """() => [...document.querySelectorAll("button, a, input, select, textarea")]

@@ -154,7 +154,7 @@ def _told(call: Callable[[], T]) -> T:
     try:
         return call()
     except FledgeError as error:
-        raise ApiError(400, f"{error.problem}\n{error.remedy}", None, "refused") from error
+        raise ApiError(400, error.problem, None, "refused", remedy=error.remedy) from error
 
 
 def _json(content: dict[str, Any]) -> Response:
