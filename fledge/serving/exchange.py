@@ -59,7 +59,7 @@ class Form(Protocol):
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedAnswer:
     """A request that has been read."""
 
     model: ServedModel
@@ -71,7 +71,7 @@ class Asked:
     """Raises ApiError for a prompt that does not fit."""
 
 
-async def respond(request: Request, state: ServerState, asked: Asked) -> Response:
+async def respond(request: Request, state: ServerState, asked: AskedAnswer) -> Response:
     """Answer it. Raises ApiError and ClientLeft."""
     scope_state = request.scope["state"]
     choices = asked.prompt_count * asked.parameters.choices_per_prompt

@@ -14,7 +14,7 @@ from fledge.serving.pages import pages_router
 from fledge.serving.run import serve
 from fledge.serving.settings import ServerSettings, is_loopback
 from fledge.stages import STAGES
-from fledge.verbs.launcher import RunLauncher
+from fledge.verbs.board_runs import RunLauncher
 
 
 def board(folder: Path, settings: ServerSettings) -> None:

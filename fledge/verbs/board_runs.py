@@ -25,7 +25,7 @@ from typing import IO, Any
 from fledge.core.errors import ConfigError, DataError, MachineError
 from fledge.core.form import form_fields
 from fledge.recipe import find_recipe, load_recipe, packaged_recipes
-from fledge.serving.board.launching import Asked
+from fledge.serving.board.launching import AskedRun
 from fledge.smoke import smoke
 from fledge.stages import STAGES, has_stage
 from fledge.stages.run import RUNS, Run, smoke_name
@@ -71,7 +71,7 @@ class RunLauncher:
         found += [(str(path), path, "in the working folder") for path in own]
         return [{"name": name, "origin": origin, "about": _first_comment(path)} for name, path, origin in found]
 
-    def form(self, asked: Asked) -> dict[str, Any]:
+    def form(self, asked: AskedRun) -> dict[str, Any]:
         """The values with these changes, and the command line. Raises ConfigError."""
         recipe, tree = load_recipe(self._recipe(asked), _overrides(asked))
         shown = smoke(recipe) if asked.smoke else recipe
@@ -85,7 +85,7 @@ class RunLauncher:
             "exists": (self._folder / name).exists(),
         }
 
-    def plan(self, asked: Asked) -> dict[str, Any]:
+    def plan(self, asked: AskedRun) -> dict[str, Any]:
         """What `fledge plan` says of it. Raises ConfigError with its words, MachineError while another plan is made."""
         arguments = self._arguments(asked, self._valid_name(asked), with_last=False)
         if not self._planning.acquire(blocking=False):
@@ -120,7 +120,7 @@ class RunLauncher:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(plan.pid, signal.SIGKILL)
 
-    def start(self, asked: Asked) -> dict[str, Any]:
+    def start(self, asked: AskedRun) -> dict[str, Any]:
         """Spawn it. Raises ConfigError, and MachineError if it cannot be started or a run of that name was started from here."""
         name = self._valid_name(asked)
         arguments = self._arguments(asked, name)
@@ -177,17 +177,17 @@ class RunLauncher:
         with self._changing:
             return {one.run: one.process.pid for one in self._started if one.is_running}
 
-    def _recipe(self, asked: Asked) -> Path:
+    def _recipe(self, asked: AskedRun) -> Path:
         if asked.recipe not in {one["name"] for one in self.recipes()}:
             raise ConfigError(f"there is no recipe {asked.recipe!r} in the list", "choose one of the list")
         return find_recipe(asked.recipe)
 
-    def _valid_name(self, asked: Asked) -> str:
+    def _valid_name(self, asked: AskedRun) -> str:
         """The run's name, to be asked for once: when its folder is there, the next free one is another. Raises ConfigError."""
         load_recipe(self._recipe(asked), _overrides(asked))
         return self._name(asked)
 
-    def _name(self, asked: Asked) -> str:
+    def _name(self, asked: AskedRun) -> str:
         """The one that is asked for, or the first that is free."""
         if asked.name is not None:
             if not _NAME.fullmatch(asked.name):
@@ -198,7 +198,7 @@ class RunLauncher:
         names = (first, *(f"{first}-{number}" for number in range(2, 10_000)))
         return next(name for name in names if not (self._folder / name).exists())
 
-    def _arguments(self, asked: Asked, name: str, with_last: bool = True) -> list[str]:
+    def _arguments(self, asked: AskedRun, name: str, with_last: bool = True) -> list[str]:
         if asked.last_stage is not None and asked.last_stage not in STAGES:
             raise ConfigError(f"there is no stage {asked.last_stage!r}", f"name one of {', '.join(STAGES)}")
         place = name if self._folder == RUNS else f"{self._folder}/{name}" if self._folder.name else f"./{name}"
@@ -214,7 +214,7 @@ def _shown(arguments: Sequence[str]) -> str:
     return shlex.join(["fledge", "run", *arguments])
 
 
-def _overrides(asked: Asked) -> list[str]:
+def _overrides(asked: AskedRun) -> list[str]:
     for name in asked.changes:
         if not _CHANGED.fullmatch(name):
             raise ConfigError(f"{name!r} is no name of a value", "change values that the form has")

@@ -15,7 +15,7 @@ from fledge.core.errors import ConfigError
 from fledge.core.form import form_fields
 from fledge.recipe import find_recipe, load_recipe
 from fledge.serving.application import create_application
-from fledge.serving.board.launching import Asked
+from fledge.serving.board.launching import AskedRun
 from fledge.serving.board.routes import board_router
 from fledge.serving.keys import ApiKeys
 from fledge.serving.pages import pages_router
@@ -52,13 +52,13 @@ class FormLauncher:
     """A real form; what it starts is a folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.asked, self.stopped = folder, list[Asked](), list[str]()
+        self.folder, self.asked, self.stopped = folder, list[AskedRun](), list[str]()
         self.is_waited_for, self.is_planned = threading.Event(), threading.Event()
 
     def recipes(self) -> list[dict[str, Any]]:
         return [{"name": "quickstart", "origin": "comes with Fledge", "about": PAYLOADS[0]}]
 
-    def form(self, asked: Asked) -> dict[str, Any]:
+    def form(self, asked: AskedRun) -> dict[str, Any]:
         if not asked.smoke:
             self.is_waited_for.wait(20)
         recipe, tree = load_recipe(find_recipe(asked.recipe), [f"{name}={value}" for name, value in asked.changes.items()])
@@ -66,14 +66,14 @@ class FormLauncher:
         fields = [vars(field) for field in form_fields(recipe, tree)]
         return {"fields": fields, "shrunk": {}, "stages": list(STAGES), "name": "fresh", "command": command, "exists": False}
 
-    def plan(self, asked: Asked) -> dict[str, Any]:
+    def plan(self, asked: AskedRun) -> dict[str, Any]:
         if asked.changes.get("pretrain.steps") == "55":
             self.is_planned.wait(20)
         if asked.changes.get("pretrain.steps") == "77":
             raise ConfigError(PAYLOADS[17], PAYLOADS[0])
         return PLAN
 
-    def start(self, asked: Asked) -> dict[str, Any]:
+    def start(self, asked: AskedRun) -> dict[str, Any]:
         self.asked.append(asked)
         begun(self.folder / str(asked.name))
         return {"run": asked.name, "command": "fledge run quickstart"}
@@ -305,7 +305,7 @@ def test_a_run_is_changed_planned_and_started(browser: Browser, address: str, fo
         page.get_by_role("button", name="Stop").click()
         page.get_by_text("Stopping: it saves first").wait_for()
     assert launcher.stopped == ["mine"]
-    assert launcher.asked == [Asked("quickstart", {"pretrain.steps": "20", "pretrain.optimizer.kind": "adamw"}, "mine")]
+    assert launcher.asked == [AskedRun("quickstart", {"pretrain.steps": "20", "pretrain.optimizer.kind": "adamw"}, "mine")]
 
 
 def test_what_is_said_of_former_values_is_void(browser: Browser, address: str, launcher: FormLauncher) -> None:

@@ -141,4 +141,3 @@ def _offset(cursor: str | None, status: os.stat_result) -> int:
     if found is None or int(found[1]) != status.st_ino or int(found[2]) > status.st_size:
         return 0
     return int(found[2])
-
