@@ -15,6 +15,7 @@ from fledge.inference.requests import Drawn
 from fledge.inference.settings import GenerationSettings
 from fledge.model.folder import load_model
 from fledge.tokens.tokenizer import Tokenizer
+from fledge.verbs.chatting import speakers
 from tests.command_line import Fledge, expect_error
 from tests.verbs.chatting.conftest import MakeCheckpoint
 
@@ -168,13 +169,13 @@ def test_what_is_interrupted_keeps_what_has_ended(
         return drawn
 
     monkeypatch.setattr(Engine, "step", step_until_one_has_ended)
-    # The second prompt, of letters that are no part of other tokens, leaves less room than 200 tokens.
-    prompts = ("--prompt", "row 3", "--prompt", "qz" * 75)
-    arguments = ("generate", "demo", *prompts, "--temperature", "0", "--max-tokens", "200", "--to", "out.jsonl")
+    monkeypatch.setattr(speakers, "MAXIMUM_BATCH_ROWS", 1)  # one text after the other
+    prompts = ("--prompt", "row 3", "--prompt", "hello")
+    arguments = ("generate", "demo", *prompts, *GREEDY, "--to", "out.jsonl")
     outcome = fledge(*arguments)
     assert outcome.exit_code == 130 and "kept in out.jsonl.unfinished" in outcome.noted, outcome.noted
     assert not (tmp_path / "out.jsonl").exists()
-    assert len(ended) == len(read(tmp_path / "out.jsonl.unfinished"))
+    assert [line["prompt"] for line in read(tmp_path / "out.jsonl.unfinished")] == ["row 3"]
     expect_error(fledge(*arguments), 3, "out.jsonl.unfinished is already there", "move it away")
     (tmp_path / "out.jsonl.unfinished").rename(tmp_path / "kept.jsonl")
     monkeypatch.undo()
