@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fledge.core import console, process
+from fledge.core.config import Tree, parse
 from fledge.core.errors import ConfigError
 from fledge.core.metrics import require_sinks
 from fledge.core.wording import without_secrets
-from fledge.inference.settings import Weights
+from fledge.inference.settings import GenerationSettings, Weights
 from fledge.model.settings import DeviceName
 from fledge.stages import STAGES, TRAINING_STAGES, Stage, has_stage
 from fledge.stages.run import RUNS, Run, run_folder, smoke_name
@@ -47,23 +51,27 @@ Reference = Annotated[
 ]
 Place = Annotated[str, typer.Argument(metavar="PLACE", help="An artifact or run folder, or a name like a checkpoint's.")]
 Repository = Annotated[str, typer.Argument(metavar="REPOSITORY", help="OWNER/NAME on the Hugging Face hub.")]
-Temperature = Annotated[float | None, typer.Option("--temperature", help="0 takes the likeliest token each time.")]
-TopK = Annotated[int | None, typer.Option("--top-k", help="Draw from so many likeliest tokens; 0 from all.")]
-TopP = Annotated[float | None, typer.Option("--top-p", help="Draw from the likeliest tokens that hold this probability.")]
-MinP = Annotated[float | None, typer.Option("--min-p", help="Leave out tokens less likely than this share of the likeliest.")]
-RepetitionPenalty = Annotated[
-    float | None, typer.Option("--repetition-penalty", help="Above 1: what was said becomes less likely to be said again.")
-]
-MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="Cut an answer off after so many tokens.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Makes the draws repeatable.")]
 WeightsKept = Annotated[
     Weights, typer.Option("--weights", help="In what weights are kept: fp32 is exact, bf16 faster, int8 too on a CPU. auto: bf16 on a GPU.")
 ]
 Device = Annotated[
     DeviceName, typer.Option("--device", help="Where the model is computed: auto is an NVIDIA GPU if there is one, else the CPU.")
 ]
-Stop = Annotated[list[str] | None, typer.Option("--stop", help="A text that ends an answer; may be given several times.")]
-"""Of all that is not given the checkpoint itself says how: its recipe's `generation`."""
+_SAMPLING: dict[str, Any] = {
+    "temperature": Annotated[float | None, typer.Option("--temperature", help="0 takes the likeliest token each time.")],
+    "top_k": Annotated[int | None, typer.Option("--top-k", help="Draw from so many likeliest tokens; 0 from all.")],
+    "top_p": Annotated[float | None, typer.Option("--top-p", help="Draw from the likeliest tokens that hold this probability.")],
+    "min_p": Annotated[float | None, typer.Option("--min-p", help="Leave out tokens less likely than this share of the likeliest.")],
+    "repetition_penalty": Annotated[
+        float | None, typer.Option("--repetition-penalty", help="Above 1: what was said becomes less likely to be said again.")
+    ],
+    "maximum_new_tokens": Annotated[int | None, typer.Option("--max-tokens", help="Cut an answer off after so many tokens.")],
+    "stop": Annotated[list[str] | None, typer.Option("--stop", help="A text that ends an answer; may be given several times.")],
+    "seed": Annotated[int | None, typer.Option("--seed", help="Makes the draws repeatable.")],
+}
+"""What `with_sampling` adds, in the order of `--help`.
+
+Of all that is not given the checkpoint itself says how: its recipe's `generation`."""
 
 RecipeOrPlace = Annotated[
     str | None,
@@ -82,6 +90,38 @@ STAGE_HELP: dict[Stage, str] = {
     "evaluate": "Measure the checkpoints of a recipe; or compare models.",
     "report": "Write the HTML report of the run.",
 }
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the command line wants texts to be drawn."""
+
+    given: dict[str, float | int]
+    """By the names of the settings."""
+    stop: list[str]
+
+
+NOTHING_GIVEN = Sampling({}, [])
+
+
+def with_sampling(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the options of sampling in place of its parameter `sampling`, checked before it begins: a model takes long to load."""
+
+    @functools.wraps(verb)
+    def sampled(**options: Any) -> None:
+        values = {name: options.pop(name) for name in _SAMPLING}
+        stop = values.pop("stop")
+        given = {name: value for name, value in values.items() if value is not None}
+        parse(GenerationSettings, Tree(given, {}))
+        verb(**options, sampling=Sampling(given, stop or []))
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    own = inspect.signature(verb, eval_str=True).parameters.values()
+    added = [inspect.Parameter(name, keyword, default=None, annotation=option) for name, option in _SAMPLING.items()]
+    parameters = [new for one in own for new in (added if one.name == "sampling" else [one.replace(kind=keyword)])]
+    sampled.__dict__["__signature__"] = inspect.Signature(parameters)
+    sampled.__annotations__ = {one.name: one.annotation for one in parameters}
+    return sampled
 
 
 def refuse_contradictions(modes: dict[str, bool], test: bool, rank: int, world: int) -> None:

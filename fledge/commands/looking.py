@@ -1,4 +1,7 @@
-"""The verbs that look and change nothing: `plan`, `doctor`, `config`, `show`, `inspect`, `which`, `verify`."""
+"""The verbs that look and change nothing: `plan`, `doctor`, `config`, `show`, `inspect`, `which`, `verify`.
+
+And `board`, which looks too, and starts and stops runs for whoever asks on its page.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from fledge.core import console
+from fledge.core.config import Tree, parse
 from fledge.options import (
     LogLevel,
     Name,
@@ -23,7 +27,10 @@ from fledge.options import (
     read_run,
     refuse_ranks,
 )
+from fledge.serving.settings import ServerSettings
 from fledge.stages.run import RUNS
+
+SERVER = ServerSettings()
 
 Split = Literal["train", "validation"]
 TrainedStage = Literal["pretrain", "sft", "dpo"]
@@ -126,13 +133,15 @@ def verify(place: Place, small: SmokeRun = False, log_level: LogLevel = "info") 
 
 def board(
     folder: Annotated[Path, typer.Argument(metavar="[RUNS]", help="The folder of runs.")] = RUNS,
-    host: Annotated[str, typer.Option("--host", help="The address to listen on; runs start from this machine's own only.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option("--host", help="The address to listen on; runs start from this machine's own only.")] = SERVER.host,
     port: Annotated[int, typer.Option("--port", help="The port to listen on; 0 takes a free one.", min=0, max=65_535)] = 8001,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option("--allowed-host", help="A name by which the board is reached, besides --host and localhost.")
+    ] = None,
     log_level: LogLevel = "info",
 ) -> None:
     console.configure(log_level)
     refuse_ranks("board")
-    from fledge.serving.settings import ServerSettings
     from fledge.verbs import board as verbs
 
-    verbs.board(folder, ServerSettings(host=host, port=port))
+    verbs.board(folder, parse(ServerSettings, Tree({"host": host, "port": port, "allowed_hosts": allowed_host or []}, {})))

@@ -8,24 +8,20 @@ from typing import Annotated, Literal
 import typer
 
 from fledge.core import console
+from fledge.core.config import Tree, parse
 from fledge.core.errors import ConfigError
 from fledge.inference.settings import EngineSettings
 from fledge.options import (
+    NOTHING_GIVEN,
     Device,
     LogLevel,
-    MaxTokens,
-    MinP,
     Place,
     Reference,
-    RepetitionPenalty,
     Repository,
-    Seed,
+    Sampling,
     SmokeRun,
-    Stop,
-    Temperature,
-    TopK,
-    TopP,
     WeightsKept,
+    with_sampling,
 )
 from fledge.publish.settings import WeightType
 from fledge.serving.settings import ServerSettings
@@ -41,6 +37,7 @@ ENGINE = EngineSettings()
 SERVER = ServerSettings()
 
 
+@with_sampling
 def generate(
     checkpoint: Reference,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="The text to continue; may be given several times.")] = None,
@@ -54,14 +51,7 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the texts as JSON Lines.")] = False,
     chat_format: Annotated[bool, typer.Option("--chat", help="Ask the prompt as a question in the chat format.")] = False,
     samples: Annotated[int, typer.Option("--n", help="So many texts for each prompt.", min=1)] = 1,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repetition_penalty: RepetitionPenalty = None,
-    max_tokens: MaxTokens = None,
-    stop: Stop = None,
-    seed: Seed = None,
+    sampling: Sampling = NOTHING_GIVEN,
     weights: WeightsKept = ENGINE.weights,
     device: Device = "auto",
     small: SmokeRun = False,
@@ -72,20 +62,12 @@ def generate(
 
     prompts = generating.prompts_of(prompt or [], source, chat_format)
     generating.require_free(target)
-    given = _sampling(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        maximum_new_tokens=max_tokens,
-        seed=seed,
-    )
     speaker = speakers.open_speaker(smoke_name(checkpoint) if small else checkpoint, EngineSettings(slots=1, weights=weights), device)
-    settings = speakers.adjusted(speaker.generation, given)
-    generating.generate(speaker, prompts, settings, samples, stop or [], generating.Output(target, as_json))
+    settings = speakers.adjusted(speaker.generation, sampling.given)
+    generating.generate(speaker, prompts, settings, samples, sampling.stop, generating.Output(target, as_json))
 
 
+@with_sampling
 def chat(
     checkpoints: Annotated[
         list[str] | None,
@@ -96,14 +78,7 @@ def chat(
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Every one of several checkpoints answers, side by side.")] = False,
     system: Annotated[str | None, typer.Option("--system", help="An instruction before the conversation.")] = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repetition_penalty: RepetitionPenalty = None,
-    max_tokens: MaxTokens = None,
-    stop: Stop = None,
-    seed: Seed = None,
+    sampling: Sampling = NOTHING_GIVEN,
     weights: WeightsKept = ENGINE.weights,
     device: Device = "auto",
     small: SmokeRun = False,
@@ -119,22 +94,8 @@ def chat(
     named = [smoke_name(one) if small else one for one in checkpoints or ()]
     if not compare:
         named = [picking.pick_checkpoint(named[0] if named else None, terminal.line_reader())]
-    given = _sampling(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        maximum_new_tokens=max_tokens,
-        seed=seed,
-    )
     engine = EngineSettings(slots=1, weights=weights)
-    loop.chat([speakers.open_speaker(one, engine, device) for one in named], system, given, stop or [])
-
-
-def _sampling(**values: float | int | None) -> dict[str, float | int]:
-    """What the command line gives, by the names of the settings."""
-    return {name: value for name, value in values.items() if value is not None}
+    loop.chat([speakers.open_speaker(one, engine, device) for one in named], system, sampling.given, sampling.stop)
 
 
 def serve(
@@ -164,16 +125,17 @@ def serve(
     log_level: LogLevel = "info",
 ) -> None:
     console.configure(log_level)
-    server = ServerSettings(
-        host=host,
-        port=port,
-        insecure=insecure,
-        allowed_hosts=tuple(allowed_host or ()),
-        cors_origins=tuple(cors_origin or ()),
-        drain_seconds=drain_seconds,
-        log_prompts=log_prompts,
-        allow_control_ids=allow_control_ids,
-    )
+    given = {
+        "host": host,
+        "port": port,
+        "insecure": insecure,
+        "allowed_hosts": allowed_host or [],
+        "cors_origins": cors_origin or [],
+        "drain_seconds": drain_seconds,
+        "log_prompts": log_prompts,
+        "allow_control_ids": allow_control_ids,
+    }
+    server = parse(ServerSettings, Tree(given, {}))
     from fledge.verbs import serving
 
     engine = EngineSettings(slots=slots, context_tokens=context, weights=weights)

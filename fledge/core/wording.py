@@ -14,6 +14,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun.removesuffix('s') if number == 1 else noun}"
 
 
+def first_line(error: Exception) -> str:
+    """What an error of a library says at first; its name if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def without_secrets(text: str) -> str:
     """A text in which no address has user, password or query."""
     return _QUERY.sub(r"\1\2", _LOGIN.sub(r"\1", text))

@@ -18,7 +18,7 @@ from fledge.serving.answer import Job
 from fledge.serving.bodies import read_object
 from fledge.serving.choice import Choice, Piece
 from fledge.serving.errors import bad_request
-from fledge.serving.exchange import Asked, Whole, respond
+from fledge.serving.exchange import AskedAnswer, Whole, respond
 from fledge.serving.fields import Fields
 from fledge.serving.logprobs import ToldToken, chat_logprobs
 from fledge.serving.parameters import Parameters, read_model, read_parameters
@@ -40,7 +40,7 @@ def chat_router(state: ServerState) -> APIRouter:
     return router
 
 
-def _read(fields: Fields, state: ServerState) -> Asked:
+def _read(fields: Fields, state: ServerState) -> AskedAnswer:
     model = read_model(fields, state)
     if model.tokenizer.template is None:
         raise bad_request("This model has no format for conversations; use /v1/completions.", "model")
@@ -54,7 +54,7 @@ def _read(fields: Fields, state: ServerState) -> Asked:
         length = answer_tokens(prompt, parameters.maximum_tokens, model.generation.maximum_new_tokens, model, "messages", least_room)
         return _Chat(model, parameters, logprobs, prompt, length)
 
-    return Asked(model, parameters, 1, partial(encode_conversation, messages, model.tokenizer), form)
+    return AskedAnswer(model, parameters, 1, partial(encode_conversation, messages, model.tokenizer), form)
 
 
 def _read_logprobs(fields: Fields) -> int | None:

@@ -18,7 +18,7 @@ from fledge.serving.answer import Job
 from fledge.serving.bodies import read_object
 from fledge.serving.choice import Choice, End, Piece, PromptLogprobs
 from fledge.serving.errors import bad_request
-from fledge.serving.exchange import Asked, Whole, respond
+from fledge.serving.exchange import AskedAnswer, Whole, respond
 from fledge.serving.fields import Fields
 from fledge.serving.logprobs import ToldToken, completion_logprobs, prompt_tokens
 from fledge.serving.parameters import Parameters, read_model, read_parameters
@@ -42,7 +42,7 @@ def completions_router(state: ServerState) -> APIRouter:
     return router
 
 
-def _read(fields: Fields, state: ServerState) -> Asked:
+def _read(fields: Fields, state: ServerState) -> AskedAnswer:
     model = read_model(fields, state)
     echo = fields.flag("echo")
     parameters = read_parameters(fields, model, ("max_tokens",), least_tokens=0)
@@ -56,7 +56,7 @@ def _read(fields: Fields, state: ServerState) -> Asked:
         lengths = [answer_tokens(prompt, parameters.maximum_tokens, DEFAULT_TOKENS, model, "prompt") for prompt in prompts]
         return _Completions(model, parameters, echo, logprobs, prompts, lengths)
 
-    return Asked(model, parameters, len(raw), partial(encode_prompts, raw, model.tokenizer), form)
+    return AskedAnswer(model, parameters, len(raw), partial(encode_prompts, raw, model.tokenizer), form)
 
 
 @dataclass

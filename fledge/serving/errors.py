@@ -21,20 +21,29 @@ class ApiError(Exception):
     """A request that ends with an HTTP status of 400 or above."""
 
     def __init__(
-        self, status: int, message: str, param: str | None = None, code: str | None = None, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        remedy: str | None = None,
     ) -> None:
+        """`remedy`: what to do, where the message is one of ours for users; a field of its own beside OpenAI's."""
         super().__init__(message)
         self.status = status
         self.message = message
         self.param = param
         self.code = code
         self.headers = dict(headers or {})
+        self.remedy = remedy
 
     @property
     def body(self) -> dict[str, Any]:
         """As it is sent."""
         kind = "server_error" if self.status >= 500 else "rate_limit_error" if self.status == 429 else "invalid_request_error"
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        remedy = {} if self.remedy is None else {"remedy": self.remedy}
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code, **remedy}}
 
     def response(self) -> Response:
         """The whole answer to a request that ended so."""

@@ -59,7 +59,7 @@ class Form(Protocol):
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedAnswer:
     """A request that has been read."""
 
     model: ServedModel
@@ -71,7 +71,7 @@ class Asked:
     """Raises ApiError for a prompt that does not fit."""
 
 
-async def respond(request: Request, state: ServerState, asked: Asked) -> Response:
+async def respond(request: Request, state: ServerState, asked: AskedAnswer) -> Response:
     """Answer it. Raises ApiError and ClientLeft."""
     scope_state = request.scope["state"]
     choices = asked.prompt_count * asked.parameters.choices_per_prompt
@@ -90,7 +90,8 @@ async def respond(request: Request, state: ServerState, asked: Asked) -> Respons
         raise
     answer.close()
     _log_texts(state, answer, "answers", [choice.text for choice in whole])
-    return json_response({**form.whole(whole), "usage": _usage(answer)})
+    told = await asyncio.to_thread(form.whole, whole)  # the log probabilities of long answers take a second to word
+    return json_response({**told, "usage": _usage(answer)})
 
 
 async def _collect(answer: Answer, choices: int) -> list[Whole]:

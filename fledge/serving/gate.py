@@ -100,7 +100,8 @@ class Gate:
         if is_allowed_origin(origin, self._state.settings.cors_origins):
             return origin
         if method not in _SAFE_METHODS or "access-control-request-method" in headers:
-            raise ApiError(403, "Pages of that origin may not ask here; --cors-origin allows one.", None, "origin_not_allowed")
+            remedy = "; --cors-origin allows one" if self._state.models else ""  # `fledge board` has no such option
+            raise ApiError(403, f"Pages of that origin may not ask here{remedy}.", None, "origin_not_allowed")
         return None
 
     def _check_key(self, scope: Scope, headers: Headers) -> str:

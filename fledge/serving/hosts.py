@@ -23,13 +23,15 @@ def served_hosts(settings: ServerSettings, has_keys: bool) -> frozenset[str] | N
     if settings.host in WILDCARDS and not settings.allowed_hosts and has_keys:
         return None
     own = {settings.host} if settings.host not in WILDCARDS else {socket.gethostname()}
-    return frozenset(name.lower() for name in (*LOOPBACK, *own, *settings.allowed_hosts))
+    return frozenset(map(host_name, (*LOOPBACK, *own, *settings.allowed_hosts)))
 
 
 def host_name(authority: str) -> str:
     """The name in a Host header, without port and brackets."""
     if authority.startswith("["):
         return authority[1:].partition("]")[0].lower()
+    if authority.count(":") > 1:
+        return authority.lower()  # an address of IPv6 as an option gives it
     return authority.partition(":")[0].lower()
 
 

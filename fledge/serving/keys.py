@@ -26,7 +26,7 @@ class ApiKeys:
         """Those in FLEDGE_API_KEY. Raises ConfigError for one that no client could send in a header."""
         given = os.environ.get(VARIABLE, "")
         if not (given.isascii() and given.isprintable()):
-            raise ConfigError(f"a key in {VARIABLE} holds other characters than ASCII has", "use letters, digits and signs of ASCII")
+            raise ConfigError(f"a key in {VARIABLE} holds a character that no header can carry", "use letters, digits and signs of ASCII")
         return cls(key for part in given.split(",") if (key := part.strip()))
 
     def __bool__(self) -> bool:

@@ -26,7 +26,7 @@ class Metrics:
         self.requests = Counter("requests", "Requests answered, by endpoint and status.", ["endpoint", "status"], **made)
         self.request_seconds = Histogram("request_seconds", "Time to the end of an answer.", ["endpoint"], buckets=_SECONDS, **made)
         self.first_token_seconds = Histogram("first_token_seconds", "Time to the first token.", ["model"], buckets=_SECONDS, **made)
-        self.choices = Counter("choices", "Choices begun.", ["model"], **made)
+        self.choices = Counter("choices", "Choices accepted, to be answered at once or to wait for a slot.", ["model"], **made)
         self.finished = Counter("choices_finished", "Choices ended, by reason.", ["model", "finish"], **made)
         self.tokens = Counter("tokens", "Tokens of prompts and answers.", ["model", "kind"], **made)
         self.refusals = Counter("refusals", "Requests refused because of load or shutdown.", ["reason"], **made)

@@ -28,7 +28,7 @@ from fledge.core.errors import MachineError
 from fledge.serving.errors import unavailable
 from fledge.serving.health import not_live
 from fledge.serving.protocol import GuardedProtocol
-from fledge.serving.settings import ServerSettings, require_safe_address
+from fledge.serving.settings import WILDCARDS, ServerSettings, require_safe_address
 from fledge.serving.state import state_of
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -39,22 +39,32 @@ _LARGEST_HEAD_BYTES = 64 << 10
 """The parser gives up beyond this; the gate's own limit is lower and has better words."""
 
 
-def serve(application: FastAPI, settings: ServerSettings, on_ready: Callable[[str], None]) -> None:
+def serve(application: FastAPI, settings: ServerSettings, on_ready: Callable[[str], None], on_end: Callable[[], None]) -> None:
     """Listen until a signal or a failure ends it; `on_ready` gets the address once connections are taken.
+
+    `on_end` is called before the process may end, which it may do without returning from here.
 
     Raises ConfigError for an address that needs a key, and MachineError if the port is in use or an engine has ended.
     """
-    Service(application, settings).run(on_ready)
+    service = Service(application, settings)
+    service.on_end = on_end
+    service.run(on_ready)
 
 
 class Service:
     """A server that can be stopped from another thread."""
 
-    def __init__(self, application: FastAPI, settings: ServerSettings) -> None:
+    on_end: Callable[[], None] = staticmethod(lambda: None)
+    """Called once, before the process may end."""
+
+    def __init__(self, application: FastAPI, settings: ServerSettings, bound: socket.socket | None = None) -> None:
+        """`bound`: a socket that `bind` gave for these settings."""
         self._settings = settings
         self._state = state_of(application)
         require_safe_address(settings, bool(self._state.keys))
-        self._socket = _listen(settings.host, settings.port)
+        self._socket = bound or bind(settings)
+        with _told_errors(self._socket, settings):
+            self._socket.listen(2048)
         protocol = cast("type[asyncio.Protocol]", functools.partial(GuardedProtocol, state=self._state))
         self._server = _Uvicorn(
             uvicorn.Config(
@@ -77,8 +87,9 @@ class Service:
 
     @property
     def address(self) -> str:
-        """Where it listens, as a browser writes it."""
+        """Where it listens, as a browser of this machine writes it."""
         host, port = self._socket.getsockname()[:2]
+        host = WILDCARDS.get(host, host)
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def run(self, on_ready: Callable[[str], None]) -> None:
@@ -118,6 +129,8 @@ class Service:
 
     def _take_signal(self, number: int) -> None:
         if self._state.draining:
+            self.on_end()
+            sys.stdout.flush()
             os._exit(128 + number)
         console.info(f"{signal.Signals(number).name}: ending the answers under way (another signal ends at once)")
         self._begin_drain()
@@ -135,6 +148,7 @@ class Service:
 
     def _end(self) -> None:
         """A thread that waits for a file or another process cannot be cancelled, and Python would wait for it: the process ends at once."""
+        self.on_end()
         if busy := current_default_thread_limiter().borrowed_tokens:
             console.warn(f"requests that do not end, and are given up: {busy}")
             sys.stdout.flush()
@@ -173,17 +187,27 @@ class _Uvicorn(uvicorn.Server):
         self.on_started()
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Raises MachineError."""
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+def bind(settings: ServerSettings) -> socket.socket:
+    """A socket of this address at which nobody is answered yet, so that a port in use is known before models are loaded.
+
+    Raises MachineError.
+    """
+    bound = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    with _told_errors(bound, settings):
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((settings.host, settings.port))
+    bound.setblocking(False)
+    return bound
+
+
+@contextlib.contextmanager
+def _told_errors(used: socket.socket, settings: ServerSettings) -> Iterator[None]:
+    """An error of a socket as MachineError; the socket is closed then."""
+    host, port = settings.host, settings.port
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-        listening.listen(2048)
+        yield
     except OSError as error:
-        listening.close()
+        used.close()
         if error.errno == errno.EADDRINUSE:
             raise MachineError(f"port {port} of {host} is in use", "stop what listens there, or give another --port") from error
         raise MachineError(f"cannot listen on {host}:{port}: {error.strerror or error}", "give another --host or --port") from error
-    listening.setblocking(False)
-    return listening

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
+from urllib.parse import urlsplit
+
 from fledge.core.config import operation, settings
 from fledge.core.errors import ConfigError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-WILDCARDS = ("0.0.0.0", "::", "")
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Addresses that mean all of a machine's, each with one by which the machine itself reaches them."""
 
 
 @settings
@@ -60,6 +64,14 @@ class ServerSettings:
         for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not self.host:
+            raise ValueError("host must be an address; 0.0.0.0 stands for all of this machine's")
+        for name in self.allowed_hosts:
+            if "/" in name:
+                raise ValueError(f"allowed_hosts must hold names without a scheme and a path, not {name!r}")
+        for origin in self.cors_origins:
+            if origin not in ("*", "null") and not _is_origin(origin):
+                raise ValueError(f"cors_origins must hold origins like https://example.org, not {origin!r}")
         if not 0 <= self.port < 1 << 16:
             raise ValueError(f"port must be between 0 and 65535, not {self.port}")
         if 2 * self.choices_per_request > self.queued_choices:
@@ -81,9 +93,26 @@ MAXIMUM_TEMPERATURE = 2.0
 """As OpenAI has it."""
 
 
+def _is_origin(text: str) -> bool:
+    """Whether a browser could send it as the Origin of a page: a scheme, a name, perhaps a port, and nothing more."""
+    try:
+        parts = urlsplit(text.rstrip("/"))
+    except ValueError:
+        return False
+    return bool(parts.scheme and parts.netloc) and not (parts.path or parts.query or parts.fragment)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() in LOOPBACK
+
+
 def require_safe_address(given: ServerSettings, has_keys: bool) -> None:
     """Refuse to listen where other machines reach a server that asks nobody for a key. Raises ConfigError."""
-    if given.host not in LOOPBACK and not has_keys and not given.insecure:
+    if not is_loopback(given.host) and not has_keys and not given.insecure:
         raise ConfigError(
             f"{given.host} can be reached from other machines, and there is no API key",
             "set FLEDGE_API_KEY=SECRET, listen on 127.0.0.1, or give --insecure",

@@ -19,7 +19,7 @@ from fledge.model.settings import DeviceName
 from fledge.serving.application import create_application
 from fledge.serving.keys import ApiKeys
 from fledge.serving.pages import pages_router
-from fledge.serving.run import Service
+from fledge.serving.run import Service, bind
 from fledge.serving.served import ServedModel
 from fledge.serving.settings import ServerSettings, require_safe_address
 from fledge.stages.run import RUNS, smoke_name
@@ -37,9 +37,10 @@ def serve(
     Raises ConfigError, CheckpointError or DataError before it listens, and MachineError when it cannot listen or go on.
     """
     require_safe_address(settings, bool(ApiKeys.from_environment()))  # before models are loaded
-    with served_models([smoke_name(one) if small else one for one in references], names, engine, device) as models:
+    named = [smoke_name(one) if small else one for one in references]
+    with bind(settings) as bound, served_models(named, names, engine, device) as models:
         application = create_application(settings, models, public_routers=[pages_router(["chat"])])
-        service = Service(application, settings)
+        service = Service(application, settings, bound)
         service.run(lambda address: _greet(address, models, settings))
 
 
@@ -49,13 +50,11 @@ def served_models(
 ) -> Iterator[list[ServedModel]]:
     """Their models, loaded, each with an engine that runs while the block lasts."""
     models = [_open(reference, name, engine, device) for reference, name in zip(references, model_names(references, names), strict=True)]
-    for model in models:
-        model.engine.start()
-    try:
-        yield models
-    finally:
+    with contextlib.ExitStack() as running:
         for model in models:
-            model.engine.stop(_STOP_SECONDS)
+            model.engine.start()
+            running.callback(model.engine.stop, _STOP_SECONDS)
+        yield models
 
 
 def model_names(references: Sequence[str], given: Sequence[str]) -> list[str]:
@@ -104,7 +103,7 @@ def _warm_up(engine: Engine, tokenizer: Tokenizer, reference: str) -> None:
 def _greet(address: str, models: Sequence[ServedModel], settings: ServerSettings) -> None:
     keys = bool(ApiKeys.from_environment())
     if settings.insecure and not keys:
-        console.warn(f"--insecure: whoever reaches {address} may use it; names other than this machine's need --allowed-host")
+        console.warn(f"--insecure: whoever reaches {settings.host} may use it; names other than this machine's need --allowed-host")
     key = ' -H "Authorization: Bearer $FLEDGE_API_KEY"' if keys else ""
     example = json.dumps({"model": models[0].name, "messages": [{"role": "user", "content": "Hello"}]})
     console.say(f"serving {', '.join(model.name for model in models)} at {address}/v1 (pages: {address})")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fledge.core import process
+from fledge.core.metrics import SOURCE_TOKENS
 from fledge.serving.board import comparison, details
 from fledge.serving.board.curves import MOST_POINTS, Thinned, last_record, read_curves
 from fledge.serving.board.folders import RunFolder, Runs
@@ -92,6 +93,20 @@ def test_thinning_keeps_order_ends_and_extremes(count: int) -> None:
         assert [step for step, _ in points] == list(range(count))
     gaps = [after - before for (before, _), (after, _) in pairwise(points)]
     assert not gaps or max(gaps) <= 4 * count / MOST_POINTS + 4, "every part is equally fine"
+
+
+def test_counters_of_sources_keep_the_same_steps_however_they_grow(tmp_path: Path) -> None:
+    counters = {"web": lambda step: 8 * step, "books": lambda step: 8 * max(0, step - 3_000), "code": lambda step: step // 7}
+    append(
+        tmp_path,
+        *(
+            {"step": step, "time": STARTED, **{f"{SOURCE_TOKENS}{name}": count(step) for name, count in counters.items()}}
+            for step in range(1, 5 * MOST_POINTS)
+        ),
+    )
+    series = read_curves(tmp_path / "metrics.jsonl").series
+    assert len({tuple(step for step, _ in thinned.points()) for thinned in series.values()}) == 1
+    assert len(series) == 3
 
 
 # ---- states

@@ -16,7 +16,7 @@ from fledge.core.errors import ConfigError
 from fledge.serving.application import create_application
 from fledge.serving.board import details, status
 from fledge.serving.board.folders import RunFolder
-from fledge.serving.board.launching import Asked
+from fledge.serving.board.launching import AskedRun
 from fledge.serving.board.routes import board_router
 from fledge.serving.keys import ApiKeys
 from fledge.serving.pages import pages_router
@@ -30,19 +30,19 @@ class NotedLauncher:
     """Starts nothing, and remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.asked: list[Asked] = []
+        self.asked: list[AskedRun] = []
         self.stopped: list[str] = []
 
     def recipes(self) -> list[dict[str, Any]]:
         return [{"name": "own.yaml", "origin": "in the working folder", "about": ""}]
 
-    def form(self, asked: Asked) -> dict[str, Any]:
+    def form(self, asked: AskedRun) -> dict[str, Any]:
         return {"command": f"fledge run {asked.recipe}"}
 
-    def plan(self, asked: Asked) -> dict[str, Any]:
+    def plan(self, asked: AskedRun) -> dict[str, Any]:
         raise ConfigError("pretrain.steps is -1", "give a number above 0")
 
-    def start(self, asked: Asked) -> dict[str, Any]:
+    def start(self, asked: AskedRun) -> dict[str, Any]:
         self.asked.append(asked)
         return {"run": asked.name, "command": "fledge run own.yaml"}
 
@@ -193,10 +193,11 @@ def test_a_comparison_of_what_is_not_there_is_refused(client: TestClient, query:
 def test_a_run_is_started_and_stopped_by_its_launcher(client: TestClient, launcher: NotedLauncher) -> None:
     body = {"recipe": "own.yaml", "changes": {"pretrain.steps": "5"}, "name": "new", "smoke": True, "last_stage": "corpus"}
     assert client.post("/board/start", headers=KEY, json=body).json()["run"] == "new"
-    assert launcher.asked == [Asked("own.yaml", {"pretrain.steps": "5"}, "new", True, "corpus")]
+    assert launcher.asked == [AskedRun("own.yaml", {"pretrain.steps": "5"}, "new", True, "corpus")]
     assert client.post("/board/stop", headers=KEY, json={"run": "new"}).status_code == 200 and launcher.stopped == ["new"]
     refused = client.post("/board/plan", headers=KEY, json={"recipe": "own.yaml"})
-    assert (refused.status_code, refused.json()["error"]["message"]) == (400, "pretrain.steps is -1\ngive a number above 0")
+    told = refused.json()["error"]
+    assert (refused.status_code, told["message"], told["remedy"]) == (400, "pretrain.steps is -1", "give a number above 0")
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,40 @@ def test_a_question_that_cannot_be_sent_again_forgets_nothing(site: Site, browse
         assert "Answer 1." in site.first.prompts()[2]
 
 
+def test_an_answer_that_does_not_come_leaves_the_former_one(site: Site, browser: Browser) -> None:
+    with browser.page(site.address, allowed_errors=("400",)) as page:
+        for number in (1, 2):
+            say(page, f"Question {number}")
+            page.locator(".answer", has_text=f"Answer {number}.").wait_for()
+            wait_until_done(page)
+        page.get_by_label("Most tokens").fill("99999")
+        page.get_by_role("button", name="Regenerate").last.click()
+        page.get_by_role("alert").filter(has_text="maximum context length").wait_for()
+        wait_until_done(page)
+        assert answers(page) == ["Answer 1.", "Answer 2."]
+        assert page.get_by_text("the oldest turns were left out").count() == 0, "no turn is in the way of an answer"
+        page.get_by_role("button", name="Edit").first.click()
+        page.get_by_label("Your question").fill("Another question")
+        page.get_by_role("button", name="Send again").click()
+        page.get_by_role("alert").filter(has_text="maximum context length").wait_for()
+        wait_until_done(page)
+        assert answers(page) == ["Answer 1.", "Answer 2."]
+        assert page.get_by_label("Message").input_value() == "Another question"
+        page.reload()
+        page.locator("#list .open").click()
+        assert answers(page) == ["Answer 1.", "Answer 2."]
+
+
+def test_a_page_that_is_left_during_an_answer_has_the_question(site: Site, browser: Browser) -> None:
+    site.first.texts, site.first.pause_seconds = iter(["word " * 4_000]), 0.02
+    with browser.page(site.address) as page:
+        say(page, "Tell me everything.")
+        page.locator(".answer .text", has_text="word").wait_for()
+        page.reload()
+        page.locator("#list .open", has_text="Tell me everything.").click()
+        assert page.locator(".question .text").all_text_contents() == ["Tell me everything."]
+
+
 def test_answers_keep_a_quarter_of_the_context_and_name_the_limit(tokenizer: Any, browser: Browser) -> None:
     engine = RiggedEngine(tokenizer, context_tokens=320)
     with listening(application({"small": engine})) as address, browser.page(address, allowed_errors=("400",)) as page:

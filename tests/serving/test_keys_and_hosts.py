@@ -45,7 +45,7 @@ def test_keys_come_from_the_environment_and_are_not_kept(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("key", ["schlüssel", "one,k\u00e9y", "\udcff", "o\tne"])
 def test_a_key_that_no_header_can_carry_is_refused_at_the_start(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEDGE_API_KEY", key)
-    with pytest.raises(ConfigError, match="FLEDGE_API_KEY") as refused:
+    with pytest.raises(ConfigError, match="FLEDGE_API_KEY holds a character that no header can carry") as refused:
         ApiKeys.from_environment()
     assert key not in str(refused.value)
 
@@ -56,7 +56,8 @@ def test_1_other_machines_need_a_key(host: str) -> None:
         require_safe_address(ServerSettings(host=host), has_keys=False)
     require_safe_address(ServerSettings(host=host), has_keys=True)
     require_safe_address(ServerSettings(host=host, insecure=True), has_keys=False)
-    require_safe_address(ServerSettings(host="127.0.0.1"), has_keys=False)
+    for own in ("127.0.0.1", "127.0.0.2", "::1", "LocalHost"):
+        require_safe_address(ServerSettings(host=own), has_keys=False)
 
 
 def test_4_names_in_the_host_header() -> None:
@@ -72,6 +73,21 @@ def test_4_names_in_the_host_header() -> None:
     assert served_hosts(ServerSettings(allowed_hosts=("*",)), has_keys=False) is None
 
 
+def test_4_a_name_is_given_with_or_without_a_port() -> None:
+    given = ServerSettings(host="::1", allowed_hosts=("Example.org:8000", "[::2]:80", "::3"))
+    hosts = served_hosts(given, has_keys=False)
+    assert hosts is not None and {host_name(name) for name in ("example.org:9", "[::1]:80", "[::2]", "[::3]:1")} <= hosts
+    with pytest.raises(ValueError, match="allowed_hosts must hold names without a scheme"):
+        ServerSettings(allowed_hosts=("https://example.org",))
+
+
+@pytest.mark.parametrize("origin", ["example.org", "https://example.org/page", "https://", "//example.org", "localhost:3000", ""])
+def test_5_what_no_browser_sends_as_an_origin_is_refused(origin: str) -> None:
+    with pytest.raises(ValueError, match="cors_origins must hold origins like"):
+        ServerSettings(cors_origins=(origin,))
+    ServerSettings(cors_origins=("*", "null", "https://example.org/", "http://[::1]:3000"))
+
+
 def test_5_origins() -> None:
     assert is_own_origin("http://127.0.0.1:8000", "127.0.0.1:8000") and is_own_origin("https://a.example", "A.example")
     assert not any(
@@ -82,7 +98,9 @@ def test_5_origins() -> None:
     assert not is_allowed_origin("https://a.example.evil", ["https://a.example"])
 
 
-@pytest.mark.parametrize("wrong", [{"port": 70_000}, {"body_bytes": 0}, {"request_seconds": -1.0}, {"choices_per_request": 33}])
-def test_settings_that_cannot_be(wrong: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "wrong", [{"host": ""}, {"port": 70_000}, {"body_bytes": 0}, {"request_seconds": -1.0}, {"choices_per_request": 33}]
+)
+def test_settings_that_cannot_be(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         ServerSettings(**wrong)  # type: ignore[arg-type]

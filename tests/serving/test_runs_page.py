@@ -14,7 +14,7 @@ from fledge.core.errors import ConfigError
 from fledge.core.form import form_fields
 from fledge.recipe import find_recipe, load_recipe
 from fledge.serving.application import create_application
-from fledge.serving.board.launching import Asked
+from fledge.serving.board.launching import AskedRun
 from fledge.serving.board.routes import board_router
 from fledge.serving.keys import ApiKeys
 from fledge.serving.pages import pages_router
@@ -52,15 +52,15 @@ class FormLauncher:
     """A real form; what it starts is a folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.asked, self.stopped = folder, list[Asked](), list[str]()
-        self.may_answer = threading.Event()
-        """Tells the form of a whole run, which is waited for."""
+        self.folder, self.asked, self.stopped = folder, list[AskedRun](), list[str]()
+        self.may_answer, self.is_planned = threading.Event(), threading.Event()
+        """The first tells the form of a whole run, which is waited for."""
         self.may_answer.set()
 
     def recipes(self) -> list[dict[str, Any]]:
         return [{"name": "quickstart", "origin": "comes with Fledge", "about": PAYLOADS[0]}]
 
-    def form(self, asked: Asked) -> dict[str, Any]:
+    def form(self, asked: AskedRun) -> dict[str, Any]:
         if not asked.smoke:
             assert self.may_answer.wait(WAIT_SECONDS)
         recipe, tree = load_recipe(find_recipe(asked.recipe), [f"{name}={value}" for name, value in asked.changes.items()])
@@ -68,12 +68,14 @@ class FormLauncher:
         fields = [vars(field) for field in form_fields(recipe, tree)]
         return {"fields": fields, "shrunk": {}, "stages": list(STAGES), "name": "fresh", "command": command, "exists": False}
 
-    def plan(self, asked: Asked) -> dict[str, Any]:
+    def plan(self, asked: AskedRun) -> dict[str, Any]:
+        if asked.changes.get("pretrain.steps") == "55":
+            self.is_planned.wait(20)
         if asked.changes.get("pretrain.steps") == "77":
             raise ConfigError(PAYLOADS[17], PAYLOADS[0])
         return PLAN
 
-    def start(self, asked: Asked) -> dict[str, Any]:
+    def start(self, asked: AskedRun) -> dict[str, Any]:
         self.asked.append(asked)
         begun(self.folder / str(asked.name))
         return {"run": asked.name, "command": "fledge run quickstart"}
@@ -173,6 +175,33 @@ def test_the_only_line_of_a_chart_is_not_faint_and_a_step_names_its_stage(browse
             page.get_by_role("heading", name=name).wait_for()
             page.get_by_label("Tokens per second: ").wait_for()
             assert page.evaluate(opacity) == expected
+
+
+READ_TWICE = """async (run) => {
+    const { Curves } = await import("/static/curves.js");
+    const curves = new Curves(run, "pretrain");
+    await Promise.all([curves.refresh(), curves.refresh()]);
+    return curves.points("train/loss").map(([step]) => step);
+}"""
+SHARES = """async (series) => {
+    const { Curves, SOURCE_TOKENS } = await import("/static/curves.js");
+    const curves = new Curves("one", "pretrain");
+    for (const [name, points] of Object.entries(series)) curves.series.set(SOURCE_TOKENS + name, points);
+    return curves.shares();
+}"""
+
+
+def test_two_looks_at_once_read_a_curve_once(browser: Browser, address: str, folder: Path) -> None:
+    begun(folder / "one", steps=range(1, 4))
+    with browser.page(opened(address)) as page:
+        page.get_by_role("link", name="one").wait_for()
+        assert page.evaluate(READ_TWICE, "one") == [1, 2, 3]
+
+
+def test_shares_are_of_points_of_the_same_step(browser: Browser, address: str) -> None:
+    with browser.page(opened(address)) as page:
+        shares = page.evaluate(SHARES, {"web": [[1, 8], [2, 16], [3, 24]], "books": [[1, 0], [3, 8]]})
+    assert shares == [{"name": "web", "points": [[1, 1], [3, 16 / 24]]}, {"name": "books", "points": [[1, 0], [3, 8 / 24]]}]
 
 
 def test_two_runs_are_compared(browser: Browser, address: str, folder: Path) -> None:
@@ -275,7 +304,44 @@ def test_a_run_is_changed_planned_and_started(browser: Browser, address: str, fo
         page.get_by_role("button", name="Stop").click()
         page.get_by_text("Stopping: it saves first").wait_for()
     assert launcher.stopped == ["mine"]
-    assert launcher.asked == [Asked("quickstart", {"pretrain.steps": "20", "pretrain.optimizer.kind": "adamw"}, "mine")]
+    assert launcher.asked == [AskedRun("quickstart", {"pretrain.steps": "20", "pretrain.optimizer.kind": "adamw"}, "mine")]
+
+
+def test_what_is_said_of_former_values_is_void(browser: Browser, address: str, launcher: FormLauncher) -> None:
+    with browser.page(opened(address), allowed_errors=("400",)) as page:
+        page.get_by_role("link", name="New run").click()
+        start, plan = page.get_by_role("button", name="Start"), page.get_by_role("button", name="Show plan")
+        page.get_by_label("Find a value").fill("pretrain.steps")
+        steps = page.locator('[id="field-pretrain.steps"]')
+        steps.fill("55")
+        page.get_by_text("fledge run quickstart pretrain.steps=55").wait_for()
+        with page.expect_response("**/board/plan"):
+            plan.click()
+            steps.fill("many")
+            assert start.is_disabled(), "not before it is checked"
+            page.get_by_role("alert").get_by_text("pretrain.steps: Input").wait_for()
+            launcher.is_planned.set()
+        assert page.get_by_role("heading", name="Plan").count() == 0
+        assert start.is_disabled() and plan.is_disabled()
+        steps.fill("20")
+        page.get_by_text("fledge run quickstart pretrain.steps=20").wait_for()
+        plan.click()
+        page.get_by_text("Disk at least").wait_for()
+        page.get_by_text("without text, not known yet").wait_for()
+
+
+def test_a_dialog_that_is_cancelled_does_not_come_back(browser: Browser, address: str) -> None:
+    for way in ("Cancel", "Escape"):
+        with browser.page(f"{address}/runs", allowed_errors=("401",)) as page:
+            page.get_by_role("textbox", name="Key").fill("half")
+            if way == "Cancel":
+                page.get_by_role("button", name="Cancel").click()
+            else:
+                page.keyboard.press("Escape")
+            page.get_by_role("alert").get_by_text("Give an API key").wait_for()
+            again = 'async () => (await import("/static/common.js")).load("/board/runs").then(() => "", (error) => error.message)'
+            assert "Give an API key" in page.evaluate(again)
+            assert page.get_by_role("dialog").count() == 0 and page.evaluate("sessionStorage.length") == 0
 
 
 def test_nothing_is_wider_than_the_page_and_all_controls_have_names(browser: Browser, address: str, folder: Path) -> None:

@@ -6,7 +6,8 @@ A line that is not ended yet waits for the next look; one that is no record is p
 without the steps after its checkpoint, which is another file, so the cursor does not fit and all is read again.
 
 Thinning keeps, of every so many neighbours, the least and the greatest value: a spike of one step stays visible in a million. The
-width doubles whenever there are too many, so memory stays bounded and all of a curve is equally fine.
+width doubles whenever there are too many, so memory stays bounded and all of a curve is equally fine. Of the counters of sources, which
+are compared with each other, it keeps the first and the last of the neighbours: the same steps of each.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 
-from fledge.core.metrics import Record, parse_record
+from fledge.core.metrics import SOURCE_TOKENS, Record, parse_record
 
 MOST_POINTS = 2_000
 """Of a curve."""
@@ -27,13 +30,17 @@ _TAIL_BYTES = 256 << 10
 _CURSOR = re.compile(r"(\d{1,20}):(\d{1,20})")
 
 Point = tuple[int, float]
+_step: Callable[[Point], float] = itemgetter(0)
+_value: Callable[[Point], float] = itemgetter(1)
 
 
 class Thinned:
     """Points in the order of steps, at most `most` of them."""
 
-    def __init__(self, most: int = MOST_POINTS) -> None:
+    def __init__(self, most: int = MOST_POINTS, kept_by: Callable[[Point], float] = _value) -> None:
+        """`kept_by`: of neighbours, the points are kept in which it is least and greatest."""
         self._most_buckets = most // 2
+        self._kept_by = kept_by
         self._width = 1
         self._buckets: list[tuple[Point, Point]] = []
         """The least and the greatest point of so many neighbours."""
@@ -41,8 +48,7 @@ class Thinned:
 
     def add(self, point: Point) -> None:
         if self._buckets and self._in_last < self._width:
-            least, greatest = self._buckets[-1]
-            self._buckets[-1] = (point if point[1] < least[1] else least, point if point[1] > greatest[1] else greatest)
+            self._buckets[-1] = self._joined(self._buckets[-1], (point, point))
             self._in_last += 1
             return
         self._buckets.append((point, point))
@@ -60,8 +66,11 @@ class Thinned:
             self._in_last = min(self._in_last, self._width)
         else:
             self._in_last += self._width
-        self._buckets = [_joined(pair[0], pair[-1]) for pair in pairs]
+        self._buckets = [self._joined(pair[0], pair[-1]) for pair in pairs]
         self._width *= 2
+
+    def _joined(self, one: tuple[Point, Point], other: tuple[Point, Point]) -> tuple[Point, Point]:
+        return min(one[0], other[0], key=self._kept_by), max(one[1], other[1], key=self._kept_by)
 
 
 @dataclass
@@ -86,7 +95,8 @@ class Curves:
             if value is None or not abs(value) <= sys.float_info.max:
                 self.not_finite[name] = self.not_finite.get(name, 0) + 1
             elif name in self.series or len(self.series) < MOST_CURVES:
-                self.series.setdefault(name, Thinned()).add((step, value))
+                kept_by = _step if name.startswith(SOURCE_TOKENS) else _value
+                self.series.setdefault(name, Thinned(kept_by=kept_by)).add((step, value))
         self.last_step = step
         self.last_time = record["time"] if isinstance(record["time"], (int, float)) else None
 
@@ -131,10 +141,3 @@ def _offset(cursor: str | None, status: os.stat_result) -> int:
     if found is None or int(found[1]) != status.st_ino or int(found[2]) > status.st_size:
         return 0
     return int(found[2])
-
-
-def _joined(one: tuple[Point, Point], other: tuple[Point, Point]) -> tuple[Point, Point]:
-    def value(point: Point) -> float:
-        return point[1]
-
-    return min(one[0], other[0], key=value), max(one[1], other[1], key=value)

@@ -92,15 +92,12 @@ class Runs:
 
     def all(self) -> list[RunFolder]:
         """Every run, in the order of names."""
-        found = [
-            RunFolder(entry, self.stages) for entry in _entries(self.folder) if not entry.name.startswith(".") and not entry.is_symlink()
-        ]
-        return sorted((run for run in found if _is_run(run)), key=lambda run: run.name)
+        return sorted((run for run in self._folders() if _is_run(run)), key=lambda run: run.name)
 
     def named(self, name: str) -> RunFolder:
         """The run of that very name. Raises ApiError (404)."""
-        found = next((run for run in self.all() if run.name == name), None)
-        if found is None:
+        found = next((run for run in self._folders() if run.name == name), None)
+        if found is None or not _is_run(found):
             raise ApiError(404, "There is no such run.", "run", "run_not_found")
         return found
 
@@ -111,6 +108,12 @@ class Runs:
         if known is None:
             raise ApiError(404, "The run has no such stage.", "stage", "stage_not_found")
         return run, known
+
+    def _folders(self) -> Iterator[RunFolder]:
+        """What may be a run by its name; nothing inside is looked at."""
+        for entry in _entries(self.folder):
+            if not entry.name.startswith(".") and not entry.is_symlink():
+                yield RunFolder(entry, self.stages)
 
 
 def _is_run(run: RunFolder) -> bool:

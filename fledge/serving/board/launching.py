@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedRun:
     """A run as it is to be started."""
 
     recipe: str
@@ -31,15 +31,15 @@ class Launcher(Protocol):
         """Name, origin and first words of each recipe."""
         ...
 
-    def form(self, asked: Asked) -> dict[str, Any]:
+    def form(self, asked: AskedRun) -> dict[str, Any]:
         """Every value with its help, the run's name, and the command line; checks the changes on the way."""
         ...
 
-    def plan(self, asked: Asked) -> dict[str, Any]:
+    def plan(self, asked: AskedRun) -> dict[str, Any]:
         """What `fledge plan` says, as data."""
         ...
 
-    def start(self, asked: Asked) -> dict[str, Any]:
+    def start(self, asked: AskedRun) -> dict[str, Any]:
         """Start it; gives the run's name and the command line."""
         ...
 

@@ -18,7 +18,7 @@ from fledge.serving.board import details
 from fledge.serving.board.comparison import MOST_RUNS, compare
 from fledge.serving.board.curves import read_curves
 from fledge.serving.board.folders import RunFolder, Runs
-from fledge.serving.board.launching import Asked, Launcher
+from fledge.serving.board.launching import AskedRun, Launcher
 from fledge.serving.board.status import listed_status, status_of
 from fledge.serving.errors import ApiError
 
@@ -39,8 +39,8 @@ class AskedBody(BaseModel):
     smoke: bool = False
     last_stage: Annotated[str | None, Field(max_length=20)] = None
 
-    def asked(self) -> Asked:
-        return Asked(self.recipe, dict(self.changes), self.name or None, self.smoke, self.last_stage or None)
+    def asked(self) -> AskedRun:
+        return AskedRun(self.recipe, dict(self.changes), self.name or None, self.smoke, self.last_stage or None)
 
 
 class RunBody(BaseModel):
@@ -154,7 +154,7 @@ def _told(call: Callable[[], T]) -> T:
     try:
         return call()
     except FledgeError as error:
-        raise ApiError(400, f"{error.problem}\n{error.remedy}", None, "refused") from error
+        raise ApiError(400, error.problem, None, "refused", remedy=error.remedy) from error
 
 
 def _json(content: dict[str, Any]) -> Response:

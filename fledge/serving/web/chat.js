@@ -46,13 +46,23 @@ function isReady() {
 }
 
 async function ask(question) {
-  const answers = chosenModels().map((model) => newAnswer(model, 0));
-  conversation.turns.push({ question, answers });
-  await answerLast(answers);
+  const turn = newTurn(question);
+  conversation.turns.push(turn);
+  keepConversation(); // a page that is left before the answer has come still has the question
+  await answerLast(turn.answers);
 }
 
-/** Draw these answers to the last question, all at once. */
-async function answerLast(answers) {
+function newTurn(question) {
+  return { question, answers: chosenModels().map((model) => newAnswer(model, 0)) };
+}
+
+function keepConversation() {
+  if (!keep(conversation)) showError(at("problem"), new Error("The browser has no room to keep this conversation."));
+}
+
+/** Draw these answers to the last question, all at once; `putBack`: brings back what they stand in place of, if none of them comes. */
+async function answerLast(answers, putBack = null) {
+  fill(at("problem"));
   showTurns();
   const views = shownTurns.at(-1).views.filter((view) => answers.includes(view.answer));
   stopping = new AbortController();
@@ -61,7 +71,11 @@ async function answerLast(answers) {
   await Promise.all(views.map((view) => draw(view, stopping.signal)));
   stopping = null;
   showBusy(false);
-  if (!keep(conversation)) showError(at("problem"), new Error("The browser has no room to keep this conversation."));
+  if (putBack && answers.every((answer) => answer.error)) {
+    putBack();
+    showTurns();
+    showError(at("problem"), new Error(answers[0].error));
+  } else keepConversation();
   showList();
 }
 
@@ -78,7 +92,7 @@ async function draw(view, signal) {
       const { finish, tokens } = await streamAnswer({ model: answer.model, messages, settings, signal, onText: (text) => grow(view, text) });
       answer.finish = finish === "length" && tokens >= contexts[answer.model] ? "context" : finish;
     } catch (error) {
-      if (error.code === "context_length_exceeded" && turns.length > 1) {
+      if (error.code === "context_length_exceeded" && error.param === "messages" && turns.length > 1) {
         if (turns === conversation.turns) view.note("The model's context is full: the oldest turns were left out.");
         turns = turns.slice(1);
         continue;
@@ -117,16 +131,23 @@ const actions = {
   async edit(turn, question) {
     const place = conversation.turns.indexOf(turn);
     if (place < 0 || !isReady()) return;
-    conversation.turns = conversation.turns.slice(0, place);
+    const former = conversation.turns;
+    const changed = newTurn(question);
+    conversation.turns = [...former.slice(0, place), changed];
     at("message").focus();
-    await ask(question);
+    await answerLast(changed.answers, () => {
+      conversation.turns = former;
+      at("message").value ||= question;
+      fitHeight();
+    });
   },
   async regenerate(turn, answer) {
     if (!isReady()) return;
     const another = newAnswer(answer.model, answer.attempt + 1);
-    turn.answers[turn.answers.indexOf(answer)] = another;
+    const place = turn.answers.indexOf(answer);
+    turn.answers[place] = another;
     at("message").focus();
-    await answerLast([another]);
+    await answerLast([another], () => (turn.answers[place] = answer));
   },
 };
 

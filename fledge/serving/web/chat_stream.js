@@ -14,7 +14,7 @@ export async function streamAnswer({ model, messages, settings, signal, onText }
   for await (const data of events(answer.body)) {
     if (data === "[DONE]") return { finish, tokens };
     const event = JSON.parse(data);
-    if (event.error) throw new RequestError(event.error.message ?? "The answer broke off.", answer.status, "", event.error.code);
+    if (event.error) throw new RequestError(event.error.message ?? "The answer broke off.", answer.status, event.error);
     const choice = event.choices?.[0];
     if (choice?.delta?.content) onText(choice.delta.content);
     tokens = event.usage?.total_tokens ?? tokens;

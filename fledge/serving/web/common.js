@@ -37,11 +37,12 @@ export function fill(place, ...children) {
 
 /** An error of the server or of the way to it, in words for a person. */
 export class RequestError extends Error {
-  constructor(message, status = 0, remedy = "", code = "") {
+  constructor(message, status = 0, { remedy = "", code = "", param = "" } = {}) {
     super(message);
     this.status = status;
     this.remedy = remedy;
     this.code = code;
+    this.param = param;
   }
 }
 
@@ -51,10 +52,6 @@ export function takeKeyFromAddress() {
   if (!given) return;
   sessionStorage.setItem(KEY, given);
   history.replaceState(null, "", location.pathname + location.search);
-}
-
-export function forgetKey() {
-  sessionStorage.removeItem(KEY);
 }
 
 /** `fetch` with the key; asks for one where it is missing, once for all requests that wait. Raises RequestError unless the answer is good. */
@@ -91,14 +88,16 @@ async function errorOf(answer) {
   }
   const wait = answer.headers.get("Retry-After");
   const later = wait ? ` Try again in ${wait} s.` : "";
-  return new RequestError((told.message ?? `The server answered ${answer.status}.`) + later, answer.status, told.remedy ?? "", told.code ?? "");
+  return new RequestError((told.message ?? `The server answered ${answer.status}.`) + later, answer.status, told);
 }
 
 let asking = null;
+let isDeclined = false;
 
-/** Ask for the key in a dialog. `refused`: the key that was not taken. Whether there is now another one to try. */
+/** Ask for the key in a dialog, until that is cancelled once. `refused`: the key that was not taken. Whether there is now another one to try. */
 function askForKey(refused) {
   if (sessionStorage.getItem(KEY) !== refused) return Promise.resolve(true);
+  if (isDeclined) return Promise.resolve(false);
   asking ??= new Promise((resolve) => {
     const input = element("input", { id: "key", name: "key", type: "password", autocomplete: "off", required: true });
     const dialog = element(
@@ -111,12 +110,13 @@ function askForKey(refused) {
         element("p", {}, refused ? "That key was not accepted." : "This server asks for a key. It is printed where the server was started."),
         element("label", { for: "key" }, "Key"),
         input,
-        element("div", { class: "actions" }, element("button", { class: "primary" }, "Use it"), element("button", { value: "cancel", formnovalidate: true }, "Cancel")),
+        element("div", { class: "actions" }, element("button", { class: "primary", value: "use" }, "Use it"), element("button", { value: "cancel", formnovalidate: true }, "Cancel")),
       ),
     );
     dialog.addEventListener("close", () => {
-      const given = dialog.returnValue === "cancel" ? "" : input.value.trim();
+      const given = dialog.returnValue === "use" ? input.value.trim() : "";
       if (given) sessionStorage.setItem(KEY, given);
+      isDeclined = !given;
       dialog.remove();
       asking = null;
       resolve(Boolean(given));

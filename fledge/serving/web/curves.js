@@ -9,6 +9,7 @@ export const SOURCE_TOKENS = "train/source_tokens/";
 export class Curves {
   constructor(run, stage) {
     this.path = `/board/runs/${encodeURIComponent(run)}/stages/${encodeURIComponent(stage)}/curves`;
+    this.reading = null;
     this.clear();
   }
 
@@ -18,8 +19,13 @@ export class Curves {
     this.notFinite = 0;
   }
 
-  /** Read what is new; whether anything is. */
-  async refresh(signal) {
+  /** Read what is new; whether anything is. Whoever asks while it is being read waits for the same: two readings would both append it. */
+  refresh(signal) {
+    this.reading ??= this.read(signal).finally(() => (this.reading = null));
+    return this.reading;
+  }
+
+  async read(signal) {
     if ([...this.series.values()].some((points) => points.length > MOST_POINTS)) this.clear();
     const query = this.cursor === null ? "" : `?cursor=${encodeURIComponent(this.cursor)}`;
     const found = await load(this.path + query, { signal });
@@ -50,14 +56,15 @@ export class Curves {
   /** For each source its share of what was read between two records: [{name, points}]. */
   shares() {
     const names = this.names().filter((name) => name.startsWith(SOURCE_TOKENS));
-    const all = names.map((name) => this.points(name));
-    const steps = (all[0] ?? []).map(([step]) => step);
+    const read = names.map((name) => new Map(this.points(name)));
+    // A file of others may name a source in some records only.
+    const steps = [...(read[0]?.keys() ?? [])].filter((step) => read.every((one) => one.has(step)));
     return names.map((name, number) => ({
       name: name.slice(SOURCE_TOKENS.length),
       points: steps.flatMap((step, place) => {
-        const read = all.map((points) => (points[place]?.[1] ?? 0) - (place ? (points[place - 1]?.[1] ?? 0) : 0));
-        const whole = read.reduce((sum, tokens) => sum + tokens, 0);
-        return whole > 0 ? [[step, read[number] / whole]] : [];
+        const between = read.map((one) => one.get(step) - (place ? one.get(steps[place - 1]) : 0));
+        const whole = between.reduce((sum, tokens) => sum + tokens, 0);
+        return whole > 0 ? [[step, between[number] / whole]] : [];
       }),
     }));
   }

@@ -5,7 +5,8 @@ import { element, fill, formatBytes, formatCount, formatSeconds } from "./common
 export function showPlan(place, plan) {
   const seconds = plan.stages.reduce((sum, stage) => sum + stage.seconds, 0);
   const peak = Math.max(...plan.stages.map((stage) => stage.peak_bytes));
-  const known = plan.disk.filter((use) => use.size_bytes !== null).reduce((sum, use) => sum + use.size_bytes, 0);
+  const known = plan.disk.reduce((sum, use) => sum + (use.size_bytes ?? 0), 0);
+  const unknown = plan.disk.filter((use) => use.size_bytes === null).map((use) => use.what);
   const tile = (title, value, note) => element("div", {}, element("dt", {}, title), element("dd", {}, value, note ? element("div", { class: "small" }, note) : null));
   fill(
     place,
@@ -19,7 +20,7 @@ export function showPlan(place, plan) {
         tile("Training takes", formatSeconds(seconds), plan.stages.every((stage) => stage.is_measured) ? "measured on this machine" : "partly assumed"),
         tile("Parameters", formatCount(plan.parameters), `vocabulary ${plan.vocabulary_size.toLocaleString("en")}`),
         tile("Memory at most", formatBytes(peak), `of ${formatBytes(plan.stages[0].available_bytes)}`),
-        tile("Disk at most", formatBytes(known), ""),
+        unknown.length ? tile("Disk at least", formatBytes(known), `without ${unknown.join(", ")}, not known yet`) : tile("Disk at most", formatBytes(known), ""),
       ),
       plan.warnings.map((warning) => element("p", { class: "warning" }, warning)),
       table("Stages on this machine", ["stage", "steps", "tokens", "epochs", "batch", "rows at once", "tokens/s", "peak memory", "time"], plan.stages.map(stageRow)),

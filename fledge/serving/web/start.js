@@ -17,6 +17,8 @@ export async function showStart(place, given, signal) {
 class StartView {
   constructor(place, recipes, signal) {
     this.signal = signal;
+    this.checks = 0;
+    this.isChecked = this.isPlanning = this.isStarting = false;
     this.recipes = recipes;
     this.about = element("p", { class: "help" });
     this.recipe = element("select", { id: "recipe", change: () => this.open() }, [...Map.groupBy(recipes, (one) => one.origin)].map(([origin, members]) => element("optgroup", { label: origin }, members.map((one) => element("option", { value: one.name }, one.name)))));
@@ -64,7 +66,6 @@ class StartView {
 
   /** The form of the chosen recipe, unchanged. */
   async open() {
-    this.allow(false);
     this.fields.forget();
     this.fields.wait();
     this.name.value = "";
@@ -73,17 +74,24 @@ class StartView {
     await this.check(true);
   }
 
-  checkSoon() {
+  /** The values are others than those that were checked, and what was said of those is void. Gives the number of the next check. */
+  change() {
     clearTimeout(this.timer);
+    this.isChecked = false;
+    this.planPlace.replaceChildren();
+    this.allow();
+    return ++this.checks;
+  }
+
+  checkSoon() {
+    this.change();
     this.timer = setTimeout(() => this.check(), WAIT_MILLISECONDS);
   }
 
   /** Have the values checked; `anew`: other fields may have appeared. */
   async check(anew = false) {
-    clearTimeout(this.timer);
-    this.planPlace.replaceChildren();
+    const number = this.change();
     this.isAnew ||= anew; // kept until an answer is shown, which a later question may have to do for this one
-    const number = (this.checks = (this.checks ?? 0) + 1);
     try {
       const found = await load("/board/form", { method: "POST", body: this.asked(), signal: this.signal });
       if (number !== this.checks) return;
@@ -95,47 +103,50 @@ class StartView {
       this.name.placeholder = found.name;
       this.command.textContent = found.command;
       fill(this.told, found.exists ? element("p", { class: "note" }, `There is a run ${found.name}: what is finished of it is kept, what was made from other values is refused.`) : null);
-      this.allow(true);
+      this.isChecked = true;
+      this.allow();
     } catch (error) {
       if (this.signal.aborted || number !== this.checks) return;
-      showError(this.told, inWords(error));
-      this.fields.tellError(inWords(error).message);
+      showError(this.told, error);
+      this.fields.tellError(error.message);
       this.command.textContent = "";
-      this.allow(false);
     }
   }
 
-  allow(isRight) {
-    this.planButton.disabled = this.startButton.disabled = !isRight;
+  /** Only what has been checked is planned or started, and one thing at a time. */
+  allow() {
+    this.planButton.disabled = this.startButton.disabled = !this.isChecked || this.isPlanning || this.isStarting;
   }
 
   async plan() {
-    this.allow(false);
+    const number = this.checks;
+    this.isPlanning = true;
+    this.allow();
     fill(this.planPlace, element("div", { class: "card", role: "status" }, "Measuring the speed of this machine ..."));
     try {
-      showPlan(this.planPlace, await load("/board/plan", { method: "POST", body: this.asked(), signal: this.signal }));
-      announce("The plan is there");
-      this.planPlace.scrollIntoView({ block: "start" });
+      const plan = await load("/board/plan", { method: "POST", body: this.asked(), signal: this.signal });
+      if (number === this.checks) {
+        showPlan(this.planPlace, plan);
+        announce("The plan is there");
+        this.planPlace.scrollIntoView({ block: "start" });
+      }
     } catch (error) {
-      if (!this.signal.aborted) showError(this.planPlace, inWords(error));
+      if (!this.signal.aborted && number === this.checks) showError(this.planPlace, error);
     }
-    this.allow(true);
+    this.isPlanning = false;
+    this.allow();
   }
 
   async start() {
-    this.allow(false);
+    this.isStarting = true;
+    this.allow();
     try {
       const { run } = await load("/board/start", { method: "POST", body: { ...this.asked(), name: this.name.value.trim() || this.name.placeholder }, signal: this.signal });
       location.hash = address("started", run);
     } catch (error) {
-      if (!this.signal.aborted) showError(this.told, inWords(error));
-      this.allow(true);
+      if (!this.signal.aborted) showError(this.told, error);
+      this.isStarting = false;
+      this.allow();
     }
   }
-}
-
-/** Errors of the command line come as two lines: what is wrong, and what to do. */
-function inWords(error) {
-  const [message, ...remedy] = error.message.split("\n");
-  return { message, remedy: remedy.join(" ") };
 }

@@ -71,17 +71,18 @@ def answer(
     questions: Sequence[Question],
     show: Show | None = None,
     interruption: Interruption | None = None,
-    ended: Callable[[int], None] | None = None,
+    ended: Callable[[int, Answer], None] | None = None,
 ) -> list[Answer]:
     """One answer per question, in their order; those that are interrupted end with what they have.
 
-    `ended` is called with the place of a question that has its answer.
+    `ended` is called with the place of a question that has its answer, and the answer.
 
     Raises DataError for a prompt that does not fit, NumericsError if a model's logits are no numbers, MachineError if the machine
     is not up to it.
     """
     engines = {id(question.speaker.engine): question.speaker.engine for question in questions}
     unfinished: dict[int, dict[int, _Growing]] = {key: {} for key in engines}
+    done: dict[int, Answer] = {}
     growing = [_Growing(place, question, show) for place, question in enumerate(questions)]
     try:
         for one in growing:
@@ -89,18 +90,19 @@ def answer(
             unfinished[id(engine)][engine.submit(Request(tuple(one.question.prompt), one.question.settings))] = one
         while any(unfinished.values()) and not (interruption is not None and interruption.asked):
             for key, engine in engines.items():
-                for place in _step(engine, unfinished[key]) if unfinished[key] else ():
+                for one in _step(engine, unfinished[key]) if unfinished[key] else ():
+                    done[one.place] = one.answer()
                     if ended is not None:
-                        ended(place)
+                        ended(one.place, done[one.place])
     finally:
         for key, engine in engines.items():
             for ticket in unfinished[key]:
                 engine.cancel(ticket)
-    return [one.answer() for one in growing]
+    return [done.get(one.place) or one.answer() for one in growing]
 
 
-def _step(engine: Engine, unfinished: dict[int, _Growing]) -> Iterator[int]:
-    """Draw a token for each; yields the places of those that have ended."""
+def _step(engine: Engine, unfinished: dict[int, _Growing]) -> Iterator[_Growing]:
+    """Draw a token for each; yields those that have ended."""
     for drawn in engine.step():
         # What was cancelled may still be told of.
         if (one := unfinished.get(drawn.ticket)) is not None:
@@ -108,7 +110,7 @@ def _step(engine: Engine, unfinished: dict[int, _Growing]) -> Iterator[int]:
             if one.finish is not None:
                 engine.cancel(drawn.ticket)
                 del unfinished[drawn.ticket]
-                yield one.place
+                yield one
 
 
 class _Growing:
@@ -134,7 +136,7 @@ class _Growing:
         self.finish = "stop" if self._stops.stopped else drawn.finish
 
     def answer(self) -> Answer:
-        """What is held back comes out now, but for a stop text."""
+        """To be asked for once: what is held back comes out now, but for a stop text."""
         self._put(self._stops.push(self._stream.finish()) + self._stops.finish())
         stopped = self._stops.stopped
         return Answer("".join(self._parts), self._tokens, "stop" if stopped else self.finish or "cancelled")

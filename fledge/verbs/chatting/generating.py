@@ -7,12 +7,16 @@ With `--to` or `--json` there is a line of JSON for each text, in the order of t
     finish              stop: the model, or a stop text, ended it; length: the limit or the context did
     completion_tokens   how many tokens were drawn
     sample              which of --n texts for this prompt, from 0
+
+The file of `--to` appears whole, at the end. Until then each text that has ended is a line of FILE.unfinished, in the order in which they
+ended, so that what took hours outlives whatever stops it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,9 +46,10 @@ def prompts_of(texts: Sequence[str], file: Path | None, as_questions: bool) -> l
 
 
 def require_free(file: Path | None) -> None:
-    """Raises DataError if a file is already there: texts that took hours are not written over."""
-    if file is not None and file.exists():
-        raise DataError(f"{file} is already there", "move it away, or name another file with --to")
+    """Raises DataError if a file, or one that was not finished, is already there: texts that took hours are not written over."""
+    for there in () if file is None else (file, _unfinished(file)):
+        if there.exists():
+            raise DataError(f"{there} is already there", "move it away, or name another file with --to")
 
 
 def generate(
@@ -64,24 +69,56 @@ def generate(
         answer(questions, lambda _, text: console.write(text))
         console.write("\n")
         return
+
+    def line(place: int, given: Answer) -> str:
+        # On a terminal control characters are spelt out, which JSON does itself if it keeps to ASCII.
+        return _line(*asked[place], given, ascii_only=output.file is None)
+
+    if output.file is not None:
+        _write(output.file, questions, line)
+        return
     answers = _answer_all(questions)
     if output == Output():
         for (prompt, _), given in zip(asked, answers, strict=True):
             console.say((prompt.text or "") + given.text)
         return
-    # On a terminal control characters are spelt out, which JSON does itself if it keeps to ASCII.
-    lines = [_line(prompt, sample, given, output.file is None) for (prompt, sample), given in zip(asked, answers, strict=True)]
-    if output.file is None:
-        for line in lines:
-            console.say(line)
-    else:
-        disk.write_text(output.file, "".join(f"{line}\n" for line in lines))
-        console.info(f"{output.file}: {len(lines):,} texts")
+    for place, given in enumerate(answers):
+        console.say(line(place, given))
 
 
-def _answer_all(questions: Sequence[Question]) -> list[Answer]:
+def _write(file: Path, questions: Sequence[Question], line: Callable[[int, Answer], str]) -> None:
+    """The file with the lines of all answers; if that fails, or is stopped, those that have ended stay beside it."""
+    with _kept(_unfinished(file)) as keep:
+        answers = _answer_all(questions, lambda place, given: keep(line(place, given)))
+        disk.write_text(file, "".join(f"{line(place, given)}\n" for place, given in enumerate(answers)))
+    console.info(f"{file}: {len(answers):,} texts")
+
+
+@contextlib.contextmanager
+def _kept(unfinished: Path) -> Iterator[Callable[[str], None]]:
+    """Takes lines while the block lasts; the file goes when the block ends well, and is told of when it does not."""
+    try:
+        yield lambda line: disk.append_line(unfinished, line)
+    except BaseException:
+        if unfinished.exists():
+            console.warn(f"the texts that have ended are kept in {unfinished}; move it away before you ask again")
+        raise
+    disk.remove(unfinished)
+
+
+def _unfinished(file: Path) -> Path:
+    return file.with_name(f"{file.name}.unfinished")
+
+
+def _answer_all(questions: Sequence[Question], ended: Callable[[int, Answer], None] | None = None) -> list[Answer]:
     with console.progress("generate", len(questions), "texts") as progress:
-        return answer(questions, ended=lambda _: progress.advance())
+
+        def note(place: int, given: Answer) -> None:
+            if ended is not None:
+                ended(place, given)
+            progress.advance()
+
+        return answer(questions, ended=note)
 
 
 def _line(prompt: Prompt, sample: int, given: Answer, ascii_only: bool) -> str:

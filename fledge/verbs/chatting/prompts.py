@@ -18,7 +18,7 @@ from fledge.tokens.chat import render
 from fledge.tokens.tokenizer import Tokenizer
 
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
-_ROLES: dict[object, Role] = {role: role for role in get_args(Role)}
+_ROLES: dict[str, Role] = {role: role for role in get_args(Role)}
 _FORM = 'write {"prompt": TEXT}, or {"messages": [{"role": ROLE, "content": TEXT}, ...]} that ends with the user'
 
 
@@ -103,7 +103,7 @@ def _messages(place: str, given: object) -> tuple[Message, ...]:
     messages = []
     for number, one in enumerate(given if isinstance(given, list) else [], 1):
         role, content = (one.get("role"), one.get("content")) if isinstance(one, dict) else (None, None)
-        if role not in _ROLES or not isinstance(content, str):
+        if not isinstance(role, str) or role not in _ROLES or not isinstance(content, str):
             raise DataError(f"{place}: message {number} has no role of {', '.join(get_args(Role))}, or no text as its content", _FORM)
         messages.append(Message(_ROLES[role], content))
     if not messages or messages[-1].role != "user":

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from fledge.core.wording import first_line
 from fledge.model.attention import FLASH_ATTENTION_3
 from fledge.model.float8 import has_float8
 from fledge.model.precision import Precision, ProductTiming, bf16_pays, fit_precisions, measure_product, product_flops, use_fast_fp32
@@ -119,7 +120,7 @@ def _cuda_trouble() -> str:
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except Exception as error:  # of whatever kind torch's initialisation raises
-        return next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return first_line(error)
     return "torch finds no GPU"
 
 
@@ -155,7 +156,7 @@ def _products_of_gpu(device: torch.device, capability: tuple[int, int] | None) -
             torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
             yield Product(precision, _float8_peak(device) if precision == "fp8" else measured_peak(device, precision))
         except Exception as error:  # a broken kernel fails in ways that have no common type
-            yield Product(precision, 0.0, next(iter(str(error).strip().splitlines()), type(error).__name__))
+            yield Product(precision, 0.0, first_line(error))
     torch.set_float32_matmul_precision(before)
 
 

@@ -81,7 +81,7 @@ def check_place(place: Place) -> Iterator[Finding]:
     if place.trouble:
         yield problem(place.what, f"{place.folder}: {place.trouble}", _elsewhere(place))
     elif place.free_bytes < LEAST_FREE_BYTES:
-        yield problem(place.what, f"only {room}", f"{_elsewhere(place)}, or make room: du -sh {shlex.quote(str(place.folder))}/*")
+        yield problem(place.what, f"only {room}", f"{_elsewhere(place)}, or make room: du -sh {shlex.quote(str(place.there))}/*")
     elif place.free_bytes < ROOMY_BYTES:
         yield note(place.what, f"{room}, little for more than a small run", "fledge plan RECIPE")
     else:

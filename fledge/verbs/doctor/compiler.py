@@ -66,9 +66,10 @@ class CompilerTrial:
         return Compiler("works", "", seconds) if self._process.returncode == 0 else Compiler("fails", reason_of(told), seconds)
 
     def close(self) -> None:
-        """End it, whatever it is doing; leaves nothing behind."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        """End it, whatever it is doing; leaves nothing behind. Once it has ended, its number may be another process's."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         if self._process.stderr is not None:
             self._process.stderr.close()

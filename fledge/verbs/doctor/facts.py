@@ -22,6 +22,7 @@ from pathlib import Path
 from fledge.core import __version__, disk, process
 from fledge.core.errors import MachineError
 from fledge.core.limits import GroupLimits, group_limits
+from fledge.core.wording import first_line
 from fledge.corpus.engine.pool import available_cores
 from fledge.corpus.settings import CorpusSettings
 from fledge.stages.run import RUNS
@@ -75,10 +76,13 @@ class Software:
 
 @dataclass(frozen=True)
 class Place:
-    """A folder that Fledge writes into, as the nearest folder above it that is there."""
+    """A folder that Fledge writes into."""
 
     what: str
     folder: Path
+    """It need not be there yet."""
+    there: Path
+    """Itself, or the nearest folder above it that is there: what was looked at."""
     free_bytes: int
     total_bytes: int
     trouble: str = ""
@@ -162,7 +166,7 @@ def look_at_places(run_folder: Path | None = None, cache_folder: str | None = No
 
 def look_at_place(what: str, folder: Path) -> Place:
     """Free space, and whether the file system does what Fledge needs; nothing stays there."""
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
+    there = nearest_folder(folder)
     usage = shutil.disk_usage(there)
     probe = there / _PROBE.format(os.getpid())
     ahead, trouble = 0.0, ""
@@ -180,7 +184,12 @@ def look_at_place(what: str, folder: Path) -> Place:
     finally:
         with contextlib.suppress(MachineError):
             disk.remove(probe)
-    return Place(what, folder, usage.free, usage.total, trouble, ahead)
+    return Place(what, folder, there, usage.free, usage.total, trouble, ahead)
+
+
+def nearest_folder(path: Path) -> Path:
+    """A folder, or the nearest one above it that is there."""
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
 
 
 def look_at_resources() -> Resources:
@@ -213,7 +222,6 @@ def look_at_kernel_cache() -> KernelCache:
     try:
         from fledge.tokens.merging import encode_pieces
     except Exception as error:  # numba's errors have no common type
-        return KernelCache(None, False, str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+        return KernelCache(None, False, first_line(error))
     folder = Path(str(encode_pieces.stats.cache_path))
-    there = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
-    return KernelCache(folder, os.access(there, os.W_OK))
+    return KernelCache(folder, os.access(nearest_folder(folder), os.W_OK))

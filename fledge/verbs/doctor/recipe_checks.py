@@ -35,6 +35,7 @@ from fledge.tokens.plain_bin import BIN_FILES
 from fledge.tokens.shards import open_token_set
 from fledge.tokens.tokenizer import open_tokenizer, require_one_tokenizer
 from fledge.training.checkpoint_folders import step_folders
+from fledge.verbs.doctor.facts import nearest_folder
 from fledge.verbs.doctor.findings import Finding, note, ok, problem, refused
 
 _MADE_BY_THE_RUN = "stand-ins, which the run makes"
@@ -224,7 +225,8 @@ def check_plan(run: Run) -> Iterator[Finding]:
         return
     sizes = [use.size_bytes for use in plan.disk]
     needed_bytes, unknown = sum(size for size in sizes if size is not None), [use.what for use in plan.disk if use.size_bytes is None]
-    yield disk_finding(needed_bytes - _made_bytes(run), _free_bytes(run.folder), unknown, run)
+    free_bytes = shutil.disk_usage(nearest_folder(run.folder)).free
+    yield disk_finding(needed_bytes - _made_bytes(run), free_bytes, unknown, run)
     for stage in plan.stages:
         yield memory_finding(stage.stage, stage.memory.total, stage.available_bytes, stage.batch.rows, stage.length.batch_rows, run)
     for warning in plan.warnings:
@@ -252,13 +254,11 @@ def memory_finding(stage: str, needed_bytes: int, available_bytes: float, rows: 
     found = f"{format_bytes(needed_bytes)} with {counted(rows, 'rows')} at once of a batch of {batch_rows:,}"
     if needed_bytes > available_bytes:
         what = f"{found} do not fit {format_bytes(available_bytes)}"
-        return problem(f"{stage} memory", what, f"fledge run {run.command} {stage}.activation_checkpointing=full")
+        fix = f"fledge run {run.command} {stage}.activation_checkpointing=full"
+        if run.recipe.section(stage).activation_checkpointing == "full":
+            fix = f"fledge plan {run.command}"  # which tells where it fits
+        return problem(f"{stage} memory", what, fix)
     return ok(f"{stage} memory", f"{found}; {format_bytes(available_bytes)} can be had")
-
-
-def _free_bytes(folder: Path) -> int:
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
-    return shutil.disk_usage(there).free
 
 
 def _made_bytes(run: Run) -> int:

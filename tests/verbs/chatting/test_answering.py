@@ -39,7 +39,7 @@ def test_questions_are_answered_together_as_they_are_alone(speaker: Speaker) -> 
     def show(place: int, text: str) -> None:
         shown[place] = shown.get(place, "") + text
 
-    assert answer(questions, show, ended=ended.append) == alone
+    assert answer(questions, show, ended=lambda place, _: ended.append(place)) == alone
     assert [shown.get(place, "") for place in range(3)] == [one.text for one in alone]
     assert sorted(ended) == [0, 1, 2]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import pytest
 from fledge.core import disk
 from fledge.core.console import visible
 from fledge.inference.engine import Engine
+from fledge.inference.requests import Drawn
 from fledge.inference.settings import GenerationSettings
 from fledge.model.folder import load_model
 from fledge.tokens.tokenizer import Tokenizer
+from fledge.verbs.chatting import speakers
 from tests.command_line import Fledge, expect_error
 from tests.verbs.chatting.conftest import MakeCheckpoint
 
@@ -105,6 +108,7 @@ def test_a_stop_text_ends_a_text_and_is_no_part_of_it(make_checkpoint: MakeCheck
         ('{"messages": []}\n', ("do not end with one of the user",)),
         ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n', ("do not end with",)),
         ('{"messages": [{"role": "tool", "content": "a"}]}\n', ("message 1 has no role of system, user, assistant",)),
+        ('{"messages": [{"role": ["user"], "content": "x"}]}\n', ("message 1 has no role of",)),
         ('{"messages": [{"role": "user", "content": null}]}\n', ("message 1", "no text")),
         ('{"prompt": "a"}\n{"prompt": "%s"}\n' % ("word " * 400), ("in.jsonl, line 2: it has", "the context of the model has 256")),
         ('{"prompt": "a \\ud800 b"}\n', ("in.jsonl, line 1",)),
@@ -126,6 +130,9 @@ def test_wrong_uses_are_explained_before_a_model_is_opened(fledge: Fledge, tmp_p
     expect_error(fledge("generate", "demo", "--prompt", "a", "--from", "there.jsonl"), 2, "give one of them")
     expect_error(fledge("generate", "demo", "--from", "nowhere.txt"), 3, "cannot read nowhere.txt")
     expect_error(fledge("generate", "demo", "--from", "latin.txt"), 3, "latin.txt is not UTF-8", "byte 3")
+    for verb in (("generate", "demo", "--prompt", "a"), ("chat", "demo")):
+        expect_error(fledge(*verb, "--temperature", "-1"), 2, "temperature must be at least 0")
+        expect_error(fledge(*verb, "--max-tokens", "0"), 2, "maximum_new_tokens must be at least 1")
     expect_error(fledge("generate", "demo", "--prompt", "a", "--to", "there.jsonl"), 3, "there.jsonl is already there")
     assert (tmp_path / "there.jsonl").read_text() == "kept\n"
 
@@ -141,21 +148,39 @@ def test_nothing_is_half_written(
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(disk, "fail_point", fail)
-    expect_error(fledge("generate", "demo", "--prompt", "row", *GREEDY, "--to", "out.jsonl"), 5, "no space left")
-    assert not list(tmp_path.glob("out.jsonl*"))
+    outcome = fledge("generate", "demo", "--prompt", "row", *GREEDY, "--to", "out.jsonl")
+    assert (outcome.exit_code, "no space left" in outcome.noted) == (5, True), outcome.noted
+    [kept] = tmp_path.glob("out.jsonl*")
+    assert kept.name == "out.jsonl.unfinished" and len(read(kept)) == 1, "what was drawn is not lost with the file"
 
 
-def test_what_is_interrupted_leaves_nothing_and_promises_nothing(
+def test_what_is_interrupted_keeps_what_has_ended(
     make_checkpoint: MakeCheckpoint, fledge: Fledge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_checkpoint()
+    step = Engine.step
+    ended: list[Drawn] = []
 
-    def interrupt(passed: str, path: Path) -> None:
-        if passed == "write" and path.name.startswith("out.jsonl"):
-            raise KeyboardInterrupt
+    def step_until_one_has_ended(engine: Engine) -> list[Drawn]:
+        if ended:
+            signal.raise_signal(signal.SIGINT)
+        drawn = step(engine)
+        ended.extend(one for one in drawn if one.finish is not None)
+        return drawn
 
-    monkeypatch.setattr(disk, "fail_point", interrupt)
-    outcome = fledge("generate", "demo", "--prompt", "row", *GREEDY, "--to", "out.jsonl")
-    expect_error(outcome, 130, "stopped before it had finished", "run the same command again")
-    assert "kept" not in outcome.noted and "stage" not in outcome.noted
-    assert not list(tmp_path.glob("out.jsonl*"))
+    monkeypatch.setattr(Engine, "step", step_until_one_has_ended)
+    monkeypatch.setattr(speakers, "MAXIMUM_BATCH_ROWS", 1)  # one text after the other
+    prompts = ("--prompt", "row 3", "--prompt", "hello")
+    arguments = ("generate", "demo", *prompts, *GREEDY, "--to", "out.jsonl")
+    outcome = fledge(*arguments)
+    assert outcome.exit_code == 130 and "kept in out.jsonl.unfinished" in outcome.noted, outcome.noted
+    assert not (tmp_path / "out.jsonl").exists()
+    assert [line["prompt"] for line in read(tmp_path / "out.jsonl.unfinished")] == ["row 3"]
+    expect_error(fledge(*arguments), 3, "out.jsonl.unfinished is already there", "move it away")
+    (tmp_path / "out.jsonl.unfinished").rename(tmp_path / "kept.jsonl")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert fledge(*arguments).exit_code == 0
+    lines = read(tmp_path / "out.jsonl")
+    assert [line["prompt"] for line in lines] == list(prompts[1::2]) and all(line in lines for line in read(tmp_path / "kept.jsonl"))
+    assert not (tmp_path / "out.jsonl.unfinished").exists()

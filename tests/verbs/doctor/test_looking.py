@@ -12,14 +12,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx2
 import psutil
 import pytest
 
 from fledge.core import disk
 from fledge.core.console import format_bytes
 from fledge.core.limits import group_limits
-from fledge.verbs.doctor import checks, facts
+from fledge.verbs.doctor import checks, facts, online
 from fledge.verbs.doctor.compiler import CompilerTrial, reason_of
 from tests.command_line import run_fledge
 
@@ -53,6 +55,31 @@ def test_a_folder_that_does_not_work_says_what_fails(
     [finding] = checks.check_place(place)
     assert finding.level == "problem"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "level", "words"), [(401, "problem", "refuses the token"), (429, "note", "HTTP 429"), (None, "note", "TimeoutError")]
+)
+def test_only_a_refusal_is_told_as_one(monkeypatch: pytest.MonkeyPatch, status: int | None, level: str, words: str) -> None:
+    import huggingface_hub
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from fledge.corpus.sources import transport
+
+    def fail(api: object, token: str) -> None:
+        if status is None:
+            raise TimeoutError
+        request = httpx2.Request("GET", "https://example.org")
+        raise HfHubHTTPError("no", response=httpx2.Response(status, request=request))
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "token")
+    monkeypatch.setattr(huggingface_hub.HfApi, "whoami", fail)
+    monkeypatch.setattr(transport, "client", lambda: SimpleNamespace(head=lambda address: SimpleNamespace(headers={})))
+    [finding] = online.check_hub(online.look_at_hub())
+    assert finding.level == level and words in finding.found
 
 
 def test_versions_are_compared_by_their_numbers() -> None:

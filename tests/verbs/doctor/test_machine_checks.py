@@ -21,7 +21,7 @@ from fledge.verbs.doctor.online import Hub, check_hub
 GB = 1_000_000_000
 PACKAGES = (Package("torch", "2.10", None, "2.13.0+cu130"), Package("wandb", "0.19", "wandb", "0.20.1"))
 SOFTWARE = Software((3, 12, 1), "/env/bin/python", "Linux x86_64", "0.1.0", "/env/fledge", PACKAGES, True)
-PLACE = Place("runs", Path("runs"), 200 * GB, 500 * GB)
+PLACE = Place("runs", Path("runs"), Path("/home/me"), 200 * GB, 500 * GB)
 RESOURCES = Resources(64 * GB, 60 * GB, GroupLimits(), 8, 8, 4_096, 8_192, "utf-8", 1.8e9)
 CPU = Accelerator("2.13.0+cpu", None, None, "", (), False, 8, (Product("fp32", 9e10), Product("bf16", 2e11)), True, True, False, ("gloo",))
 H100 = Gpu("NVIDIA H100", 80 * GB, 79 * GB, (9, 0))
@@ -73,7 +73,7 @@ def test_extras() -> None:
 def test_a_full_a_small_and_a_read_only_disk() -> None:
     says(only(checks.check_place(PLACE)), "ok", "200 GB of 500 GB")
     says(only(checks.check_place(replace(PLACE, free_bytes=5 * GB))), "note", "5.0 GB", "fledge plan")
-    says(only(checks.check_place(replace(PLACE, free_bytes=GB // 2))), "problem", "only 500 MB", "--name /FOLDER", "du -sh")
+    says(only(checks.check_place(replace(PLACE, free_bytes=GB // 2))), "problem", "only 500 MB", "--name /FOLDER", "du -sh /home/me/*")
     says(only(checks.check_place(replace(PLACE, trouble="cannot write runs: Read-only file system"))), "problem", "Read-only", "--name")
     cache = replace(PLACE, what="downloads", trouble="cannot write it")
     says(only(checks.check_place(cache)), "problem", "corpus.cache_folder=")
@@ -180,6 +180,7 @@ def test_the_hub() -> None:
     says(only(check_hub(Hub("me", True, "", 0.5))), "ok", "token of me")
     says(only(check_hub(Hub(None, False, "", None))), "note", "no token", "hf auth login")
     says(only(check_hub(Hub(None, True, "", None))), "problem", "refuses the token")
+    says(only(check_hub(Hub(None, True, "", None, "HTTP 429"))), "note", "does not say whose token", "HTTP 429")
     says(only(check_hub(Hub(None, True, "ConnectError", None))), "problem", "ConnectError")
     says(only(check_hub(Hub(None, True, "HF_HUB_OFFLINE is set", None))), "problem", "unset HF_HUB_OFFLINE")
     [_, clock] = check_hub(Hub("me", True, "", -7_200.0))

@@ -161,7 +161,9 @@ def test_disk_and_memory_of_the_plan(make_run: MakeRun, monkeypatch: pytest.Monk
     assert not run.folder.exists()
     assert recipes.disk_finding(2_000, 1_000, ["corpus"], run).level == "problem"
     assert "corpus, whose size is not known" in recipes.disk_finding(500, 1_000, ["corpus"], run).found
-    assert recipes.memory_finding("sft", 2_000, 1_000.0, 1, 8, run).fix.endswith("sft.activation_checkpointing=full")
+    assert recipes.memory_finding("pretrain", 2_000, 1_000.0, 1, 8, run).fix.endswith("pretrain.activation_checkpointing=full")
+    full = make_run("pretrain.activation_checkpointing=full")
+    assert recipes.memory_finding("pretrain", 2_000, 1_000.0, 1, 8, full).fix == "fledge plan tiny.yaml"
     unknown = make_run("tokenizer=null")
     assert by_subject(recipes.check_plan(unknown))["plan"].level == "note"
 

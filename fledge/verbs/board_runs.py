@@ -1,7 +1,7 @@
 """Runs that the board starts: the same command line that a person would type, spawned as it is shown.
 
 form    a recipe's values, with what may be said of each; checked by the parser of recipes
-plan    `fledge plan ... --json`, in a process of its own, because it measures and needs torch
+plan    `fledge plan ... --json`, in a process of its own, because it measures and needs torch; it ends with the board
 start   `fledge run ...` in a session of its own, so that it goes on when the board ends; SIGTERM to its group makes it save and end
 """
 
@@ -25,7 +25,7 @@ from typing import IO, Any
 from fledge.core.errors import ConfigError, DataError, MachineError
 from fledge.core.form import form_fields
 from fledge.recipe import find_recipe, load_recipe, packaged_recipes
-from fledge.serving.board.launching import Asked
+from fledge.serving.board.launching import AskedRun
 from fledge.smoke import smoke
 from fledge.stages import STAGES, has_stage
 from fledge.stages.run import RUNS, Run, smoke_name
@@ -48,6 +48,10 @@ class _Started:
     output: IO[bytes]
     """A file without a name, which the process goes on writing to whatever becomes of the board."""
 
+    @property
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
 
 class RunLauncher:
     """Starts runs in a folder of runs, from the recipes of the package and of the working folder."""
@@ -56,7 +60,9 @@ class RunLauncher:
         self._folder = folder
         self._started: list[_Started] = []
         self._changing = threading.Lock()
+        """Held by whoever looks at what was started: another thread may close an output meanwhile."""
         self._planning = threading.Lock()
+        self._plan: subprocess.Popen[str] | None = None
 
     def recipes(self) -> list[dict[str, Any]]:
         """Name, where it lies, and its first comment."""
@@ -65,47 +71,66 @@ class RunLauncher:
         found += [(str(path), path, "in the working folder") for path in own]
         return [{"name": name, "origin": origin, "about": _first_comment(path)} for name, path, origin in found]
 
-    def form(self, asked: Asked) -> dict[str, Any]:
+    def form(self, asked: AskedRun) -> dict[str, Any]:
         """The values with these changes, and the command line. Raises ConfigError."""
         recipe, tree = load_recipe(self._recipe(asked), _overrides(asked))
         shown = smoke(recipe) if asked.smoke else recipe
+        name = self._name(asked)
         return {
             "fields": [asdict(field) for field in form_fields(recipe, tree)],
             "shrunk": {field.name: field.value for field in form_fields(shown, tree)} if asked.smoke else {},
             "stages": [stage for stage in STAGES if has_stage(stage, Run(recipe, self._folder, ""))],
-            "name": self._name(asked),
-            "command": self._shown(asked),
-            "exists": (self._folder / self._name(asked)).exists(),
+            "name": name,
+            "command": _shown(self._arguments(asked, name)),
+            "exists": (self._folder / name).exists(),
         }
 
-    def plan(self, asked: Asked) -> dict[str, Any]:
+    def plan(self, asked: AskedRun) -> dict[str, Any]:
         """What `fledge plan` says of it. Raises ConfigError with its words, MachineError while another plan is made."""
-        self._require_valid(asked)
+        arguments = self._arguments(asked, self._valid_name(asked), with_last=False)
         if not self._planning.acquire(blocking=False):
             raise MachineError("another plan is being made", "wait for it: it measures the speed of this machine")
         try:
-            command = [*_FLEDGE, "plan", *self._arguments(asked, with_last=False), "--json", "--log-level", "error"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=PLAN_SECONDS, stdin=subprocess.DEVNULL)
-        except subprocess.TimeoutExpired as error:
-            raise MachineError(f"no plan after {PLAN_SECONDS} s", "plan a smaller run, or start it without a plan") from error
+            said, noted, exit_code = self._finish_plan([*_FLEDGE, "plan", *arguments, "--json", "--log-level", "error"])
         finally:
             self._planning.release()
-        if done.returncode != 0:
-            raise ConfigError(*_told(done.stderr))
-        plan: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
+        if exit_code != 0:
+            raise ConfigError(*_told(noted))
+        plan: dict[str, Any] = json.loads(said[said.index("{") :])
         return plan
 
-    def start(self, asked: Asked) -> dict[str, Any]:
+    def _finish_plan(self, command: Sequence[str]) -> tuple[str, str, int]:
+        """What it says, what it notes, and its exit code. Raises MachineError if it takes too long."""
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        ) as process:
+            self._plan = process
+            try:
+                said, noted = process.communicate(timeout=PLAN_SECONDS)
+            except subprocess.TimeoutExpired as error:
+                raise MachineError(f"no plan after {PLAN_SECONDS} s", "plan a smaller run, or start it without a plan") from error
+            finally:
+                self._end_plan()
+        return said, noted, process.returncode
+
+    def _end_plan(self) -> None:
+        """Nothing of it is worth keeping."""
+        plan, self._plan = self._plan, None
+        if plan is not None and plan.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(plan.pid, signal.SIGKILL)
+
+    def start(self, asked: AskedRun) -> dict[str, Any]:
         """Spawn it. Raises ConfigError, and MachineError if it cannot be started or a run of that name was started from here."""
-        self._require_valid(asked)
-        name = self._name(asked)
+        name = self._valid_name(asked)
+        arguments = self._arguments(asked, name)
         with self._changing:
-            if any(one.run == name and one.process.poll() is None for one in self._started):
+            if any(one.run == name and one.is_running for one in self._started):
                 raise MachineError(f"{name} is running", "stop it first, or give another name")
             output = tempfile.TemporaryFile()  # noqa: SIM115 it outlives this call
             try:
                 process = subprocess.Popen(
-                    [*_FLEDGE, *self._command(asked)],
+                    [*_FLEDGE, "run", *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -118,46 +143,51 @@ class RunLauncher:
             for before in [one for one in self._started if one.run == name]:
                 before.output.close()
                 self._started.remove(before)
-            self._started.append(_Started(name, self._shown(asked), process, output))
-        return {"run": name, "command": self._shown(asked)}
+            self._started.append(_Started(name, _shown(arguments), process, output))
+        return {"run": name, "command": _shown(arguments)}
 
     def started(self) -> list[dict[str, Any]]:
         """The newest first."""
-        return [
-            {"run": one.run, "command": one.command, "exit_code": one.process.poll(), "lines": _last_lines(one.output)}
-            for one in reversed(self._started)
-        ]
+        with self._changing:
+            return [
+                {"run": one.run, "command": one.command, "exit_code": one.process.poll(), "lines": _last_lines(one.output)}
+                for one in reversed(self._started)
+            ]
 
     def stop(self, run: str) -> None:
         """SIGTERM to its process group. Raises DataError if it was not started from here, or has ended."""
         with self._changing:
-            found = next((one for one in self._started if one.run == run and one.process.poll() is None), None)
+            found = next((one for one in self._started if one.run == run and one.is_running), None)
             if found is None:
                 raise DataError(f"{run!r} does not run, or was not started from here", "stop it where it was started (Ctrl-C saves)")
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(found.process.pid, signal.SIGTERM)
 
     def close(self) -> None:
-        """Let go of what was started; runs that still work go on."""
-        for one in self._started:
-            one.output.close()
-        self._started.clear()
+        """Let go of what was started; runs that still work go on, a plan ends."""
+        self._end_plan()
+        with self._changing:
+            for one in self._started:
+                one.output.close()
+            self._started.clear()
 
     @property
-    def running(self) -> Sequence[str]:
-        """The runs that still work."""
-        return [one.run for one in self._started if one.process.poll() is None]
+    def running(self) -> dict[str, int]:
+        """The runs that still work, each with the number of its process, which is that of its group too."""
+        with self._changing:
+            return {one.run: one.process.pid for one in self._started if one.is_running}
 
-    def _recipe(self, asked: Asked) -> Path:
+    def _recipe(self, asked: AskedRun) -> Path:
         if asked.recipe not in {one["name"] for one in self.recipes()}:
             raise ConfigError(f"there is no recipe {asked.recipe!r} in the list", "choose one of the list")
         return find_recipe(asked.recipe)
 
-    def _require_valid(self, asked: Asked) -> None:
+    def _valid_name(self, asked: AskedRun) -> str:
+        """The run's name, to be asked for once: when its folder is there, the next free one is another. Raises ConfigError."""
         load_recipe(self._recipe(asked), _overrides(asked))
-        self._shown(asked)
+        return self._name(asked)
 
-    def _name(self, asked: Asked) -> str:
+    def _name(self, asked: AskedRun) -> str:
         """The one that is asked for, or the first that is free."""
         if asked.name is not None:
             if not _NAME.fullmatch(asked.name):
@@ -168,26 +198,23 @@ class RunLauncher:
         names = (first, *(f"{first}-{number}" for number in range(2, 10_000)))
         return next(name for name in names if not (self._folder / name).exists())
 
-    def _command(self, asked: Asked) -> list[str]:
-        return ["run", *self._arguments(asked)]
-
-    def _arguments(self, asked: Asked, with_last: bool = True) -> list[str]:
+    def _arguments(self, asked: AskedRun, name: str, with_last: bool = True) -> list[str]:
         if asked.last_stage is not None and asked.last_stage not in STAGES:
             raise ConfigError(f"there is no stage {asked.last_stage!r}", f"name one of {', '.join(STAGES)}")
-        name = self._name(asked)
         place = name if self._folder == RUNS else f"{self._folder}/{name}" if self._folder.name else f"./{name}"
         last = ["--to", asked.last_stage] if asked.last_stage and with_last else []
         return [asked.recipe, *_overrides(asked), *last, "--name", place, *(["--smoke"] if asked.smoke else [])]
-
-    def _shown(self, asked: Asked) -> str:
-        """What a person would type for what is spawned."""
-        return shlex.join(["fledge", *self._command(asked)])
 
 
 _FLEDGE = (sys.executable, "-m", "fledge")
 
 
-def _overrides(asked: Asked) -> list[str]:
+def _shown(arguments: Sequence[str]) -> str:
+    """What a person would type for what is spawned."""
+    return shlex.join(["fledge", "run", *arguments])
+
+
+def _overrides(asked: AskedRun) -> list[str]:
     for name in asked.changes:
         if not _CHANGED.fullmatch(name):
             raise ConfigError(f"{name!r} is no name of a value", "change values that the form has")
