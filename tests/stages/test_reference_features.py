@@ -21,8 +21,9 @@ from fledge.evaluation.benchmarks.definitions import BENCHMARKS
 from fledge.evaluation.benchmarks.places import find_benchmark
 from fledge.evaluation.benchmarks.run import read_questions
 from fledge.evaluation.text_files import find_text_files
+from fledge.stages import run_stage
 from fledge.stages.checkpoint_names import find_checkpoint
-from fledge.stages.run import Run
+from fledge.stages.run import Run, set_aside
 from fledge.stages.stand_ins import with_stand_ins
 from fledge.tokens.sentencepiece_models import train_llama_model
 from fledge.tokens.shards import TokenShard, open_token_set
@@ -248,3 +249,43 @@ def test_stand_ins_have_the_layout_of_what_they_stand_for(make_run: MakeRun, tmp
         questions = read_questions(find_benchmark(name, rows), "all", 0)
         assert len(questions.items) >= (1 if name == "text" else 6)
     assert with_stand_ins(make_run(), "tokenizer").recipe.tokenizer == make_run().recipe.tokenizer
+
+
+def test_what_decides_a_stand_in_makes_another_of_it(make_run: MakeRun) -> None:
+    """The size of a tokenizer, and the tokenizer of the run for tokens, which `import_bin` compares by its hash."""
+
+    def placed(size: int) -> tuple[int, Path]:
+        run = make_run(
+            f"tokenizer={{kind: import, path: 'stand-in:byte_bpe/tokenizer.json', vocabulary_size: {size}}}",
+            "pack.import_bin='stand-in:tokens'",
+        )
+        recipe = with_stand_ins(run, "tokenizer").recipe
+        assert recipe.tokenizer is not None and recipe.tokenizer.path is not None
+        set_aside(run, ["tokenizer", "pack"])
+        run_stage("tokenizer", run)
+        tokens = with_stand_ins(run, "pack").recipe.pack
+        assert tokens is not None and tokens.import_bin is not None
+        run_stage("pack", run)
+        return len(json.loads(Path(recipe.tokenizer.path).read_text())["model"]["vocab"]), Path(tokens.import_bin)
+
+    (small, small_tokens), (large, large_tokens) = placed(600), placed(700)
+    assert large - small == 100
+    assert small_tokens != large_tokens and small_tokens.is_dir() and large_tokens.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides", "is_made"),
+    [
+        ("corpus", (), True),
+        ("corpus", ("corpus.decontaminate.evaluated=false",), False),
+        ("sft", (), False),
+        ("sft", ("sft.benchmarks=[boolq]",), True),
+        ("report", (), False),
+    ],
+)
+def test_only_a_stage_that_reads_rows_of_benchmarks_has_them_made(
+    stage: str, overrides: tuple[str, ...], is_made: bool, make_run: MakeRun
+) -> None:
+    run = make_run("evaluate.benchmarks={boolq: 'stand-in:benchmarks'}", *overrides)
+    with_stand_ins(run, stage)
+    assert (run.folder / "stand_ins" / "benchmarks").is_dir() is is_made
