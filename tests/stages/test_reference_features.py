@@ -23,6 +23,7 @@ from fledge.evaluation.benchmarks.run import read_questions
 from fledge.evaluation.text_files import find_text_files
 from fledge.stages import run_stage
 from fledge.stages.checkpoint_names import find_checkpoint
+from fledge.stages.making import training
 from fledge.stages.run import Run, set_aside
 from fledge.stages.stand_ins import with_stand_ins
 from fledge.tokens.sentencepiece_models import train_llama_model
@@ -153,6 +154,16 @@ def test_fp8_or_bf16_computes_in_what_there_is_and_says_why(make_topics: MakeRun
     run = make_topics("pretrain.precision=fp32", "pretrain.device=cpu", "pretrain.steps=2", name="asked")
     walk(run, "pretrain")
     assert "fp8" not in capsys.readouterr().out
+
+
+def test_a_precision_that_is_kept_is_told_where_nothing_is_lacking(
+    make_topics: MakeRun, walk: Walk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after torchao came to a machine on which the run began without it."""
+    monkeypatch.setattr(training, "float8_lacks", lambda device, capability, has_float8: None)
+    run = make_topics("pretrain.precision=fp8_or_bf16", "pretrain.device=cpu", "pretrain.steps=2", "pretrain.validation_rows=4")
+    walk(run, "pretrain")
+    assert re.search(r"precision is fp8_or_bf16, and computes in (bf16|fp32): kept from machine\.json", capsys.readouterr().out)
 
 
 def test_tokens_on_the_device_are_the_same_rows(make_topics: MakeRun, walk: Walk, seen: Seen, capsys: pytest.CaptureFixture[str]) -> None:
