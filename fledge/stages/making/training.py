@@ -109,8 +109,7 @@ def _require_vocabulary(parent: Path, model: Llama, tokenizer: Tokenizer, settin
 def _assemble(task: Task, world: World, stop: StopSignals, writer: CheckpointWriter, left_out: LeftOut) -> Iterator[Trainer]:
     """Build the parts and put them together, to pass over the steps that are left out; nothing runs yet."""
     keep_freed_memory()
-    process_bytes = resident_bytes()
-    settings, folder = task.settings, task.folder
+    settings, folder, process_bytes = task.settings, task.folder, resident_bytes()
     train, validation = _rows(task, "train"), _rows(task, "validation")
     model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings)
     trained = trained_parameter_count(model.config, settings.lora)
@@ -139,8 +138,7 @@ def _assemble(task: Task, world: World, stop: StopSignals, writer: CheckpointWri
     progress = replace(progress, left_out=left_out or progress.left_out)
     if task.parent is not None and progress.step == plan.start.step and "optimizer" in settings.keep:
         load_kept_optimizer(task.parent, optimizer)
-    if world.main:
-        disk.write_json(folder / PLAN, plan.identity())
+    _keep_plan(folder, plan, world)
     _announce(task, batches, model, progress, world, machine.precision, _described(machine, world, batches, train.isolate_documents, model))
     if progress.step > plan.start.step:
         forget_seconds(folder, world)
@@ -237,6 +235,12 @@ def _require_validation(task: Task, rows: RowReader) -> None:
             f"{task.stage}.early_stopping needs validation rows, and the token sets have none",
             "keep some text apart with corpus.validation_fraction, or leave early_stopping out",
         )
+
+
+def _keep_plan(folder: Path, plan: Plan, world: World) -> None:
+    """Where whoever looks on finds it."""
+    if world.main:
+        disk.write_json(folder / PLAN, plan.identity())
 
 
 def _announce(task: Task, batches: BatchLoader, model: Llama, progress: Progress, world: World, precision: Precision, machine: str) -> None:
