@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from fledge.core import config
 from fledge.core.run_record import ConfigRow
@@ -21,7 +21,7 @@ from fledge.corpus.filters.settings import DecontaminateSettings, QualitySetting
 from fledge.corpus.settings import CorpusSettings
 from fledge.corpus.sources.settings import PythonDocsSource, Source
 from fledge.evaluation.settings import EvaluateSettings
-from fledge.model.settings import ModelSettings
+from fledge.model.settings import ModelSettings, RequestedPrecision
 from fledge.recipe import Recipe
 from fledge.tokens.settings import BudgetSplitSettings, CorpusSplitSettings, FractionSplitSettings, PackSettings, TokenizerSettings
 from fledge.training.settings import BudgetSettings, PhaseSettings, TrainingSettings
@@ -48,7 +48,7 @@ BYTE_BPE_TOKENIZER = "byte_bpe/tokenizer.json"
 
 _TOLD_APART = re.compile(r"^(sources|phases)\b")
 _COUNTED = re.compile(r"_every_|(?:^|_)(rows|samples|passages|questions|pairs|answer_tokens|new_tokens)$(?<!batch_rows)")
-_ON_ANY_MACHINE: Mapping[str, Literal["auto", "fp8_or_bf16"]] = {"fp8": "fp8_or_bf16", "fp16": "auto", "tf32": "auto"}
+_ON_ANY_MACHINE: Mapping[str, RequestedPrecision] = {"fp8": "fp8_or_bf16", "fp16": "auto", "tf32": "auto"}
 """Of precisions that a CPU does not have."""
 
 
@@ -86,7 +86,7 @@ def difference(recipe: Recipe) -> list[str]:
     before, after = config.plain(recipe), config.plain(smoke(recipe))
     lines, counted_changes = [], 0
     for section in before:
-        changed = list(_told_sources(recipe)) if section == "corpus" and recipe.corpus else []
+        changed = [_told_sources(recipe.corpus)] if section == "corpus" and recipe.corpus else []
         changed += _told_phases(before[section], after[section])
         for dotted, old, new in config.differences(before[section], after[section]):
             if _COUNTED.search(dotted) and None not in (old, new):
@@ -100,10 +100,9 @@ def difference(recipe: Recipe) -> list[str]:
     return lines
 
 
-def _told_sources(recipe: Recipe) -> Iterator[str]:
-    assert recipe.corpus is not None, "only called with one"
-    names = ", ".join(source.name for source in recipe.corpus.sources)
-    yield f"{SMOKE_DOCUMENTS:,} rows of Python's own documentation for each of {names}, in place of its files and their form"
+def _told_sources(corpus: CorpusSettings) -> str:
+    names = ", ".join(source.name for source in corpus.sources)
+    return f"{SMOKE_DOCUMENTS:,} rows of Python's own documentation for each of {names}, in place of its files and their form"
 
 
 def _told_phases(before: Any, after: Any) -> Iterator[str]:

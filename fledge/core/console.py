@@ -88,7 +88,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     cells = [[visible(cell) for cell in row] for row in rows]
     numeric = [bool(cells) and all(_is_figure(row[position]) for row in cells) for position in range(len(columns))]
     draw = _rich_table if _is_terminal(sys.stdout) else _plain_table
-    _write(sys.stdout, draw(visible(title), columns, cells, numeric))
+    _write(sys.stdout, draw(visible(title), [visible(name) for name in columns], cells, numeric))
 
 
 def columns() -> int | None:
@@ -149,7 +149,7 @@ class Progress:
     """How much of a piece of work is done, and at which pace. `clock` returns seconds."""
 
     def __init__(self, label: str, total: float | None, unit: str, start: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
-        self.label = label
+        self.label = visible(label)
         self.total = total
         self.unit = unit
         self.done = start
@@ -164,7 +164,7 @@ class Progress:
     def advance(self, amount: float = 1, note: str = "") -> None:
         """Count `amount` more as done; `note` is shown behind the figures until the next one."""
         self.done += amount
-        self.note = note or self.note
+        self.note = visible(note) or self.note
         now = self._clock()
         # The first entry starts the window; the second is kept apart from it so that the window cannot shrink to one call.
         if len(self._recent) < 2 or now - self._recent[-1][0] >= 1.0:

@@ -323,7 +323,7 @@ def _machine_errors(path: Path) -> Iterator[None]:
 def _removed_on_failure(partial: Path) -> Iterator[None]:
     try:
         yield
-    except BaseException:
+    except BaseException:  # Ctrl-C too; raised again below
         # The first failure is the one to report; what cannot be removed now is cleared by the next attempt.
         with contextlib.suppress(MachineError):
             remove(partial)

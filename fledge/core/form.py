@@ -123,4 +123,6 @@ def _kind_of(types: set[str]) -> FieldKind:
     single: dict[str, FieldKind] = {"boolean": "switch", "integer": "integer", "number": "number", "string": "text"}
     if len(types) == 1:
         return single.get(next(iter(types)), "data")
+    if types == {"integer", "number"}:
+        return "number"
     return "text" if types <= single.keys() else "data"

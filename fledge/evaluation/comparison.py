@@ -21,7 +21,7 @@ from fledge.evaluation.paired import SIGNIFICANCE_LEVEL, PairedDifference, compa
 from fledge.evaluation.score_words import format_value, score_title
 from fledge.evaluation.statistics import Score, score_from_plain
 
-RESULTS = "results.json"
+COMPARISON_RESULTS = "results.json"
 FORMAT_VERSION = 1
 
 

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from fledge.core.errors import MachineError
+from fledge.model.settings import RequestedPrecision
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp8"]
-RequestedPrecision = Literal["auto", "fp32", "tf32", "bf16", "fp16", "fp8", "fp8_or_bf16"]
 
 BF16_CAPABILITY, FP16_CAPABILITY, FP8_CAPABILITY = (8, 0), (7, 0), (8, 9)
 """The first compute capabilities with such units: Ampere, Volta, Ada. torch emulates bf16 below, slowly."""
@@ -58,7 +58,7 @@ def choose_precision(requested: RequestedPrecision, device: torch.device | str, 
     `has_float8`: whether the library for it is installed. Raises MachineError naming the alternatives if the device cannot do it.
     """
     device = torch.device(device)
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    capability = capability_of(device)
     fit = fit_precisions(device.type, capability, has_float8)
     if requested == "fp8_or_bf16" and "fp8" in fit:
         return "fp8"
@@ -78,23 +78,25 @@ def choose_precision(requested: RequestedPrecision, device: torch.device | str, 
     return requested
 
 
-def float8_lacks(device: torch.device | str, has_float8: bool) -> str | None:
-    """What a device needs for FP8 and does not have; None if it has it."""
-    device = torch.device(device)
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+def float8_lacks(device: str, capability: tuple[int, int] | None, has_float8: bool) -> str | None:
+    """What a kind of device needs for FP8 and does not have; None if it has it."""
     if capability is None:
-        return f"a {device.type} has no units for fp8"
+        return f"a {device} has no units for fp8"
     if capability < FP8_CAPABILITY:
         needed = ".".join(map(str, FP8_CAPABILITY))
         return f"the GPU has compute capability {capability[0]}.{capability[1]}, and units for fp8 come with {needed}"
-    return None if has_float8 else "torchao is missing, which computes in fp8: pip install 'fledge[fp8]'"
+    return None if has_float8 else "torchao is missing, which computes in fp8; the extra fledge[fp8] brings it"
 
 
 def can_compute(precision: Precision, device: torch.device | str, has_float8: bool = False) -> bool:
     """Whether a device has a precision."""
     device = torch.device(device)
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    return precision in fit_precisions(device.type, capability, has_float8)
+    return precision in fit_precisions(device.type, capability_of(device), has_float8)
+
+
+def capability_of(device: torch.device) -> tuple[int, int] | None:
+    """Of an NVIDIA GPU; None for what is none."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
 def fastest_of(capability: tuple[int, int]) -> Precision:

@@ -15,6 +15,9 @@ from fledge.core.config import settings
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 """Where a model is trained, asked or measured."""
 
+RequestedPrecision = Literal["auto", "fp32", "tf32", "bf16", "fp16", "fp8", "fp8_or_bf16"]
+"""Arithmetic of matrix products; fp8_or_bf16 is FP8 where the machine has it, else what auto takes."""
+
 Normalization = Literal["rms", "layer"]
 Activation = Literal["silu", "gelu", "relu"]
 

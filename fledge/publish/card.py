@@ -17,13 +17,13 @@ from fledge.corpus.build import STATS
 from fledge.corpus.card_figures import NOT_STATED
 from fledge.corpus.card_markdown import code, hub_license, table, yaml_list
 from fledge.evaluation.checkpoint import CheckpointEvaluation, evaluation_from_plain, results_table
+from fledge.evaluation.run_data import RESULTS
 from fledge.model.cost import parameter_count
 from fledge.model.folder import architecture_of
 from fledge.publish.settings import GGUF_FILE, MODELFILE, ModelTarget, WeightType
 from fledge.publish.source import Source
 
 EVALUATION = "evaluate"
-RESULTS = "results.json"
 
 
 def model_card(source: Source, name: str, target: ModelTarget, weight_type: WeightType) -> str:

@@ -19,6 +19,8 @@ from fledge.tokens.tokenizer import Tokenizer
 
 _SHARED_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 _NEUTRAL = {"min_p": 0, "repetition_penalty": 1}
+_OF_DRAWS = ("temperature", "top_k", "top_p", "min_p")
+"""They change nothing where the most likely token is taken; a penalty does, for it decides which one that is."""
 _LIMIT_KEY, _THEIR_LIMIT_KEY = "maximum_new_tokens", "max_new_tokens"
 
 
@@ -64,8 +66,10 @@ def generation_json(config: ModelConfig, generation: GenerationSettings) -> dict
 
 def sampling_json(generation: GenerationSettings) -> dict[str, Any]:
     """How tokens are drawn, without the special ones; what changes nothing is left out."""
-    drawn = {key: getattr(generation, key) for key in _SHARED_KEYS if getattr(generation, key) != _NEUTRAL.get(key)}
-    return {"do_sample": generation.temperature > 0, **(drawn if generation.temperature else {}), _LIMIT_KEY: generation.maximum_new_tokens}
+    draws = generation.temperature > 0
+    keys = [key for key in _SHARED_KEYS if draws or key not in _OF_DRAWS]
+    told = {key: getattr(generation, key) for key in keys if getattr(generation, key) != _NEUTRAL.get(key)}
+    return {"do_sample": draws, **told, _LIMIT_KEY: generation.maximum_new_tokens}
 
 
 def end_token(config: ModelConfig, tokenizer: Tokenizer) -> int:

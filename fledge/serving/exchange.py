@@ -85,7 +85,7 @@ async def respond(request: Request, state: ServerState, asked: AskedAnswer) -> R
         if asked.parameters.stream:
             return EventStream(state, answer, _events(state, answer, form, len(jobs), asked.parameters.include_usage))
         whole = await while_read(request.receive, answer, _collect(answer, len(jobs)))
-    except BaseException:
+    except BaseException:  # a cancelled task too: the engine must not go on for nobody; raised again
         answer.close()
         raise
     answer.close()

@@ -139,7 +139,7 @@ def stage_seconds(
     return batches * step_seconds + validated * FORWARD_SHARE * row_seconds + saved_bytes / WRITTEN_BYTES_PER_SECOND
 
 
-def expected_loss(config: ModelConfig, tokens: int) -> tuple[float, float] | None:
+def loss_by_law(config: ModelConfig, tokens: int) -> tuple[float, float] | None:
     """Lower and upper bound of the loss after so many new tokens, in nats per token; None where there is no law.
 
     Hoffmann et al. 2022 (arXiv:2203.15556), as refitted by Besiroglu et al. 2024 (arXiv:2404.10102), for a vocabulary of about 32,000.
@@ -164,20 +164,18 @@ def largest_checkpoint_bytes(settings: TrainingSettings, length: StageLength, pa
     return count * checkpoint_bytes(settings, parameters)
 
 
-def _tenth(settings: TrainingSettings, steps: int) -> str:
-    """The option that says how long the warm-up is, set to a tenth of the run."""
-    return f"warmup_steps={-(-steps // 10)}" if settings.schedule.warmup_fraction is None else f"warmup_fraction={SHORT_WARMUP_SHARE}"
-
-
 def stage_warnings(
     stage: str, settings: TrainingSettings, length: StageLength, seconds: float | None, epochs: float | None
 ) -> Iterator[str]:
     """What is allowed and probably not meant; `seconds` are predicted, `epochs` known once there are tokens."""
     warmup_steps, steps = settings.schedule.warmup_of(length.steps), length.steps
-    if warmup_steps < math.floor(SHORT_WARMUP_SHARE * steps):
+    least_steps = math.floor(SHORT_WARMUP_SHARE * steps)
+    if warmup_steps < least_steps:
+        by_steps = settings.schedule.warmup_fraction is None
+        option = f"warmup_steps={least_steps}" if by_steps else f"warmup_fraction={SHORT_WARMUP_SHARE}"
         yield (
             f"{stage}: the warm-up takes {warmup_steps:,} of {steps:,} steps ({warmup_steps / steps:.1%}), less than "
-            f"{SHORT_WARMUP_SHARE:.0%}; {stage}.schedule.{_tenth(settings, steps)} would be a tenth"
+            f"{SHORT_WARMUP_SHARE:.0%}; {stage}.schedule.{option} would be a tenth"
         )
     if seconds is not None and (between := seconds / saves(settings, length, epochs)) > RARE_SAVING_SECONDS:
         every_steps = max(1, int(RARE_SAVING_SECONDS * steps / seconds))

@@ -173,7 +173,7 @@ def faster_precision(
     compile_in_place(model)
     try:
         fp8_seconds = pass_seconds()
-    except Exception as error:  # as in `try_out`
+    except Exception as error:  # a compiler, and FP8 on this GPU, fail in ways that have no common type
         console.warn(f"fp8 failed ({type(error).__name__}), training goes on in bf16: {_first_line(error)}")
         _forget(model)
     works = world.least(int(fp8_seconds < math.inf))

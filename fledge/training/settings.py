@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from fledge.core.config import ByKind, operation, settings
 from fledge.core.settings import MetricsSettings
-from fledge.model.settings import DeviceName, LoraSettings
+from fledge.model.settings import DeviceName, LoraSettings, RequestedPrecision
 
 
 def _require(holds: bool, problem: str) -> None:
@@ -264,9 +264,9 @@ class TrainingSettings:
     """auto: cuda where there is one, else mps where there is one."""
     parallel: Literal["auto", "ddp", "fsdp"] = operation("auto")
     """How many processes share the model: ddp: each holds all of it; fsdp: each a part; auto: ddp where it fits into half the memory."""
-    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "fp8", "fp8_or_bf16"] = operation("auto")
+    precision: RequestedPrecision = operation("auto")
     """Arithmetic of matrix products; auto: chosen at the first start and kept in machine.json, on a CPU by measurement; on a GPU bf16, or
-    fp8 if it is there, the run is long and a trial finds it faster."""
+    fp8 if it is there, the run is long and a trial finds it faster. fp8_or_bf16: fp8 where the machine has it, else what auto takes."""
     compile: Literal["auto", "on", "off", "cuda_graphs"] = operation("auto")
     """Compile the model with torch.compile; auto: on a GPU, and on a CPU in runs of more than about ten minutes; preference pairs never.
     cuda_graphs: as graphs besides, for small models on one GPU, whose kernels are shorter than starting them."""

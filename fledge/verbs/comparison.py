@@ -22,8 +22,8 @@ from fledge.evaluation.benchmarks.definitions import BENCHMARKS
 from fledge.evaluation.benchmarks.places import PlacedBenchmark, find_benchmark, rows_in
 from fledge.evaluation.benchmarks.run import Samples
 from fledge.evaluation.comparison import (
+    COMPARISON_RESULTS,
     HOW_TO_READ,
-    RESULTS,
     ComparedData,
     Comparison,
     answers_by_prompt,
@@ -116,7 +116,7 @@ def compare(places: Sequence[str], use: Use, small: bool) -> None:
     wanted = artifact.request(KIND, asked, inputs)
     if use.folder is not None and _is_measured(use.folder, wanted):
         console.say(f"{use.folder}: measured before on the same weights, tokenizers and data, which is shown again")
-        _print(read_comparison((use.folder / RESULTS).read_text(encoding="utf-8")))
+        _print(read_comparison((use.folder / COMPARISON_RESULTS).read_text(encoding="utf-8")))
         return
     comparison = _measure(models, [one.told for one in data], questions, asked, use.device)
     _print(comparison)
@@ -124,7 +124,7 @@ def compare(places: Sequence[str], use: Use, small: bool) -> None:
         with artifact.build(use.folder, wanted) as (partial, stats):
             stats |= {"models": len(models), "scores": sum(len(model.measured) for model in comparison.models)}
             _write(partial, comparison)
-        console.say(f"kept in {use.folder}: {RESULTS}, results.csv, outcomes.csv, results.txt, {PAGE}")
+        console.say(f"kept in {use.folder}: {COMPARISON_RESULTS}, results.csv, outcomes.csv, results.txt, {PAGE}")
 
 
 def open_sound_checkpoint(reference: str) -> Artifact:
@@ -173,7 +173,7 @@ def show_comparison(found: Artifact) -> None:
             f"{found.path} is stale: {', '.join(stale)} is not what was measured any more",
             f"measure again: fledge evaluate {models} --to {found.path}, with the options of then",
         )
-    _print(read_comparison((found.path / RESULTS).read_text(encoding="utf-8")))
+    _print(read_comparison((found.path / COMPARISON_RESULTS).read_text(encoding="utf-8")))
 
 
 def _current_id(given: artifact.Input) -> str | None:
@@ -365,7 +365,7 @@ def _measure(
 def _write(folder: Path, comparison: Comparison) -> None:
     from fledge.evaluation.comparison_page import comparison_page
 
-    disk.write_json(folder / RESULTS, comparison_json(comparison))
+    disk.write_json(folder / COMPARISON_RESULTS, comparison_json(comparison))
     disk.write_text(folder / "results.csv", comparison_csv(comparison))
     disk.write_text(folder / "outcomes.csv", outcomes_csv(comparison))
     disk.write_text(folder / "results.txt", comparison_text(comparison))

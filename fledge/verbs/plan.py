@@ -15,7 +15,7 @@ from fledge.model.cost import parameter_count
 from fledge.model.settings import ModelConfig
 from fledge.stages.run import Run
 from fledge.training.devices import DEVICES, Device, find_devices
-from fledge.training.forecast import expected_loss
+from fledge.training.forecast import loss_by_law
 from fledge.verbs.corpus_space import DiskUse
 from fledge.verbs.levers import Lever, levers
 from fledge.verbs.planning import DeviceForecast, RunPlan, StagePlan, StageWork, Work, plan_run, plan_work
@@ -80,7 +80,7 @@ def _say_work(work: Work, as_json: bool) -> None:
 
 def _say_loss(config: ModelConfig, stages: Sequence[StageWork]) -> None:
     """What a scaling law expects of new text; a stage that starts from a checkpoint has seen more."""
-    bounds = expected_loss(config, stages[0].length.tokens) if stages[0].stage == "pretrain" else None
+    bounds = loss_by_law(config, stages[0].length.tokens) if stages[0].stage == "pretrain" else None
     if bounds is not None:
         low, high = bounds
         perplexities = f"perplexity {math.exp(low):,.0f} to {math.exp(high):,.0f}"

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,8 +140,20 @@ def test_a_table_in_a_pipe_is_plain_and_aligned(capsys: pytest.CaptureFixture[st
 
 def test_control_characters_are_shown_not_sent(capsys: pytest.CaptureFixture[str]) -> None:
     console.say("a\x1b[2Jb\x00\x9b\ttab\nline")
-    console.table("t\x07", ["c"], [["\x1b"]])
-    assert capsys.readouterr().out == "a\\x1b[2Jb\\x00\\x9b\ttab\nline\nt\\x07\nc\n\\x1b\n"
+    console.table("t\x07", ["c\x08"], [["\x1b"]])
+    assert capsys.readouterr().out == "a\\x1b[2Jb\\x00\\x9b\ttab\nline\nt\\x07\nc\\x08\n\\x1b\n"
+
+
+def test_control_characters_are_shown_in_progress_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """A label may hold the name of a file, a note what others wrote."""
+    ended = threading.Event()
+    ended.set()
+    with console.progress("import \x1b[31mname", 2, "rows") as work:
+        work.advance(note="\x1b[2Jnow")
+        console._show_lines(work, ended)
+    found = capsys.readouterr().err
+    assert found.startswith("import \\x1b[31mname: 1/2 rows, ") and found.endswith(", \\x1b[2Jnow\n")
+    assert "\x1b" not in work.summary()
 
 
 def test_a_narrow_encoding_ends_nothing() -> None:

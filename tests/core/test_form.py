@@ -15,7 +15,8 @@ QUICKSTART = find_recipe("quickstart")
 
 @pytest.fixture(scope="module")
 def fields() -> dict[str, FormField]:
-    recipe, tree = load_recipe(QUICKSTART, ["pretrain.mixture={python-docs: 1}", "sft.learning_rate=3e-4"])
+    overrides = ["pretrain.mixture={python-docs: 1}", "sft.learning_rate=3e-4", "tokenizer.kind=superbpe", "tokenizer.transition=700"]
+    recipe, tree = load_recipe(QUICKSTART, overrides)
     return {field.name: field for field in form_fields(recipe, tree)}
 
 
@@ -25,6 +26,7 @@ def fields() -> dict[str, FormField]:
         ("pretrain.steps", "integer", "100", True),
         ("pretrain.batch_rows", "integer", "16", False),
         ("pretrain.learning_rate", "number", "0.012", False),
+        ("tokenizer.transition", "number", "700", True),
         ("pretrain.isolate_documents", "switch", "true", False),
         ("pretrain.schedule.kind", "choice", "warmup_stable_decay", False),
         ("pretrain.optimizer.kind", "choice", "muon", False),

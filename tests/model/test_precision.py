@@ -11,7 +11,6 @@ from fledge.model import precision
 from fledge.model.precision import (
     Precision,
     ProductTiming,
-    RequestedPrecision,
     autocast,
     bf16_pays,
     choose_precision,
@@ -21,6 +20,7 @@ from fledge.model.precision import (
     set_fp32_products,
     use_fast_fp32,
 )
+from fledge.model.settings import RequestedPrecision
 
 FP32 = ProductTiming(seconds=1.3, relative_error=2e-7)
 
@@ -85,16 +85,16 @@ def test_fp8_is_refused_or_replaced_where_it_does_not_fit(
     [
         ((8, 9), True, None),
         ((8, 6), True, "the GPU has compute capability 8.6, and units for fp8 come with 8.9"),
-        ((9, 0), False, "torchao is missing, which computes in fp8: pip install 'fledge[fp8]'"),
+        ((9, 0), False, "torchao is missing, which computes in fp8; the extra fledge[fp8] brings it"),
     ],
 )
 def test_what_fp8_lacks_is_what_decides_against_it(
     capability: tuple[int, int], has_float8: bool, reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert float8_lacks("cuda", has_float8) == reason
+    assert float8_lacks("cuda", capability, has_float8) == reason
     assert (choose_precision("fp8_or_bf16", "cuda", has_float8) == "fp8") is (reason is None)
-    assert float8_lacks("cpu", has_float8) == "a cpu has no units for fp8"
+    assert float8_lacks("cpu", None, has_float8) == "a cpu has no units for fp8"
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp16", "fp8"])

@@ -18,6 +18,7 @@ from fledge.publish.generation import read_generation, sampling_json
     [
         GenerationSettings(),
         GenerationSettings(temperature=0, maximum_new_tokens=7),
+        GenerationSettings(temperature=0, repetition_penalty=1.3),
         GenerationSettings(temperature=1.5, top_k=0, top_p=1, min_p=0.05, repetition_penalty=1.2, maximum_new_tokens=1000),
     ],
 )
@@ -34,6 +35,7 @@ def test_what_changes_nothing_is_left_out() -> None:
         "top_p": 0.95,
         "maximum_new_tokens": 200,
     }
+    assert sampling_json(GenerationSettings(temperature=0, top_k=7, min_p=0.1)) == {"do_sample": False, "maximum_new_tokens": 200}
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,10 @@ from fledge.evaluation.benchmarks.definitions import BENCHMARKS
 from fledge.evaluation.benchmarks.places import find_benchmark
 from fledge.evaluation.benchmarks.run import read_questions
 from fledge.evaluation.text_files import find_text_files
+from fledge.stages import run_stage
 from fledge.stages.checkpoint_names import find_checkpoint
-from fledge.stages.run import Run
+from fledge.stages.making import training
+from fledge.stages.run import Run, set_aside
 from fledge.stages.stand_ins import with_stand_ins
 from fledge.tokens.sentencepiece_models import train_llama_model
 from fledge.tokens.shards import TokenShard, open_token_set
@@ -154,6 +156,16 @@ def test_fp8_or_bf16_computes_in_what_there_is_and_says_why(make_topics: MakeRun
     assert "fp8" not in capsys.readouterr().out
 
 
+def test_a_precision_that_is_kept_is_told_where_nothing_is_lacking(
+    make_topics: MakeRun, walk: Walk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after torchao came to a machine on which the run began without it."""
+    monkeypatch.setattr(training, "float8_lacks", lambda device, capability, has_float8: None)
+    run = make_topics("pretrain.precision=fp8_or_bf16", "pretrain.device=cpu", "pretrain.steps=2", "pretrain.validation_rows=4")
+    walk(run, "pretrain")
+    assert re.search(r"precision is fp8_or_bf16, and computes in (bf16|fp32): kept from machine\.json", capsys.readouterr().out)
+
+
 def test_tokens_on_the_device_are_the_same_rows(make_topics: MakeRun, walk: Walk, seen: Seen, capsys: pytest.CaptureFixture[str]) -> None:
     """A CPU has them in memory either way: `auto` reads the shards, `on` takes them in once, and the weights are the same to the bit."""
     weights, read = dict[str, bytes](), dict[str, list[Any]]()
@@ -248,3 +260,43 @@ def test_stand_ins_have_the_layout_of_what_they_stand_for(make_run: MakeRun, tmp
         questions = read_questions(find_benchmark(name, rows), "all", 0)
         assert len(questions.items) >= (1 if name == "text" else 6)
     assert with_stand_ins(make_run(), "tokenizer").recipe.tokenizer == make_run().recipe.tokenizer
+
+
+def test_what_decides_a_stand_in_makes_another_of_it(make_run: MakeRun) -> None:
+    """The size of a tokenizer, and the tokenizer of the run for tokens, which `import_bin` compares by its hash."""
+
+    def placed(size: int) -> tuple[int, Path]:
+        run = make_run(
+            f"tokenizer={{kind: import, path: 'stand-in:byte_bpe/tokenizer.json', vocabulary_size: {size}}}",
+            "pack.import_bin='stand-in:tokens'",
+        )
+        recipe = with_stand_ins(run, "tokenizer").recipe
+        assert recipe.tokenizer is not None and recipe.tokenizer.path is not None
+        set_aside(run, ["tokenizer", "pack"])
+        run_stage("tokenizer", run)
+        tokens = with_stand_ins(run, "pack").recipe.pack
+        assert tokens is not None and tokens.import_bin is not None
+        run_stage("pack", run)
+        return len(json.loads(Path(recipe.tokenizer.path).read_text())["model"]["vocab"]), Path(tokens.import_bin)
+
+    (small, small_tokens), (large, large_tokens) = placed(600), placed(700)
+    assert large - small == 100
+    assert small_tokens != large_tokens and small_tokens.is_dir() and large_tokens.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides", "is_made"),
+    [
+        ("corpus", (), True),
+        ("corpus", ("corpus.decontaminate.evaluated=false",), False),
+        ("sft", (), False),
+        ("sft", ("sft.benchmarks=[boolq]",), True),
+        ("report", (), False),
+    ],
+)
+def test_only_a_stage_that_reads_rows_of_benchmarks_has_them_made(
+    stage: str, overrides: tuple[str, ...], is_made: bool, make_run: MakeRun
+) -> None:
+    run = make_run("evaluate.benchmarks={boolq: 'stand-in:benchmarks'}", *overrides)
+    with_stand_ins(run, stage)
+    assert (run.folder / "stand_ins" / "benchmarks").is_dir() is is_made

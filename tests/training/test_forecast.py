@@ -11,8 +11,8 @@ from fledge.model.settings import ModelConfig, ModelSettings
 from fledge.training.forecast import (
     StageLength,
     checkpoint_bytes,
-    expected_loss,
     largest_checkpoint_bytes,
+    loss_by_law,
     saves,
     stage_length,
     stage_seconds,
@@ -113,9 +113,9 @@ def test_checkpoints_are_counted_at_their_largest_moment() -> None:
 def test_the_law_is_that_of_its_paper_and_stays_where_it_was_fitted() -> None:
     """A model of 124M parameters and 10B tokens is published to reach 3.28 on web pages; the law alone says 3.02."""
     config = ModelConfig(ModelSettings(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=2048), 50_304)
-    low, high = expected_loss(config, 10**10) or (0.0, 0.0)
+    low, high = loss_by_law(config, 10**10) or (0.0, 0.0)
     assert (low, high) == (pytest.approx(3.02, abs=0.01), pytest.approx(3.32, abs=0.01))
-    assert expected_loss(config, 10**8) is not None
-    assert expected_loss(config, 10**8 - 1) is None
-    assert expected_loss(replace(config, vocabulary_size=200_064), 10**10) is None
-    assert expected_loss(replace(config, vocabulary_size=8_192), 10**10) is None
+    assert loss_by_law(config, 10**8) is not None
+    assert loss_by_law(config, 10**8 - 1) is None
+    assert loss_by_law(replace(config, vocabulary_size=200_064), 10**10) is None
+    assert loss_by_law(replace(config, vocabulary_size=8_192), 10**10) is None

@@ -109,7 +109,7 @@ def _load(rule: OwnRule) -> Callable[[Document], Any]:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # a user's own code, which may raise or leave as it likes
         del sys.modules[name]
         line = error.lineno if isinstance(error, SyntaxError) else _line_in(rule.path, error)
         place = f"{rule.path}, line {line}" if line else f"{rule.path}"

@@ -87,7 +87,7 @@ def download_all(label: str, wanted: Mapping[Path, InputFile], workers: int) -> 
         PAUSE.set(functools.partial(pause_until, stop))
         try:
             download(file, place, advance)
-        except BaseException:
+        except BaseException:  # whatever it is, the others must end; raised again
             stop.set()  # before this thread takes the next file
             raise
 

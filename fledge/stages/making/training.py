@@ -25,7 +25,7 @@ from fledge.model.cost import parameter_count, trained_parameter_count
 from fledge.model.float8 import has_float8
 from fledge.model.folder import load_model
 from fledge.model.llama import Llama
-from fledge.model.precision import float8_lacks
+from fledge.model.precision import Precision, capability_of, float8_lacks
 from fledge.model.settings import ModelConfig, padded_vocabulary_size
 from fledge.model.vocabulary import begin_as_mean
 from fledge.publish.generation import sampling_json
@@ -109,8 +109,7 @@ def _require_vocabulary(parent: Path, model: Llama, tokenizer: Tokenizer, settin
 def _assemble(task: Task, world: World, stop: StopSignals, writer: CheckpointWriter, left_out: LeftOut) -> Iterator[Trainer]:
     """Build the parts and put them together, to pass over the steps that are left out; nothing runs yet."""
     keep_freed_memory()
-    process_bytes = resident_bytes()
-    settings, folder = task.settings, task.folder
+    settings, folder, process_bytes = task.settings, task.folder, resident_bytes()
     train, validation = _rows(task, "train"), _rows(task, "validation")
     model = open_model(task.parent, task.run, task.tokenizer, task.answers, settings)
     trained = trained_parameter_count(model.config, settings.lora)
@@ -139,6 +138,7 @@ def _assemble(task: Task, world: World, stop: StopSignals, writer: CheckpointWri
     progress = replace(progress, left_out=left_out or progress.left_out)
     if task.parent is not None and progress.step == plan.start.step and "optimizer" in settings.keep:
         load_kept_optimizer(task.parent, optimizer)
+    _keep_plan(folder, plan, world)
     _announce(task, batches, model, progress, world, machine.precision, _described(machine, world, batches, train.isolate_documents, model))
     if progress.step > plan.start.step:
         forget_seconds(folder, world)
@@ -237,18 +237,22 @@ def _require_validation(task: Task, rows: RowReader) -> None:
         )
 
 
-def _announce(task: Task, batches: BatchLoader, model: Llama, progress: Progress, world: World, precision: str, machine: str) -> None:
-    """Say what is going to be done, and leave the plan where whoever looks on finds it."""
-    plan = batches.plan
+def _keep_plan(folder: Path, plan: Plan, world: World) -> None:
+    """Where whoever looks on finds it."""
     if world.main:
-        disk.write_json(task.folder / PLAN, plan.identity())
+        disk.write_json(folder / PLAN, plan.identity())
+
+
+def _announce(task: Task, batches: BatchLoader, model: Llama, progress: Progress, world: World, precision: Precision, machine: str) -> None:
+    """Say what is going to be done."""
+    plan = batches.plan
     steps, tokens = plan.steps - plan.start.step, plan.tokens(plan.steps) - plan.start.tokens
     of_tokens = f"of {plan.phases[0].batch_tokens:,} tokens" if len(plan.phases) == 1 else f"in {len(plan.phases)} phases"
     console.say(
         f"{task.stage}: {_counted(model)}, {steps:,} steps {of_tokens} = {tokens:,} tokens, {plan.epochs(plan.steps):.2f} epochs; {machine}"
     )
-    lacking = float8_lacks(world.device, has_float8()) if task.settings.precision == "fp8_or_bf16" else None
-    if lacking is not None:
+    if task.settings.precision == "fp8_or_bf16" and precision != "fp8":
+        lacking = float8_lacks(world.device.type, capability_of(world.device), has_float8()) or "kept from machine.json"
         console.say(f"{task.stage}: precision is fp8_or_bf16, and computes in {precision}: {lacking}")
     for line in described(plan):
         console.say(f"{task.stage}: {line}")

@@ -67,7 +67,7 @@ class Session:
         former = [list(participant.conversation.exchanges) for participant in self.participants]
         try:
             yield
-        except BaseException:
+        except BaseException:  # Ctrl-C too; raised again below
             for participant, exchanges in zip(self.participants, former, strict=True):
                 participant.conversation.exchanges = exchanges
             raise

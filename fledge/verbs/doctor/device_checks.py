@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from fledge.core.console import format_bytes, format_seconds
 from fledge.model.attention import HOPPER
-from fledge.model.precision import FP8_CAPABILITY, fastest_of
+from fledge.model.precision import fastest_of, float8_lacks
 from fledge.verbs.doctor.accelerator import Accelerator
 from fledge.verbs.doctor.compiler import Compiler
 from fledge.verbs.doctor.facts import Software
@@ -63,11 +63,10 @@ def check_float8(found: Accelerator, software: Software) -> Iterator[Finding]:
     if not found.gpus:
         return
     capability = found.gpus[0].capability
-    if capability < FP8_CAPABILITY:
-        needed, has = (".".join(map(str, version)) for version in (FP8_CAPABILITY, capability))
-        yield ok("fp8", f"this GPU has no units for it (compute capability {has}, {needed} needed); fp8_or_bf16 takes what auto does")
-    elif not found.has_float8:
-        yield note("fp8", "this GPU has units for it, and torchao is missing", f"{software.install} 'torchao>=0.17'")
+    if units := float8_lacks(found.device, capability, has_float8=True):
+        yield ok("fp8", f"{units}; fp8_or_bf16 takes what auto does")
+    elif library := float8_lacks(found.device, capability, found.has_float8):
+        yield note("fp8", f"this GPU has units for it, and {library}", f"{software.install} 'torchao>=0.17'")
     else:
         yield ok("fp8", "this GPU has units for it, and torchao is installed")
 

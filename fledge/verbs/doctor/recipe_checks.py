@@ -189,7 +189,7 @@ def check_precision(run: Run) -> Iterator[Finding]:
     """What each training stage asks for, against what its device has."""
     from fledge.model.devices import choose_device
     from fledge.model.float8 import has_float8
-    from fledge.model.precision import choose_precision, float8_lacks
+    from fledge.model.precision import capability_of, choose_precision, float8_lacks
 
     for stage in (stage for stage in TRAINING_STAGES if has_stage(stage, run)):
         settings = run.recipe.section(stage)
@@ -200,11 +200,8 @@ def check_precision(run: Run) -> Iterator[Finding]:
                 yield ok(f"{stage} precision", f"auto, chosen on this {device.type} when it starts")
                 continue
             taken = choose_precision(asked, device, has_float8())
-            what = (
-                f"{asked} on this {device.type}"
-                if taken == asked
-                else f"{asked} falls back to {taken}: {float8_lacks(device, has_float8())}"
-            )
+            lacks = float8_lacks(device.type, capability_of(device), has_float8())
+            what = f"{asked} falls back to {taken}: {lacks}" if asked == "fp8_or_bf16" and lacks else f"{taken} on this {device.type}"
             yield ok(f"{stage} precision", what)
         except MachineError as error:
             fix = f"fledge run {run.command} {stage}.precision=auto" if "precision" in error.problem else error.remedy

@@ -149,7 +149,7 @@ def test_fp8_and_attention() -> None:
     says(only(devices.check_float8(GPU, SOFTWARE)), "ok", "torchao is installed")
     says(only(devices.check_float8(replace(GPU, has_float8=False), SOFTWARE)), "note", "torchao is missing", "torchao>=")
     ampere = replace(GPU, gpus=(replace(H100, capability=(8, 0)),), has_flash_attention_3=True)
-    says(only(devices.check_float8(ampere, SOFTWARE)), "ok", "8.0", "8.9 needed", "takes what auto does")
+    says(only(devices.check_float8(ampere, SOFTWARE)), "ok", "8.0", "come with 8.9", "takes what auto does")
     assert "FlashAttention 3" not in only(devices.check_attention(ampere)).found
     assert "FlashAttention 3" in only(devices.check_attention(replace(GPU, has_flash_attention_3=True))).found
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from fledge.core.errors import DataError
 from fledge.recipe import find_recipe, load_recipe
@@ -152,6 +153,11 @@ def test_precisions_that_are_asked_for(make_run: MakeRun) -> None:
     refused = found("fp8")
     assert refused.level == "problem" and "pretrain.precision=auto" in refused.fix
     assert found("auto", "mps").level == "problem"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fledge.model.devices.choose_device", lambda *asked, **options: torch.device("cuda"))
+        patch.setattr("fledge.model.float8.has_float8", lambda: True)
+        patch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        assert found("fp8_or_bf16").found == "fp8 on this cuda"
 
 
 def test_disk_and_memory_of_the_plan(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
