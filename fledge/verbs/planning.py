@@ -33,6 +33,7 @@ from fledge.training.devices import DEVICES, USABLE_SHARE, Device
 from fledge.training.forecast import (
     COMPILED_SPEEDUP,
     StageLength,
+    Warned,
     largest_checkpoint_bytes,
     micro_batch,
     stage_length,
@@ -110,7 +111,7 @@ class RunPlan:
     stages: tuple[StagePlan, ...]
     disk: tuple[DiskUse, ...]
     devices: tuple[DeviceForecast, ...]
-    warnings: tuple[str, ...]
+    warnings: tuple[Warned, ...]
 
 
 @dataclass(frozen=True)

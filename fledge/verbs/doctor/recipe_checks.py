@@ -228,7 +228,7 @@ def check_plan(run: Run) -> Iterator[Finding]:
     for stage in plan.stages:
         yield memory_finding(stage.stage, stage.memory.total, stage.available_bytes, stage.batch.rows, stage.length.batch_rows, run)
     for warning in plan.warnings:
-        yield note("plan", warning, f"fledge plan {run.command}")
+        yield note("plan", warning.text, f"fledge run {run.command} {warning.change}" if warning.change else f"fledge plan {run.command}")
 
 
 def _with_any_precision(run: Run) -> Run:
