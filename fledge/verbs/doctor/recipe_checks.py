@@ -22,7 +22,7 @@ from fledge.corpus.document import Content
 from fledge.corpus.request import contents
 from fledge.corpus.resolve import lies_elsewhere
 from fledge.corpus.sources import hub
-from fledge.corpus.sources.hub_presets import dataset_of
+from fledge.corpus.sources.hub_presets import PRESETS, dataset_of, preset_bytes
 from fledge.corpus.sources.inputs import Fingerprints, look_at_files, resolve, revision
 from fledge.corpus.sources.settings import HubSource, PathSource, PythonDocsSource, Source
 from fledge.corpus.sources.transport import shown
@@ -54,7 +54,19 @@ def check_sources(run: Run, online: bool) -> Iterator[Finding]:
             else:
                 yield refused(subject, error)
         else:
-            yield ok(subject, found)
+            gate = _gate(run, source)
+            yield note(subject, f"{found}; {gate}", "hf auth login") if gate else ok(subject, found)
+
+
+def _gate(run: Run, source: Source) -> str:
+    """What the hub asks for before it gives a dataset that is neither used nor downloaded yet; empty: nothing, or there is a token."""
+    preset = PRESETS.get(source.preset or "") if isinstance(source, HubSource) else None
+    if preset is None or not preset.is_gated or hub.has_token() or run.recipe.corpus is None:
+        return ""
+    is_made = (run.folder / "corpus" / source.content / artifact.MANIFEST).is_file()
+    if is_made or preset_bytes(preset, Path(run.recipe.corpus.cache_folder).expanduser()):
+        return ""
+    return f"the hub asks to accept its terms on https://huggingface.co/datasets/{preset.repository}, and there is no token of an account"
 
 
 def _source(source: Source, online: bool) -> str:
