@@ -47,7 +47,7 @@ from fledge.training.parallel import Machine, World, choose_machine, open_world
 from fledge.training.probe import StepSeconds, measure, measure_pass, random_batch
 from fledge.training.resident import SHARE_OF_MEMORY
 from fledge.training.settings import TrainingSettings
-from fledge.verbs.corpus_space import DiskUse, texts_and_tokens, token_bytes
+from fledge.verbs.corpus_space import DiskUse, folder_bytes, texts_and_tokens, token_bytes
 
 PROBE_SECONDS = 20.0
 """For all stages together; a single row may take longer."""
@@ -314,4 +314,7 @@ def _disk(run: Run, config: ModelConfig, stages: Sequence[StageWork]) -> Iterato
         settings = run.recipe.section(one.stage)
         trained, epochs = trained_parameter_count(config, settings.lora), _epochs(one.length, _token_counts(run, one.stage))
         size = largest_checkpoint_bytes(settings, one.length, trained, epochs)
-        yield DiskUse(f"checkpoints of {one.stage}", size, f"{settings.keep_checkpoints} kept, the best, one being written")
+        folder = run.folder / one.stage
+        there_bytes = size if (folder / artifact.MANIFEST).is_file() else folder_bytes(folder)
+        how = f"{settings.keep_checkpoints} kept, the best, one being written"
+        yield DiskUse(f"checkpoints of {one.stage}", size, how, str(folder), there_bytes)

@@ -7,7 +7,6 @@ Nothing is read that is large, and nothing is written. Only with `online` is a s
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,6 @@ from fledge.core.errors import ArtifactError, ConfigError, DataError, FledgeErro
 from fledge.core.metrics import require_sinks
 from fledge.core.wording import counted
 from fledge.corpus.document import Content
-from fledge.corpus.request import contents
 from fledge.corpus.resolve import lies_elsewhere
 from fledge.corpus.sources import hub
 from fledge.corpus.sources.hub_presets import PRESETS, dataset_of, preset_bytes
@@ -35,7 +33,9 @@ from fledge.tokens.plain_bin import BIN_FILES
 from fledge.tokens.shards import open_token_set
 from fledge.tokens.tokenizer import open_tokenizer, require_one_tokenizer
 from fledge.training.checkpoint_folders import step_folders
+from fledge.verbs.corpus_space import made_parts
 from fledge.verbs.doctor.findings import Finding, note, ok, problem, refused
+from fledge.verbs.doctor.space_checks import check_space
 
 _MADE_BY_THE_RUN = "stand-ins, which the run makes"
 
@@ -234,9 +234,7 @@ def check_plan(run: Run) -> Iterator[Finding]:
     except FledgeError as error:
         yield refused("plan", error)
         return
-    sizes = [use.size_bytes for use in plan.disk]
-    needed_bytes, unknown = sum(size for size in sizes if size is not None), [use.what for use in plan.disk if use.size_bytes is None]
-    yield disk_finding(needed_bytes - _made_bytes(run), _free_bytes(run.folder), unknown, run)
+    yield from check_space(plan.disk, run)
     for stage in plan.stages:
         yield memory_finding(stage.stage, stage.memory.total, stage.available_bytes, stage.batch.rows, stage.length.batch_rows, run)
     for warning in plan.warnings:
@@ -250,15 +248,6 @@ def _with_any_precision(run: Run) -> Run:
     return replace(run, recipe=replace(run.recipe, **anywhere))
 
 
-def disk_finding(needed_bytes: int, free_bytes: int, unknown: list[str], run: Run) -> Finding:
-    """What is still to be written, against what is free."""
-    more = f", and {', '.join(unknown)}, whose size is not known yet" if unknown else ""
-    found = f"about {format_bytes(max(0, needed_bytes))} are still to be written{more}; {format_bytes(free_bytes)} are free in {run.folder}"
-    if needed_bytes > free_bytes:
-        return problem("disk", found, f"fledge run {run.command} --name /FOLDER/{run.folder.name}")
-    return ok("disk", found)
-
-
 def memory_finding(stage: str, needed_bytes: int, available_bytes: float, rows: int, batch_rows: int, run: Run) -> Finding:
     """The peak of a stage, with as many rows at once as fit."""
     found = f"{format_bytes(needed_bytes)} with {counted(rows, 'rows')} at once of a batch of {batch_rows:,}"
@@ -266,17 +255,6 @@ def memory_finding(stage: str, needed_bytes: int, available_bytes: float, rows: 
         what = f"{found} do not fit {format_bytes(available_bytes)}"
         return problem(f"{stage} memory", what, f"fledge run {run.command} {stage}.activation_checkpointing=full")
     return ok(f"{stage} memory", f"{found}; {format_bytes(available_bytes)} can be had")
-
-
-def _free_bytes(folder: Path) -> int:
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
-    return shutil.disk_usage(there).free
-
-
-def _made_bytes(run: Run) -> int:
-    """What of the plan's needs lies there already."""
-    made = [run.folder / name for name in ("corpus", "pack", *TRAINING_STAGES)]
-    return sum(path.stat().st_size for folder in made for path in folder.rglob("*") if path.is_file())
 
 
 def check_stages(run: Run) -> Iterator[Finding]:
@@ -292,11 +270,7 @@ def check_stages(run: Run) -> Iterator[Finding]:
 
 def _state(run: Run, stage: Stage) -> tuple[str, str]:
     folder = run.folder / stage
-    parts = [folder]
-    if stage in ("corpus", "pack") and run.recipe.corpus is not None:
-        parts = [folder / content for content in contents(run.recipe.corpus)]
-    elif stage == "pack":
-        parts = sorted(path for path in folder.glob("*") if path.is_dir() and "~" not in path.name) or parts
+    parts = (made_parts(run, stage) if stage in ("corpus", "pack") else []) or [folder]
     if all((part / artifact.MANIFEST).is_file() for part in parts):
         return "finished", ""
     steps = [step for step, _ in step_folders(folder)]
