@@ -29,7 +29,7 @@ from fledge.tokens.importing import PRESETS
 from fledge.tokens.shards import open_token_set
 from fledge.training.batches import Batch
 from fledge.training.compiling import ASSUMED_CPU_FLOPS
-from fledge.training.devices import DEVICES, USABLE_SHARE, Device
+from fledge.training.devices import DEVICES, USABLE_SHARE, Device, starting_seconds
 from fledge.training.forecast import (
     COMPILED_SPEEDUP,
     StageLength,
@@ -293,7 +293,8 @@ def _resident_bytes(
 def _on_device(run: Run, config: ModelConfig, stages: Sequence[StageWork], device: Device, rate: float | None) -> DeviceForecast:
     """All stages on another device; torch compiles from compute capability 7.0 on."""
     rows: list[int | None] = []
-    peak_bytes = 0
+    speeds: list[float] = []
+    peak_bytes, seconds = 0, 0.0
     for one in stages:
         settings = run.recipe.section(one.stage)
         batch = micro_batch(settings, one.length, "cuda", device.precision, compiled=device.compute_capability >= (7, 0))
@@ -301,8 +302,14 @@ def _on_device(run: Run, config: ModelConfig, stages: Sequence[StageWork], devic
         rows.append(micro_batch_that_fits(config, batch, settings.optimizer.kind, device.usable_bytes, resident))
         memory = training_memory(config, replace(batch, rows=rows[-1] or 1), settings.optimizer.kind, resident)
         peak_bytes = max(peak_bytes, memory.total)
-    speeds = [device.tokens_per_second(one.flops_per_token, config.settings.hidden_size) for one in stages]
-    seconds = sum(one.length.tokens / speed for one, speed in zip(stages, speeds, strict=True))
+        speed = device.tokens_per_second(one.flops_per_token, config.settings.hidden_size)
+        micro_batches = -(-one.length.batch_rows // (rows[-1] or 1))
+        is_compiled = batch.compiled and settings.objective.kind != "preference"
+        least_seconds = starting_seconds(
+            config.settings.num_hidden_layers, micro_batches, is_compiled, with_muon=settings.optimizer.kind == "muon"
+        )
+        speeds.append(min(speed, one.length.batch_rows * one.length.row_tokens / least_seconds))
+        seconds += max(one.length.tokens / speed, one.length.steps * least_seconds)
     price = (device.dollars_per_hour if rate is None else rate) * seconds / 3600
     return DeviceForecast(device, None if None in rows else rows[0], peak_bytes, speeds[0], seconds, price)
 

@@ -95,6 +95,13 @@ def test_elsewhere_leaves_this_machine_out(tmp_path: Path, capsys: pytest.Captur
     assert listed["price"] == pytest.approx(2.69 * listed["seconds"] / 3600)
 
 
+def test_a_tiny_model_waits_for_its_kernels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan(make_run(tmp_path, "sft=null", "dpo=null"), "H100", None, as_json=True, elsewhere=True)
+    [h100] = json.loads(capsys.readouterr().out)["devices"]
+    assert h100["seconds"] == pytest.approx(20 * 1.4e-3), "20 steps of one layer"
+    assert h100["tokens_per_second"] == pytest.approx(8 * 32 / 1.4e-3)
+
+
 def test_a_plan_counts_with_the_vocabulary_that_is_named_until_a_tokenizer_is_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
