@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fledge.core.errors import MachineError
+from fledge.core.installing import install_hint
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp8"]
 RequestedPrecision = Literal["auto", "fp32", "tf32", "bf16", "fp16", "fp8", "fp8_or_bf16"]
@@ -87,7 +88,7 @@ def float8_lacks(device: torch.device | str, has_float8: bool) -> str | None:
     if capability < FP8_CAPABILITY:
         needed = ".".join(map(str, FP8_CAPABILITY))
         return f"the GPU has compute capability {capability[0]}.{capability[1]}, and units for fp8 come with {needed}"
-    return None if has_float8 else "torchao is missing, which computes in fp8: pip install 'fledge[fp8]'"
+    return None if has_float8 else f"torchao is missing, which computes in fp8: {install_hint('fp8')}"
 
 
 def can_compute(precision: Precision, device: torch.device | str, has_float8: bool = False) -> bool:
