@@ -58,11 +58,15 @@ class Recipe:
 
 
 def find_recipe(given: str) -> Path:
-    """The file of a recipe given by path, or by the name of one that Fledge brings. Raises ConfigError for a name nobody knows."""
-    path = Path(given)
+    """The file of a recipe given by path, or by the name of one that Fledge brings. Raises ConfigError for a name nobody knows.
+
+    `recipes/NAME.yaml` is one that Fledge brings where there is no such file: outside of a checkout the same command does the same.
+    """
+    path, ours = Path(given), packaged_recipes()
+    if not path.exists() and path.parent == Path("recipes") and path.suffix == ".yaml" and path.stem in ours:
+        return ours[path.stem]
     if path.is_file() or path.suffix:
         return path
-    ours = packaged_recipes()
     if given in ours:
         return ours[given]
     close = difflib.get_close_matches(given, ours, n=1)

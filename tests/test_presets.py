@@ -98,6 +98,16 @@ def test_a_file_that_nobody_has_is_named_where_it_was_looked_for_first(tmp_path:
         load_recipe(own, [])
 
 
+def test_the_place_of_a_recipe_in_a_checkout_means_it_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("recipes/own-text.yaml") == find_recipe("own-text")
+    assert find_recipe("recipes/other.yaml") == Path("recipes/other.yaml")
+    assert find_recipe("elsewhere/own-text.yaml") == Path("elsewhere/own-text.yaml")
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "own-text.yaml").touch()
+    assert find_recipe("recipes/own-text.yaml") == Path("recipes/own-text.yaml")
+
+
 def test_presets_are_no_recipes_by_name() -> None:
     with pytest.raises(ConfigError, match="there is no recipe '23m'") as error:
         find_recipe("23m")

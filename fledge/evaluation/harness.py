@@ -23,6 +23,7 @@ from typing import Any
 
 from fledge.core import console, disk
 from fledge.core.errors import DataError, MachineError
+from fledge.core.installing import install_hint
 from fledge.corpus.document import Message
 from fledge.evaluation.continuations import Continuation, context_tokens_of, continuation_likelihoods
 from fledge.evaluation.reader import Reader
@@ -92,7 +93,7 @@ def _library() -> Any:
         import lm_eval.evaluator
         import lm_eval.tasks
     except ImportError as error:
-        raise MachineError("lm-eval is not installed", "install it: pip install 'fledge[eval]'") from error
+        raise MachineError("lm-eval is not installed", f"install it: {install_hint('eval')}") from error
     return lm_eval
 
 

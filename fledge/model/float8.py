@@ -1,4 +1,4 @@
-"""Matrix products of the layers in FP8: model -> [float8] -> the same parameters, other products. By torchao (`pip install fledge[fp8]`).
+"""Matrix products of the layers in FP8: model -> [float8] -> the same parameters, other products. By torchao (`pip install '.[fp8]'`).
 
 Each factor is scaled by its largest magnitude and rounded to E4M3, in the forward and the backward pass; sums stay in higher precision, and
 the parameters fp32. The head and the embedding stay out: their products are few, and the loss feels the rounding.

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fledge.core.errors import MachineError
+from fledge.core.installing import install_hint
 from fledge.model.settings import RequestedPrecision
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp8"]
@@ -85,7 +86,7 @@ def float8_lacks(device: str, capability: tuple[int, int] | None, has_float8: bo
     if capability < FP8_CAPABILITY:
         needed = ".".join(map(str, FP8_CAPABILITY))
         return f"the GPU has compute capability {capability[0]}.{capability[1]}, and units for fp8 come with {needed}"
-    return None if has_float8 else "torchao is missing, which computes in fp8; the extra fledge[fp8] brings it"
+    return None if has_float8 else f"torchao is missing, which computes in fp8: {install_hint('fp8')}"
 
 
 def can_compute(precision: Precision, device: torch.device | str, has_float8: bool = False) -> bool:

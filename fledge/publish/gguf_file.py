@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from fledge.core.errors import MachineError
+from fledge.core.installing import install_hint
 from fledge.model.folder import architecture_of
 from fledge.model.llama import Llama, rotation_frequencies
 from fledge.publish.layouts import half_split, interleaved
@@ -67,7 +68,7 @@ def require_package() -> Any:
     try:
         import gguf
     except ImportError as error:
-        raise MachineError("the package gguf is not installed", "install it: pip install 'fledge[gguf]'") from error
+        raise MachineError("the package gguf is not installed", f"install it: {install_hint('gguf')}") from error
     return gguf
 
 

@@ -32,6 +32,8 @@ from fledge.tokens.unpacking import token_stream
 BIN_META = "data_meta.json"
 BIN_FILES: Mapping[Split, str] = {"train": "train.bin", "validation": "val.bin"}
 BIN_TOKENIZER = "tokenizer"
+HUB_BYTES: Mapping[str, int] = {"ark296/gpt-training-data": 2_020_000_000}
+"""Of both files of the repositories that our recipes name, for planning: here 1B and 10M ids of 16 bits."""
 SOURCE = "bin"
 """Name of the one source of an imported set."""
 

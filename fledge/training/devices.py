@@ -11,6 +11,13 @@ of 768 (nanochat), and 25 % on an A100 by nanoGPT, which is older. The RTX 4090,
 fp16, gets nearer to it: 54 % for GPT-2 124M (110,000 tokens/s, tylerromero.com/posts/nanogpt-speedrun-worklog, January 2025; nanoGPT's
 issue 182 has 55 %). fp32 without tensor cores is easier to feed: 0.6 is assumed there.
 
+A small model does not keep a card busy: a step takes at least as long as its kernels take to be started, one after the other, by the CPU.
+How many those are was counted on one layer of ours: 39 operations forward, about twice as many backward; compiled, 21 matrix products, 3
+kernels of attention and what lies between them, fused; 31 for each matrix that Muon orthogonalises. 10 us each is what the start of a
+kernel costs, and rather too little where Python does it: on an H100, 6 layers more of a forward pass that is not compiled take 6.2 ms
+longer (first token of 23M and 110M, benchmarks/results/serving_gpu-H100.json), 26 us an operation. The steps measured above stay as they
+were: those of 23M took 17.4 ms, and at least 3.4 are assumed.
+
 The price of an hour is an assumption, of the size of what one card cost on demand in spring 2026, in dollars, at RunPod, Lambda (A100 of
 40 GB) and Google Cloud (P100, T4, V100, without their machine); second-hand figures. `fledge plan --price-per-hour` takes yours.
 """
@@ -30,6 +37,13 @@ GB = 1_000_000_000
 TERA = 1e12
 MFU_BY_WIDTH = ((256, 0.19), (768, 0.40), (1024, 0.42))
 FP32_MFU = 0.6
+LAUNCH_SECONDS = 10e-6
+LAYER_LAUNCHES, COMPILED_LAYER_LAUNCHES = 120, 40
+"""Of a layer, forward and backward."""
+MUON_LAYER_LAUNCHES = 7 * 31
+"""Of the update of a layer's matrices; fused AdamW takes a few for all parameters together."""
+OTHER_LAUNCHES = 100
+"""Of a step besides its layers: batch, embedding, head and loss, clipping, update."""
 USABLE_SHARE = 0.92
 """Of a card's memory: the CUDA context takes half a gigabyte, and torch's allocator cannot use every gap."""
 
@@ -92,6 +106,12 @@ DEVICES = (
     # NVIDIA H200 data sheet (SXM): as H100, with 141 GB and 4,800 GB/s.
     Device("H200", 141 * GB, 4800e9, "bf16", PEAK_FLOPS_PER_SECOND[("H200",)], (9, 0), 3.59),
 )
+
+
+def starting_seconds(layers: int, micro_batches: int, is_compiled: bool, with_muon: bool) -> float:
+    """What the CPU takes at least to start the kernels of a step."""
+    of_passes = micro_batches * layers * (COMPILED_LAYER_LAUNCHES if is_compiled else LAYER_LAUNCHES)
+    return LAUNCH_SECONDS * (OTHER_LAUNCHES + of_passes + (layers * MUON_LAYER_LAUNCHES if with_muon else 0))
 
 
 def find_devices(name: str) -> tuple[Device, ...]:

@@ -51,6 +51,15 @@ VOCABULARIES_FOR_LAW = range(16_384, 65_537)
 
 
 @dataclass(frozen=True)
+class Warned:
+    """What is allowed and probably not meant."""
+
+    text: str
+    change: str = ""
+    """The override in it, as it is typed; empty if no single one helps."""
+
+
+@dataclass(frozen=True)
 class StageLength:
     """How much a stage trains."""
 
@@ -166,38 +175,39 @@ def largest_checkpoint_bytes(settings: TrainingSettings, length: StageLength, pa
 
 def stage_warnings(
     stage: str, settings: TrainingSettings, length: StageLength, seconds: float | None, epochs: float | None
-) -> Iterator[str]:
-    """What is allowed and probably not meant; `seconds` are predicted, `epochs` known once there are tokens."""
+) -> Iterator[Warned]:
+    """Of one stage; `seconds` are predicted, `epochs` known once there are tokens."""
     warmup_steps, steps = settings.schedule.warmup_of(length.steps), length.steps
     least_steps = math.floor(SHORT_WARMUP_SHARE * steps)
     if warmup_steps < least_steps:
         by_steps = settings.schedule.warmup_fraction is None
-        option = f"warmup_steps={least_steps}" if by_steps else f"warmup_fraction={SHORT_WARMUP_SHARE}"
-        yield (
+        change = f"{stage}.schedule." + (f"warmup_steps={least_steps}" if by_steps else f"warmup_fraction={SHORT_WARMUP_SHARE}")
+        yield Warned(
             f"{stage}: the warm-up takes {warmup_steps:,} of {steps:,} steps ({warmup_steps / steps:.1%}), less than "
-            f"{SHORT_WARMUP_SHARE:.0%}; {stage}.schedule.{option} would be a tenth"
+            f"{SHORT_WARMUP_SHARE:.0%}; {change} would be a tenth",
+            change,
         )
     if seconds is not None and (between := seconds / saves(settings, length, epochs)) > RARE_SAVING_SECONDS:
-        every_steps = max(1, int(RARE_SAVING_SECONDS * steps / seconds))
-        yield (
-            f"{stage}: {format_seconds(between)} pass between checkpoints, which is what a crash can cost; "
-            f"{stage}.save_every_steps={every_steps} saves every half hour"
+        change = f"{stage}.save_every_steps={max(1, int(RARE_SAVING_SECONDS * steps / seconds))}"
+        yield Warned(
+            f"{stage}: {format_seconds(between)} pass between checkpoints, which is what a crash can cost; {change} saves every half hour",
+            change,
         )
     if settings.micro_batch_rows is not None and length.batch_rows % settings.micro_batch_rows:
-        yield (
+        yield Warned(
             f"{stage}: a batch of {length.batch_rows} rows does not divide into micro-batches of {settings.micro_batch_rows}; "
             "the last one of each step is filled up with empty rows"
         )
     if epochs is not None and epochs > MANY_EPOCHS:
-        yield f"{stage}: reads its tokens {epochs:.1f} times; from the {MANY_EPOCHS}th epoch on repeated text teaches less and less"
+        yield Warned(f"{stage}: reads its tokens {epochs:.1f} times; from the {MANY_EPOCHS}th epoch on repeated text teaches less and less")
 
 
-def vocabulary_warnings(config: ModelConfig) -> Iterator[str]:
+def vocabulary_warnings(config: ModelConfig) -> Iterator[Warned]:
     """Of a model most of whose parameters are the embedding and the head."""
     tables = (1 if config.settings.tie_word_embeddings else 2) * config.vocabulary_size * config.settings.hidden_size
     share = tables / parameter_count(config)
     if share > LARGE_VOCABULARY_SHARE:
-        yield (
+        yield Warned(
             f"model: {share:.0%} of the parameters are the vocabulary's ({config.vocabulary_size:,} entries), more than "
             f"{LARGE_VOCABULARY_SHARE:.0%}; a smaller tokenizer.vocabulary_size or a wider model puts them to better use"
         )

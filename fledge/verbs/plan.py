@@ -43,7 +43,7 @@ def plan(run: Run, device: str | None, rate: float | None, as_json: bool, elsewh
     _say_devices(found.devices, first, rate)
     _say_loss(found.config, found.stages)
     for warning in found.warnings:
-        console.warn(warning)
+        console.warn(warning.text)
 
 
 def _chosen(name: str | None) -> tuple[Device, ...]:
@@ -183,5 +183,5 @@ def _plain(found: RunPlan, changes: Sequence[Lever]) -> dict[str, Any]:
         "disk": [asdict(use) for use in found.disk],
         "levers": [{**asdict(one), "peak_bytes": one.memory and one.memory.total} for one in changes],
         "devices": _plain_devices(found.devices),
-        "warnings": list(found.warnings),
+        "warnings": [warning.text for warning in found.warnings],
     }

@@ -29,10 +29,11 @@ from fledge.tokens.importing import PRESETS
 from fledge.tokens.shards import open_token_set
 from fledge.training.batches import Batch
 from fledge.training.compiling import ASSUMED_CPU_FLOPS
-from fledge.training.devices import DEVICES, USABLE_SHARE, Device
+from fledge.training.devices import DEVICES, USABLE_SHARE, Device, starting_seconds
 from fledge.training.forecast import (
     COMPILED_SPEEDUP,
     StageLength,
+    Warned,
     largest_checkpoint_bytes,
     micro_batch,
     stage_length,
@@ -46,7 +47,7 @@ from fledge.training.parallel import Machine, World, choose_machine, open_world
 from fledge.training.probe import StepSeconds, measure, measure_pass, random_batch
 from fledge.training.resident import SHARE_OF_MEMORY
 from fledge.training.settings import TrainingSettings
-from fledge.verbs.corpus_space import DiskUse, texts_and_tokens, token_bytes
+from fledge.verbs.corpus_space import DiskUse, folder_bytes, texts_and_tokens, token_bytes
 
 PROBE_SECONDS = 20.0
 """For all stages together; a single row may take longer."""
@@ -110,7 +111,7 @@ class RunPlan:
     stages: tuple[StagePlan, ...]
     disk: tuple[DiskUse, ...]
     devices: tuple[DeviceForecast, ...]
-    warnings: tuple[str, ...]
+    warnings: tuple[Warned, ...]
 
 
 @dataclass(frozen=True)
@@ -292,7 +293,8 @@ def _resident_bytes(
 def _on_device(run: Run, config: ModelConfig, stages: Sequence[StageWork], device: Device, rate: float | None) -> DeviceForecast:
     """All stages on another device; torch compiles from compute capability 7.0 on."""
     rows: list[int | None] = []
-    peak_bytes = 0
+    speeds: list[float] = []
+    peak_bytes, seconds = 0, 0.0
     for one in stages:
         settings = run.recipe.section(one.stage)
         batch = micro_batch(settings, one.length, "cuda", device.precision, compiled=device.compute_capability >= (7, 0))
@@ -300,8 +302,14 @@ def _on_device(run: Run, config: ModelConfig, stages: Sequence[StageWork], devic
         rows.append(micro_batch_that_fits(config, batch, settings.optimizer.kind, device.usable_bytes, resident))
         memory = training_memory(config, replace(batch, rows=rows[-1] or 1), settings.optimizer.kind, resident)
         peak_bytes = max(peak_bytes, memory.total)
-    speeds = [device.tokens_per_second(one.flops_per_token, config.settings.hidden_size) for one in stages]
-    seconds = sum(one.length.tokens / speed for one, speed in zip(stages, speeds, strict=True))
+        speed = device.tokens_per_second(one.flops_per_token, config.settings.hidden_size)
+        micro_batches = -(-one.length.batch_rows // (rows[-1] or 1))
+        is_compiled = batch.compiled and settings.objective.kind != "preference"
+        least_seconds = starting_seconds(
+            config.settings.num_hidden_layers, micro_batches, is_compiled, with_muon=settings.optimizer.kind == "muon"
+        )
+        speeds.append(min(speed, one.length.batch_rows * one.length.row_tokens / least_seconds))
+        seconds += max(one.length.tokens / speed, one.length.steps * least_seconds)
     price = (device.dollars_per_hour if rate is None else rate) * seconds / 3600
     return DeviceForecast(device, None if None in rows else rows[0], peak_bytes, speeds[0], seconds, price)
 
@@ -313,4 +321,7 @@ def _disk(run: Run, config: ModelConfig, stages: Sequence[StageWork]) -> Iterato
         settings = run.recipe.section(one.stage)
         trained, epochs = trained_parameter_count(config, settings.lora), _epochs(one.length, _token_counts(run, one.stage))
         size = largest_checkpoint_bytes(settings, one.length, trained, epochs)
-        yield DiskUse(f"checkpoints of {one.stage}", size, f"{settings.keep_checkpoints} kept, the best, one being written")
+        folder = run.folder / one.stage
+        there_bytes = size if (folder / artifact.MANIFEST).is_file() else folder_bytes(folder)
+        how = f"{settings.keep_checkpoints} kept, the best, one being written"
+        yield DiskUse(f"checkpoints of {one.stage}", size, how, str(folder), there_bytes)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fledge.core.errors import MachineError
+from fledge.core.installing import install_hint
 from fledge.model import precision
 from fledge.model.precision import (
     Precision,
@@ -85,7 +86,7 @@ def test_fp8_is_refused_or_replaced_where_it_does_not_fit(
     [
         ((8, 9), True, None),
         ((8, 6), True, "the GPU has compute capability 8.6, and units for fp8 come with 8.9"),
-        ((9, 0), False, "torchao is missing, which computes in fp8; the extra fledge[fp8] brings it"),
+        ((9, 0), False, f"torchao is missing, which computes in fp8: {install_hint('fp8')}"),
     ],
 )
 def test_what_fp8_lacks_is_what_decides_against_it(

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fledge.core.errors import CheckpointError, ConfigError, MachineError
+from fledge.core.installing import install_hint
 from fledge.corpus.document import Message
 from fledge.model.folder import load_model, save_model
 from fledge.model.llama import rotation_frequencies
@@ -196,7 +197,7 @@ def test_without_the_package_it_is_named(make_source: MakeSource, tmp_path: Path
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
     with pytest.raises(MachineError, match="gguf is not installed") as caught:
         export_gguf(make_source(), tmp_path / "out", "gguf", "f16")
-    assert "fledge[gguf]" in caught.value.remedy and not (tmp_path / "out").exists()
+    assert install_hint("gguf") in caught.value.remedy and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

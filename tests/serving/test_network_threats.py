@@ -16,7 +16,7 @@ from starlette.routing import Route
 from fledge.core import console
 from fledge.core.errors import MachineError
 from fledge.core.process import resident_bytes
-from fledge.serving.run import _listen
+from fledge.serving.run import bind
 from fledge.serving.settings import ServerSettings
 from tests.serving.running import NAME, Running, error_of, read_all, running
 
@@ -286,10 +286,10 @@ def test_36_forms_are_not_read(server: Running) -> None:
 def test_38_a_port_in_use_is_told(server: Running) -> None:
     port = int(server.url.rpartition(":")[2])
     with pytest.raises(MachineError, match=f"port {port} of 127.0.0.1 is in use") as raised:
-        _listen("127.0.0.1", port)
+        bind(ServerSettings(port=port)).listen()
     assert raised.value.exit_code == 5 and "--port" in raised.value.remedy
     with pytest.raises(MachineError, match="cannot listen"):
-        _listen("192.0.2.1", 0)
+        bind(ServerSettings(host="192.0.2.1", port=0))
 
 
 def test_every_answer_has_its_id_and_is_not_guessed_at(server: Running) -> None:

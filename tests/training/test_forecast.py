@@ -30,7 +30,9 @@ def settings(**changes: Any) -> TrainingSettings:
 
 def said(epochs: float | None = None, seconds: float | None = None, **changes: Any) -> list[str]:
     chosen = settings(**changes)
-    return list(stage_warnings("pretrain", chosen, stage_length(chosen, 64, 1_000), seconds, epochs))
+    found = list(stage_warnings("pretrain", chosen, stage_length(chosen, 64, 1_000), seconds, epochs))
+    assert all(warned.change in warned.text for warned in found)
+    return [warned.text for warned in found]
 
 
 def test_the_length_follows_from_the_settings_or_the_packed_rows() -> None:
@@ -78,7 +80,7 @@ def test_many_epochs_are_named() -> None:
 @pytest.mark.parametrize(("vocabulary_size", "share"), [(1_280, None), (1_920, "65%")])
 def test_a_large_vocabulary_is_named(vocabulary_size: int, share: str | None) -> None:
     shape = ModelSettings(hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=256)
-    found = list(vocabulary_warnings(ModelConfig(shape, vocabulary_size)))
+    found = [warned.text for warned in vocabulary_warnings(ModelConfig(shape, vocabulary_size))]
     assert len(found) == (share is not None)
     assert all(share in warning for warning in found if share)
 

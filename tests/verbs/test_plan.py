@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fledge.core import disk
 from fledge.core.errors import ConfigError
+from fledge.corpus.sources.hub import Listing
+from fledge.corpus.sources.piece import InputFile
+from fledge.corpus.sources.remote import cache_path
 from fledge.recipe import load_recipe
 from fledge.stages.run import Run
 from fledge.verbs import planning
@@ -90,6 +95,13 @@ def test_elsewhere_leaves_this_machine_out(tmp_path: Path, capsys: pytest.Captur
     assert listed["price"] == pytest.approx(2.69 * listed["seconds"] / 3600)
 
 
+def test_a_tiny_model_waits_for_its_kernels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan(make_run(tmp_path, "sft=null", "dpo=null"), "H100", None, as_json=True, elsewhere=True)
+    [h100] = json.loads(capsys.readouterr().out)["devices"]
+    assert h100["seconds"] == pytest.approx(20 * 1.4e-3), "20 steps of one layer"
+    assert h100["tokens_per_second"] == pytest.approx(8 * 32 / 1.4e-3)
+
+
 def test_a_plan_counts_with_the_vocabulary_that_is_named_until_a_tokenizer_is_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,3 +176,50 @@ def test_the_disk_that_a_corpus_takes(tmp_path: Path, source: str, text_bytes: f
     assert uses["corpus"] == uses["work of the corpus"] == pytest.approx(text_bytes, rel=0.05)
     assert uses.get("downloads") == (None if download_bytes is None else pytest.approx(download_bytes, rel=0.05))
     assert uses["token shards"] == pytest.approx(text_bytes / 2, rel=0.05)
+
+
+def test_a_half_made_corpus_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for folder, size in (("corpus/documents.partial", 100), ("work/corpus/units", 300)):
+        (run.folder / folder).mkdir(parents=True)
+        (run.folder / folder / "shard").write_bytes(b"x" * size)
+    uses = {use.what: use for use in texts_and_tokens(run, model_config(run, "pretrain"))}
+    assert {what: (use.size_bytes, use.missing_bytes) for what, use in uses.items()} == {
+        "work of the corpus": (1024, 724),
+        "corpus": (1024, 924),
+        "token shards": (512, 512),
+    }
+    (run.folder / "corpus" / "documents").mkdir()
+    (run.folder / "corpus" / "documents" / "manifest.json").write_text("{}")
+    made = {use.what: use.missing_bytes for use in texts_and_tokens(run, model_config(run, "pretrain"))}
+    assert "work of the corpus" not in made and made["corpus"] == 0
+
+
+def test_downloads_that_are_there_are_not_fetched_again(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    run = make_run(tmp_path, "corpus.sources=[{kind: hub, name: a, preset: fineweb-10bt}]", f"corpus.cache_folder={cache}")
+    file = InputFile("hf://datasets/HuggingFaceFW/fineweb@abc/sample/10BT/a.parquet", "sample/10BT/a.parquet", 1_000, "0" * 64)
+    listing = Listing("HuggingFaceFW/fineweb", "sample/10BT/*.parquet", "abc", (file,))
+    disk.write_json(cache / "hub" / "HuggingFaceFW" / "fineweb" / "listings" / "one.json", asdict(listing))
+    cache_path(file, cache).write_bytes(b"x" * 1_000)
+    [downloads] = (use for use in texts_and_tokens(run, model_config(run, "pretrain")) if use.what == "downloads")
+    assert (downloads.folder, downloads.there_bytes) == (str(cache), 1_000)
+    assert downloads.missing_bytes == (downloads.size_bytes or 0) - 1_000
+
+
+def test_the_disk_that_imported_tokens_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    blobs = tmp_path / "hub" / "datasets--ark296--gpt-training-data" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "one.incomplete").write_bytes(b"x" * 1_000)
+
+    def found(place: str) -> dict[str, tuple[int | None, int]]:
+        run = make_run(tmp_path, "corpus=null", f"pack.import_bin={place}", "pack.split={kind: corpus}")
+        return {use.what: (use.size_bytes, use.missing_bytes) for use in texts_and_tokens(run, model_config(run, "pretrain"))}
+
+    whole = 2_020_000_000
+    known = {"downloads of tokens": (whole, whole - 1_000), "token shards": (whole, whole)}
+    assert found("hub:ark296/gpt-training-data") == found("hub:ark296/gpt-training-data@main") == known
+    assert found("hub:me/tokens") == {"downloads of tokens": (None, 0), "token shards": (None, 0)}
+    (tmp_path / "train.bin").write_bytes(b"x" * 64)
+    assert found(str(tmp_path)) == {"token shards": (64, 64)}

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fledge.core.errors import MachineError
+from fledge.core.installing import install_hint
 from fledge.corpus.engine.pool import find_here
 from fledge.corpus.engine.results import Results
 from fledge.corpus.engine.units import Attempt, Done, Enough, Unit, WorkFolder, attempt
@@ -92,7 +93,7 @@ def _connected(address: str) -> Iterator[Any]:
     try:
         import ray
     except ImportError as error:
-        raise MachineError("executor `ray` needs the package ray, which is not installed", "pip install 'fledge[ray]'") from error
+        raise MachineError("executor `ray` needs the package ray, which is not installed", install_hint("ray")) from error
     # Stdout is for results, but Ray prints there from a thread of its own, such as half a page for each lost worker.
     with contextlib.redirect_stdout(io.StringIO()):
         if ray.is_initialized():

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fledge.core.errors import ConfigError, MachineError
+from fledge.core.installing import install_hint
 
 LOOKED_AT_CHARACTERS = 1_000
 
@@ -25,7 +26,7 @@ LOOKED_AT_CHARACTERS = 1_000
 def require_identifier() -> str:
     """The version of what identifies languages. Raises MachineError if it is not installed."""
     if importlib.util.find_spec("py3langid") is None:
-        raise MachineError("quality.languages needs the package py3langid, which is not installed", "pip install 'fledge[langid]'")
+        raise MachineError("quality.languages needs the package py3langid, which is not installed", install_hint("langid"))
     return f"py3langid {importlib.metadata.version('py3langid')}"
 
 

@@ -104,6 +104,21 @@ def snapshot(repository: str, revision: str, patterns: Sequence[str], kind: Kind
     return Path(_asked(f"{repository}@{revision}", ask, kind))
 
 
+def snapshot_folder(repository: str, kind: Kind) -> Path:
+    """Where the hub library keeps a repository, whether it is there or not: files in `blobs`, also those that are still coming."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type=kind)
+
+
+def has_token() -> bool:
+    """Whether the hub's library would tell the hub who asks."""
+    from huggingface_hub import constants, get_token
+
+    return not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN and get_token() is not None
+
+
 def _look_up(repository: str, glob: str, commit: str) -> Listing:
     from huggingface_hub import HfFileSystem
 

@@ -48,6 +48,8 @@ class Preset:
     """Fields of the form that have another name there."""
     content: Content = "documents"
     form: Form | None = None
+    is_gated: bool = False
+    """Whether the hub gives it only to an account that has accepted its terms."""
 
 
 _FINEWEB, _FINEWEB_EDU, _C4 = "HuggingFaceFW/fineweb", "HuggingFaceFW/fineweb-edu", "allenai/c4"
@@ -90,6 +92,7 @@ _CONVERSATIONS = (
         "few and careful conversations; the hub asks for consent first",
         {"messages": "conversations"},
         "conversations",
+        is_gated=True,
     ),
     Preset(
         "oasst1",
@@ -303,6 +306,11 @@ class Holding:
 def holdings(cache_folder: Path) -> list[Holding]:
     """How much of each preset lies in the cache; complete are all files of the last list that was made of the whole preset."""
     return [_holding(preset, cache_folder) for preset in PRESETS.values()]
+
+
+def preset_bytes(preset: Preset, cache_folder: Path) -> int:
+    """Of the whole files of a preset that lie in the cache."""
+    return _holding(preset, cache_folder).size_bytes
 
 
 def listing(cache_folder: Path) -> tuple[Sequence[str], Sequence[Sequence[str]]]:

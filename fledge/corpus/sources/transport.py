@@ -24,6 +24,7 @@ from urllib.parse import unquote
 
 from fledge.core import __version__
 from fledge.core.errors import DataError, MachineError
+from fledge.core.installing import install_hint
 from fledge.corpus.sources import attempts
 from fledge.corpus.sources.attempts import Failure, retried
 from fledge.corpus.sources.piece import InputFile
@@ -118,7 +119,7 @@ def filesystem_of(address: str) -> tuple[Any, str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(address)
     except ImportError as error:
-        raise MachineError(f"{scheme}:// needs a package that is not installed", "pip install 'fledge[s3]'") from error
+        raise MachineError(f"{scheme}:// needs a package that is not installed", install_hint("s3")) from error
     except ValueError as error:
         raise DataError(f"{shown(address)} is no address that can be opened", remedy) from error
     except store_errors() as error:

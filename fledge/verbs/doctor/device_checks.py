@@ -65,8 +65,8 @@ def check_float8(found: Accelerator, software: Software) -> Iterator[Finding]:
     capability = found.gpus[0].capability
     if units := float8_lacks(found.device, capability, has_float8=True):
         yield ok("fp8", f"{units}; fp8_or_bf16 takes what auto does")
-    elif library := float8_lacks(found.device, capability, found.has_float8):
-        yield note("fp8", f"this GPU has units for it, and {library}", f"{software.install} 'torchao>=0.17'")
+    elif not found.has_float8:
+        yield note("fp8", "this GPU has units for it, and torchao is missing, which computes in it", f"{software.install} 'torchao>=0.17'")
     else:
         yield ok("fp8", "this GPU has units for it, and torchao is installed")
 

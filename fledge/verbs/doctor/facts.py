@@ -21,6 +21,7 @@ from pathlib import Path
 
 from fledge.core import __version__, disk, process
 from fledge.core.errors import MachineError
+from fledge.core.installing import installer
 from fledge.core.limits import GroupLimits, group_limits
 from fledge.core.wording import first_line
 from fledge.corpus.engine.pool import available_cores
@@ -70,8 +71,8 @@ class Software:
 
     @property
     def install(self) -> str:
-        """How a package is installed into this Python; one that uv made has no pip."""
-        return f"{self.executable} -m pip install" if self.has_pip else f"uv pip install --python {self.executable}"
+        """How a package is installed into this Python."""
+        return installer(self.executable, self.has_pip)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ Nothing is read that is large, and nothing is written. Only with `online` is a s
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +18,9 @@ from fledge.core.errors import ArtifactError, ConfigError, DataError, FledgeErro
 from fledge.core.metrics import require_sinks
 from fledge.core.wording import counted
 from fledge.corpus.document import Content
-from fledge.corpus.request import contents
 from fledge.corpus.resolve import lies_elsewhere
 from fledge.corpus.sources import hub
-from fledge.corpus.sources.hub_presets import dataset_of
+from fledge.corpus.sources.hub_presets import PRESETS, dataset_of, preset_bytes
 from fledge.corpus.sources.inputs import Fingerprints, look_at_files, resolve, revision
 from fledge.corpus.sources.settings import HubSource, PathSource, PythonDocsSource, Source
 from fledge.corpus.sources.transport import shown
@@ -35,8 +33,9 @@ from fledge.tokens.plain_bin import BIN_FILES
 from fledge.tokens.shards import open_token_set
 from fledge.tokens.tokenizer import open_tokenizer, require_one_tokenizer
 from fledge.training.checkpoint_folders import step_folders
-from fledge.verbs.doctor.facts import nearest_folder
+from fledge.verbs.corpus_space import made_parts
 from fledge.verbs.doctor.findings import Finding, note, ok, problem, refused
+from fledge.verbs.doctor.space_checks import check_space
 
 _MADE_BY_THE_RUN = "stand-ins, which the run makes"
 
@@ -55,7 +54,19 @@ def check_sources(run: Run, online: bool) -> Iterator[Finding]:
             else:
                 yield refused(subject, error)
         else:
-            yield ok(subject, found)
+            gate = _gate(run, source)
+            yield note(subject, f"{found}; {gate}", "hf auth login") if gate else ok(subject, found)
+
+
+def _gate(run: Run, source: Source) -> str:
+    """What the hub asks for before it gives a dataset that is neither used nor downloaded yet; empty: nothing, or there is a token."""
+    preset = PRESETS.get(source.preset or "") if isinstance(source, HubSource) else None
+    if preset is None or not preset.is_gated or hub.has_token() or run.recipe.corpus is None:
+        return ""
+    is_made = (run.folder / "corpus" / source.content / artifact.MANIFEST).is_file()
+    if is_made or preset_bytes(preset, Path(run.recipe.corpus.cache_folder).expanduser()):
+        return ""
+    return f"the hub asks to accept its terms on https://huggingface.co/datasets/{preset.repository}, and there is no token of an account"
 
 
 def _source(source: Source, online: bool) -> str:
@@ -220,14 +231,11 @@ def check_plan(run: Run) -> Iterator[Finding]:
     except FledgeError as error:
         yield refused("plan", error)
         return
-    sizes = [use.size_bytes for use in plan.disk]
-    needed_bytes, unknown = sum(size for size in sizes if size is not None), [use.what for use in plan.disk if use.size_bytes is None]
-    free_bytes = shutil.disk_usage(nearest_folder(run.folder)).free
-    yield disk_finding(needed_bytes - _made_bytes(run), free_bytes, unknown, run)
+    yield from check_space(plan.disk, run)
     for stage in plan.stages:
         yield memory_finding(stage.stage, stage.memory.total, stage.available_bytes, stage.batch.rows, stage.length.batch_rows, run)
     for warning in plan.warnings:
-        yield note("plan", warning, f"fledge plan {run.command}")
+        yield note("plan", warning.text, f"fledge run {run.command} {warning.change}" if warning.change else f"fledge plan {run.command}")
 
 
 def _with_any_precision(run: Run) -> Run:
@@ -235,15 +243,6 @@ def _with_any_precision(run: Run) -> Run:
     trained = {stage: run.recipe.section(stage) for stage in TRAINING_STAGES if has_stage(stage, run)}
     anywhere = {stage: replace(settings, precision="auto", device="auto") for stage, settings in trained.items()}
     return replace(run, recipe=replace(run.recipe, **anywhere))
-
-
-def disk_finding(needed_bytes: int, free_bytes: int, unknown: list[str], run: Run) -> Finding:
-    """What is still to be written, against what is free."""
-    more = f", and {', '.join(unknown)}, whose size is not known yet" if unknown else ""
-    found = f"about {format_bytes(max(0, needed_bytes))} are still to be written{more}; {format_bytes(free_bytes)} are free in {run.folder}"
-    if needed_bytes > free_bytes:
-        return problem("disk", found, f"fledge run {run.command} --name /FOLDER/{run.folder.name}")
-    return ok("disk", found)
 
 
 def memory_finding(stage: str, needed_bytes: int, available_bytes: float, rows: int, batch_rows: int, run: Run) -> Finding:
@@ -256,12 +255,6 @@ def memory_finding(stage: str, needed_bytes: int, available_bytes: float, rows: 
             fix = f"fledge plan {run.command}"  # which tells where it fits
         return problem(f"{stage} memory", what, fix)
     return ok(f"{stage} memory", f"{found}; {format_bytes(available_bytes)} can be had")
-
-
-def _made_bytes(run: Run) -> int:
-    """What of the plan's needs lies there already."""
-    made = [run.folder / name for name in ("corpus", "pack", *TRAINING_STAGES)]
-    return sum(path.stat().st_size for folder in made for path in folder.rglob("*") if path.is_file())
 
 
 def check_stages(run: Run) -> Iterator[Finding]:
@@ -277,11 +270,7 @@ def check_stages(run: Run) -> Iterator[Finding]:
 
 def _state(run: Run, stage: Stage) -> tuple[str, str]:
     folder = run.folder / stage
-    parts = [folder]
-    if stage in ("corpus", "pack") and run.recipe.corpus is not None:
-        parts = [folder / content for content in contents(run.recipe.corpus)]
-    elif stage == "pack":
-        parts = sorted(path for path in folder.glob("*") if path.is_dir() and "~" not in path.name) or parts
+    parts = (made_parts(run, stage) if stage in ("corpus", "pack") else []) or [folder]
     if all((part / artifact.MANIFEST).is_file() for part in parts):
         return "finished", ""
     steps = [step for step, _ in step_folders(folder)]

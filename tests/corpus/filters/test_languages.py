@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from fledge.core.errors import ConfigError, MachineError
+from fledge.core.installing import install_hint
 from fledge.corpus.document import Document
 from fledge.corpus.filters import languages
 from fledge.corpus.filters.quality import QualityFilter
@@ -69,7 +70,7 @@ def test_without_the_package_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MachineError) as raised:
         QualityFilter(QualitySettings(languages=("en",)))
-    assert raised.value.remedy == "pip install 'fledge[langid]'"
+    assert raised.value.remedy == install_hint("langid")
     assert QualityFilter(QualitySettings(preset="web")).identity["languages"] is None
 
 

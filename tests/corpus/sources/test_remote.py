@@ -12,6 +12,7 @@ import fsspec
 import pytest
 
 from fledge.core.errors import DataError, MachineError
+from fledge.core.installing import install_hint
 from fledge.corpus.sources import attempts, transport
 from fledge.corpus.sources.attempts import Failure
 from fledge.corpus.sources.piece import InputFile
@@ -183,7 +184,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(MachineError, match="s3:// needs a package") as caught:
         describe("s3://bucket/file.jsonl")
-    assert caught.value.remedy == "pip install 'fledge[s3]'"
+    assert caught.value.remedy == install_hint("s3")
 
 
 def test_nothing_secret_is_shown(site: Site) -> None:

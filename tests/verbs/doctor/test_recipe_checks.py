@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from fledge.core import disk
 from fledge.core.errors import DataError
+from fledge.corpus.sources.hub import Listing
+from fledge.corpus.sources.piece import InputFile
+from fledge.corpus.sources.remote import cache_path
 from fledge.recipe import find_recipe, load_recipe
 from fledge.smoke import smoke
 from fledge.stages.run import Run
@@ -165,13 +170,30 @@ def test_disk_and_memory_of_the_plan(make_run: MakeRun, monkeypatch: pytest.Monk
     found = by_subject(recipes.check_plan(run))
     assert (found["disk"].level, found["pretrain memory"].level, found["plan"].level) == ("ok", "ok", "note")
     assert not run.folder.exists()
-    assert recipes.disk_finding(2_000, 1_000, ["corpus"], run).level == "problem"
-    assert "corpus, whose size is not known" in recipes.disk_finding(500, 1_000, ["corpus"], run).found
+    assert found["plan"].fix == "fledge run tiny.yaml pretrain.schedule.warmup_steps=2"
     assert recipes.memory_finding("pretrain", 2_000, 1_000.0, 1, 8, run).fix.endswith("pretrain.activation_checkpointing=full")
     full = make_run("pretrain.activation_checkpointing=full")
     assert recipes.memory_finding("pretrain", 2_000, 1_000.0, 1, 8, full).fix == "fledge plan tiny.yaml"
     unknown = make_run("tokenizer=null")
     assert by_subject(recipes.check_plan(unknown))["plan"].level == "note"
+
+
+def test_a_dataset_behind_a_gate_needs_an_account(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    run = make_run("corpus.sources=[{kind: hub, name: lima, preset: lima, content: conversations}]", f"corpus.cache_folder={cache}")
+
+    def found() -> Finding:
+        return by_subject(recipes.check_sources(run, online=False))["source lima"]
+
+    monkeypatch.setattr(recipes.hub, "has_token", lambda: True)
+    assert found().level == "ok"
+    monkeypatch.setattr(recipes.hub, "has_token", lambda: False)
+    assert (found().level, found().fix) == ("note", "hf auth login")
+    assert "https://huggingface.co/datasets/GAIR/lima" in found().found
+    file = InputFile("hf://datasets/GAIR/lima@abc/train.jsonl", "train.jsonl", 3, "0" * 64)
+    disk.write_json(cache / "hub" / "GAIR" / "lima" / "listings" / "one.json", asdict(Listing("GAIR/lima", "train.jsonl", "abc", (file,))))
+    cache_path(file, cache).write_bytes(b"abc")
+    assert found().level == "ok", "it is downloaded"
 
 
 def test_how_far_a_run_is(make_run: MakeRun) -> None:
