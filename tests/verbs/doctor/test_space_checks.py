@@ -47,7 +47,7 @@ def test_each_disk_is_judged_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         def stat(self) -> Disk:
             return self
 
-    monkeypatch.setattr(space_checks, "_there", lambda folder: Disk(Path(folder)))
+    monkeypatch.setattr(space_checks, "nearest_folder", Disk)
     monkeypatch.setattr("shutil.disk_usage", lambda place: place)
     uses = [use(DOWNLOADS, 1_500, folder="/cache/fledge"), use("corpus", 600), use("token shards", 300)]
     assert [finding.level for finding in check_space(uses, RUN)] == ["ok", "ok"]
