@@ -45,7 +45,8 @@ def inline_code(page: Path) -> list[str]:
 
 
 START = re.compile(
-    r"(?:\$ |!)?(?:exec |srun (?:bash -c '.*?exec )?)?(?:\w+=\S+ )*(?:(?:uv run|docker run .*?|(?:(?:- exec )?torchrun|accelerate launch) .*?-m) )?(?:\S*/)?fledge (?=[a-z])"
+    r"(?:\$ |!)?(?:exec |srun (?:bash -c '.*?exec )?)?(?:\w+=\S+ )*"
+    r"(?:(?:uv run|docker run .*?|(?:(?:- exec )?torchrun|accelerate launch) .*?-m) )?(?:\S*/)?fledge (?=[a-z])"
 )
 """What stands before the verb of a command: nothing, variables, or another program that starts it."""
 
