@@ -3,13 +3,15 @@
 FROM python:3.11-slim AS build
 # Where torch comes from, if not from where everything comes from: the index of its CPU builds makes the image some gigabytes smaller.
 ARG TORCH_INDEX=""
+# Of pyproject.toml, separated by commas: what some recipes need is not in every image.
+ARG EXTRAS=fast
 RUN python -m venv /opt/fledge
 WORKDIR /source
 COPY pyproject.toml constraints.txt README.md ./
 COPY fledge fledge
 COPY recipes recipes
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/fledge/bin/pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --constraint constraints.txt '.[fast]'
+    /opt/fledge/bin/pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --constraint constraints.txt ".[$EXTRAS]"
 
 FROM python:3.11-slim
 # torch.compile writes C++ for a CPU, and a launcher in C for each kernel of a GPU.

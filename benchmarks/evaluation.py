@@ -12,11 +12,9 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import random
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from processes import ROOT, machine
+from processes import ROOT, Contestant, machine
 
 TASKS = {"lambada_openai": 200, "boolq": 200, "wikitext": None}
 BAR = 2.0
@@ -142,61 +140,31 @@ def work(folder: Path, contestant: str) -> None:
         print(json.dumps({"seconds": time.process_time() - start, "figures": figures}), file=told, flush=True)
 
 
-class Contestant:
-    """A process that scores on demand."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "HF_HUB_OFFLINE": "1",
-            "HF_DATASETS_OFFLINE": "1",
-            "HF_HOME": str(folder / "hf"),
-        }
-        command = [sys.executable, __file__, "--work", name, "--text", str(folder)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-        )
-        self.figures: dict[str, dict[str, float]] = {}
-        assert self.answer() == "ready"
-
-    def answer(self) -> Any:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit("a contestant ended early")
-        return json.loads(line)
-
-    def score(self, task: str) -> float:
-        """Seconds of processor time."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{task}\n")
-        self.process.stdin.flush()
-        found = self.answer()
-        self.figures[task] = found["figures"]
-        return float(found["seconds"])
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+def contestant(folder: Path, name: str) -> Contestant:
+    """A process that scores on demand, ready."""
+    command = [sys.executable, __file__, "--work", name, "--text", str(folder)]
+    made = Contestant(command, {"HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "hf")})
+    if made.hear() != "ready":
+        raise SystemExit(f"{name} ended early")
+    return made
 
 
 def compare(folder: Path, rounds: int, batches: Sequence[int]) -> dict[str, Any]:
     """Seconds of each contestant by task, and how many times as long lm-eval takes: medians over rounds."""
     names = ["fledge", *map(str, batches)]
-    contestants = {name: Contestant(folder, name) for name in names}
+    contestants = {name: contestant(folder, name) for name in names}
+    figures: dict[str, dict[str, dict[str, float]]] = {name: {} for name in names}
     seconds: dict[str, dict[str, list[float]]] = {name: {task: [] for task in TASKS} for name in names}
     for turn in range(rounds + 1):
         for task in TASKS:
             for name in names:
-                taken = contestants[name].score(task)
+                found = contestants[name].ask(task)
+                figures[name][task], taken = found["figures"], float(found["seconds"])
                 print(f"round {turn}, {task}, {name}: {taken:.2f} s", file=sys.stderr, flush=True)
                 if turn > 0:  # the first one warms up
                     seconds[name][task].append(taken)
-    for contestant in contestants.values():
-        contestant.close()
-    figures = {name: contestant.figures for name, contestant in contestants.items()}
+    for one in contestants.values():
+        one.close()
     total = {name: [sum(taken) for taken in zip(*by_task.values(), strict=True)] for name, by_task in seconds.items()}
     for name in names[1:]:
         require_same(figures["fledge"], figures[name])

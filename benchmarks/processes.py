@@ -6,8 +6,11 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 import os
 import platform
+import re
+import select
 import shutil
 import subprocess
 import sys
@@ -125,6 +128,61 @@ class Bench:
         told = json.loads(last) if last.startswith("{") else {}
         driver = peaks.pop(process.pid, None)
         return Measured(usage.ru_utime + usage.ru_stime, seconds, driver, max(peaks.values(), default=None), told)
+
+
+class Contestant:
+    """A process that reads what to do, a line each, and answers each with a line of JSON; it says something first when it is ready."""
+
+    def __init__(self, command: Sequence[str], variables: Mapping[str, str], log: Path | None = None) -> None:
+        """`variables`: of its environment, besides where Fledge lies and that nobody asks the hub; `log`: for what it prints otherwise."""
+        environment = {**os.environ, "PYTHONPATH": python_path(), "HF_HUB_OFFLINE": "1", **variables}
+        self._log = log
+        with log.open("w") if log is not None else contextlib.nullcontext(subprocess.DEVNULL) as errors:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+            )
+
+    def hear(self, until: float = math.inf) -> Any:
+        """The next thing that it says; None if it ends, or if the time of `time.monotonic` is over before."""
+        assert self._process.stdout is not None
+        left = None if until == math.inf else max(0.0, until - time.monotonic())
+        if not select.select([self._process.stdout], [], [], left)[0]:
+            return None
+        line = self._process.stdout.readline()
+        return json.loads(line) if line else None
+
+    def ask(self, task: str, until: float = math.inf) -> dict[str, Any]:
+        """What it answers. Raises SystemExit if it does not."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{task}\n")
+        self._process.stdin.flush()
+        found: dict[str, Any] | None = self.hear(until)
+        if found is None:
+            raise SystemExit(f"a contestant ended early, or time was over: {self.last_words()}")
+        return found
+
+    def last_words(self) -> str:
+        """Why it ended, by its log."""
+        return last_words(self._log) if self._log is not None else "it has no log"
+
+    def close(self) -> None:
+        """It ends when nothing more is asked."""
+        with self._process:  # closes its pipes, and waits
+            pass
+
+    def kill(self) -> None:
+        """It ends at once."""
+        self._process.kill()
+        self.close()
+
+
+def last_words(log: Path) -> str:
+    """The last error that a log names, else that there is none, with its last line: a line that comes after an error explains nothing."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    error = next((line for line in reversed(lines) if re.match(r"[\w.]*(?:Error|Exception|Exit)\b:?", line)), None)
+    if error is not None:
+        return error[:300]
+    return f"not ready in time, no error in its log; last line: {lines[-1][:200]}" if lines else "not ready in time"
 
 
 @contextlib.contextmanager

@@ -17,9 +17,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from processes import ROOT, machine, python_path
+from processes import ROOT, Contestant, machine
 from serving_http import measure as measure_http
 from serving_http import quantile
 
@@ -130,57 +128,33 @@ def work(folder: Path, name: str, new_tokens: int, threads: int) -> None:
         print(json.dumps({"seconds": clock() - start, **asdict(answered)}), flush=True)
 
 
-class Contestant:
-    """A process that answers when it is asked."""
-
-    def __init__(self, folder: Path, name: str, new_tokens: int, threads: int) -> None:
-        environment = {**os.environ, "PYTHONPATH": python_path(), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
-        options = {"--work": name, "--folder": folder, "--new-tokens": new_tokens, "--threads": threads}
-        command = [sys.executable, __file__, *(str(part) for option in options.items() for part in option)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-        )
-        assert self._answer() == "ready"
-
-    def _answer(self) -> Any:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit("a contestant ended early")
-        return json.loads(line)
-
-    def ask(self, task: str) -> dict[str, Any]:
-        """Seconds and tokens."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{task}\n")
-        self.process.stdin.flush()
-        found: dict[str, Any] = self._answer()
-        return found
-
-    def close(self) -> None:
-        """The process ends."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+def contestant(folder: Path, name: str, new_tokens: int, threads: int) -> Contestant:
+    """A process that answers, ready."""
+    options = {"--work": name, "--folder": folder, "--new-tokens": new_tokens, "--threads": threads}
+    command = [sys.executable, __file__, *(str(part) for option in options.items() for part in option)]
+    made = Contestant(command, {"OMP_NUM_THREADS": str(threads)})
+    if made.hear() != "ready":
+        raise SystemExit(f"{name} ended early")
+    return made
 
 
 def measure(folder: Path, rounds: int, new_tokens: int, threads: int) -> dict[str, Any]:
     """Seconds of each contestant and task in each round, and whether fp32 draws the tokens of generate."""
-    contestants = {name: Contestant(folder, name, new_tokens, threads) for name in (*ENGINES, *PEERS)}
+    contestants = {name: contestant(folder, name, new_tokens, threads) for name in (*ENGINES, *PEERS)}
     first_token_seconds: dict[str, list[float]] = {name: [] for name in ENGINES}
     seconds: dict[str, dict[str, list[float]]] = {name: {"one": [], "sixteen": []} for name in contestants}
     tokens: dict[str, Any] = {}
     for turn in range(rounds + 1):
         for task in ("one", "sixteen"):
-            for name, contestant in contestants.items():
-                found = contestant.ask(task)
+            for name, one in contestants.items():
+                found = one.ask(task)
                 tokens[f"{name} {task}"] = found["tokens"]
                 if turn > 0:  # the first one warms up
                     seconds[name][task].append(found["seconds"])
                     if name in ENGINES and task == "sixteen":
                         first_token_seconds[name] += found["first_token_seconds"]
-    for contestant in contestants.values():
-        contestant.close()
+    for one in contestants.values():
+        one.close()
     if tokens["fp32 one"] != tokens["generate fp32 one"] or tokens["fp32 sixteen"] != tokens["generate fp32 sixteen"]:
         raise SystemExit("the engine draws other tokens in fp32 than transformers")
     first = {name: {f"p{share}": quantile(times, share / 100) for share in (50, 99)} for name, times in first_token_seconds.items()}
@@ -270,8 +244,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as place:
             make_model(Path(place), shape)
             measured = result["engine"][shape] = measure(Path(place), arguments.rounds, arguments.new_tokens, arguments.threads)
-        for name, contestant in measured["seconds"].items():
-            one, sixteen = (statistics.median(contestant[task]) * 1000 / arguments.new_tokens for task in ("one", "sixteen"))
+        for name, seconds in measured["seconds"].items():
+            one, sixteen = (statistics.median(seconds[task]) * 1000 / arguments.new_tokens for task in ("one", "sixteen"))
             print(f"{shape:5} {name:14} one {one:7.2f} ms per token    sixteen {sixteen:7.2f} ms per step")
         for name, first in measured["first_token_seconds"].items():
             print(f"{shape:5} {name:14} first token p50 {first['p50'] * 1000:.0f} ms, p99 {first['p99'] * 1000:.0f} ms, of 16 at once")
@@ -286,6 +260,7 @@ def main() -> None:
         result["int8"] = int8_change(arguments.checkpoint, arguments.text)
         print(json.dumps(result["int8"]))
         missed += ["int8 changes bits per byte by 1 % or more"] if abs(result["int8"]["change_by_int8"]) >= 0.01 else []
+    result["missed"] = missed
     if arguments.write:
         (ROOT / "benchmarks" / "results" / "serving.json").write_text(json.dumps(result, indent=2) + "\n")
     if missed:

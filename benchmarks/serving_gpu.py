@@ -17,10 +17,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
-import select
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from processes import ROOT, python_path
+from processes import ROOT, Contestant
 from serving import SHAPES, VOCABULARY_SIZE, make_model
 
 NEW_TOKENS = 64
@@ -120,59 +117,32 @@ def work(folder: Path, name: str) -> None:
         tell({"seconds": time.perf_counter() - start})
 
 
-class Contestant:
-    """A process that answers when it is asked."""
+class Turns:
+    """What one contestant told when it was ready, and its seconds by task."""
 
     def __init__(self, folder: Path, name: str, log: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": python_path(), "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, __file__, "--work", name, "--folder", str(folder)]
-        self.log = log
-        with log.open("w") as errors:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
-            )
+        self.process = Contestant([sys.executable, __file__, "--work", name, "--folder", str(folder)], {}, log)
         self.told: dict[str, Any] | None = None
         self.seconds: dict[str, list[float]] = {task: [] for task in TASKS}
 
-    def hear(self, until: float) -> dict[str, Any] | None:
-        """The next thing that is told; None if it ends or the time is over before."""
-        assert self.process.stdout is not None
-        if not select.select([self.process.stdout], [], [], max(0.0, until - time.monotonic()))[0]:
-            return None
-        line = self.process.stdout.readline()
-        told: dict[str, Any] | None = json.loads(line) if line else None
-        return told
-
     def turn(self, task: str, until: float) -> None:
         """One task, if it is one of its own."""
-        if self.told is None or task not in self.told["tasks"]:
-            return
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{task}\n")
-        self.process.stdin.flush()
-        took = self.hear(until)
-        if took is None:
-            raise SystemExit(f"a contestant ended early, or time was over: {self.last_words()}")
-        self.seconds[task].append(took["seconds"])
-
-    def last_words(self) -> str:
-        """Of its log."""
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1][:300] if lines else "not ready in time"
+        if self.told is not None and task in self.told["tasks"]:
+            self.seconds[task].append(self.process.ask(task, until)["seconds"])
 
 
-def measure(folder: Path, seconds: float) -> dict[str, dict[str, Contestant]]:
+def measure(folder: Path, seconds: float) -> dict[str, dict[str, Turns]]:
     """Shape -> contestants, with what they told and took."""
     start = time.monotonic()
     for shape in SHAPES:
         make_model(folder / shape, shape)
-    everyone = {shape: {name: Contestant(folder / shape, name, folder / f"{shape} {name}.log") for name in CONTESTANTS} for shape in SHAPES}
+    everyone = {shape: {name: Turns(folder / shape, name, folder / f"{shape} {name}.log") for name in CONTESTANTS} for shape in SHAPES}
     all_of_them = [one for contestants in everyone.values() for one in contestants.values()]
     for shape, contestants in everyone.items():
         for name, one in contestants.items():
-            one.told = one.hear(start + READY_SHARE * seconds)
+            one.told = one.process.hear(start + READY_SHARE * seconds)
             if one.told is None:
-                print(f"{shape} {name}: {one.last_words()}", flush=True)
+                print(f"{shape} {name}: {one.process.last_words()}", flush=True)
                 one.process.kill()
     for _ in range(ROUNDS):
         if time.monotonic() - start > 0.85 * seconds:
@@ -182,12 +152,11 @@ def measure(folder: Path, seconds: float) -> dict[str, dict[str, Contestant]]:
                 one.turn(task, start + seconds)
     for one in all_of_them:
         one.process.kill()
-        one.process.wait()
     print(f"{time.monotonic() - start:.0f} seconds in all", flush=True)
     return everyone
 
 
-def figures(contestants: Mapping[str, Contestant]) -> dict[str, Any]:
+def figures(contestants: Mapping[str, Turns]) -> dict[str, Any]:
     """What each contestant reaches in each task, and how many times as fast the engine is."""
     told: dict[str, Any] = {}
     for name, one in contestants.items():

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -42,8 +43,8 @@ from fledge.model.float8 import has_float8
 from fledge.model.precision import Precision, can_compute, choose_precision, use_fast_fp32
 
 TOKENIZERS = ("byte_bpe", "superbpe")
-PACKAGE_BYTES = 56_000_000
-"""Of the installed packages, which a GPU trains on unless it is told another text."""
+PACKAGE_BYTES_PER_SUFFIX = 56_000_000
+"""Of the files of one suffix in the installed packages, which a GPU trains on unless it is told another text."""
 SUFFIXES = ("py", "md", "rst", "txt")
 _TURN_SECONDS = {"cpu": 12.0, "cuda": 2.0}
 """Many steps, of which the first and the last of a turn are slow."""
@@ -107,7 +108,7 @@ def _sources(device: str, text: Sequence[str]) -> list[dict[str, Any]]:
     sources: list[dict[str, Any]] = [{"kind": "python_docs"}] if device == "cpu" else []
     limits: dict[str, int] = {}
     if not text and device == "cuda":
-        text, limits = [sysconfig.get_paths()["purelib"]], {"maximum_bytes": PACKAGE_BYTES}
+        text, limits = [sysconfig.get_paths()["purelib"]], {"maximum_bytes": PACKAGE_BYTES_PER_SUFFIX}
     for number, place in enumerate(Path(one).absolute() for one in text):
         globs = [place] if place.is_file() else [found for found in (place / f"**/*.{suffix}" for suffix in SUFFIXES) if _matches(found)]
         for one in globs:
@@ -185,12 +186,18 @@ def _tell(given: argparse.Namespace, size: Size, tokens: dict[str, artifact.Arti
         "size": vars(size),
         "stage_shares": STAGE_SHARES,
         "text": {kind: {side: found.stats[side] for side in ("train", "validation")} for kind, found in tokens.items()},
+        **({"packages": _packages()} if given.device == "cuda" and not given.text else {}),
         "arms": figures,
     }
     print("\n".join(table(figures)))
     target = given.output or (_result_path(given) if given.write else None)
     if target is not None:
         target.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _packages() -> list[str]:
+    """Name and version of what is installed, since that is the text."""
+    return sorted({f"{one.metadata['Name']} {one.version}" for one in importlib.metadata.distributions()})
 
 
 def _command(given: argparse.Namespace) -> str:

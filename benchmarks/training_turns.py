@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from processes import python_path
+from processes import last_words, python_path
 
 CONTESTANTS = Path(__file__).with_name("training_contestants.py")
 
@@ -46,7 +46,7 @@ def take_turns(contestants: Sequence[Contestant], rounds: int, steps: int, ready
     for contestant, process in zip(contestants, processes, strict=True):
         told = _line(process, "READY ", deadline)
         if told is None:
-            contestant.problem = _last_words(logs / f"{_file_name(contestant)}.log")
+            contestant.problem = last_words(logs / f"{_file_name(contestant)}.log")
             process.kill()
         else:
             contestant.told = told
@@ -59,7 +59,7 @@ def take_turns(contestants: Sequence[Contestant], rounds: int, steps: int, ready
                 process.stdin.flush()
                 took = _line(process, "TOOK ", time.monotonic() + 600)
                 if took is None:
-                    contestant.problem = _last_words(logs / f"{_file_name(contestant)}.log")
+                    contestant.problem = last_words(logs / f"{_file_name(contestant)}.log")
                 else:
                     contestant.turns.append(took)
     for process in processes:
@@ -97,11 +97,6 @@ def _line(process: subprocess.Popen[str], mark: str, deadline: float) -> dict[st
             told: dict[str, Any] = json.loads(line.removeprefix(mark))
             return told
     return None
-
-
-def _last_words(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "not ready in time"
 
 
 def _file_name(contestant: Contestant) -> str:

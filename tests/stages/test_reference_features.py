@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections import Counter
@@ -31,6 +32,7 @@ from fledge.tokens.shards import TokenShard, open_token_set
 from fledge.tokens.tokenizer import open_tokenizer
 from fledge.training.batches import Batch, BatchLoader
 from fledge.training.plan import Row
+from tests.command_line import Fledge
 
 LENGTHS = (8, 16, 32, 64, 128, 256, 512, 768, 1_536, 2_048)
 ROWS = (32, 16, 16, 8, 8, 4, 4, 3, 2, 2)
@@ -236,6 +238,21 @@ def test_the_lima_format(make_run: MakeRun, walk: Walk, tmp_path: Path) -> None:
         assert mask.tolist() == sorted(mask.tolist()) and answer[-1] == theirs.eos_id()
         found.append((row, theirs.decode(answer[:-1]).strip()))
     assert sorted(found) == sorted((written(question, answer), answer) for question, answer in asked)
+
+
+def test_two_checkpoints_of_a_run_are_compared_at_the_prompt(
+    make_topics: MakeRun, walk: Walk, fledge: Fledge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each question is answered by an early checkpoint and by the last one, each under its name, and they say different things."""
+    run = make_topics("pretrain.steps=16", "pretrain.learning_rate=1e-2", "pretrain.save_every_steps=4", "pretrain.keep_checkpoints=20")
+    walk(run, "pretrain")
+    monkeypatch.setattr("sys.stdin", io.StringIO("The class statement\n"))
+    names = [f"{run.folder}/pretrain@{step}" for step in (4, 16)]
+    outcome = fledge("chat", "--compare", *names, "--temperature", "0")
+    assert outcome.exit_code == 0, outcome.noted
+    answers = {name: re.findall(rf"@{name}> (.*)", outcome.said) for name in (4, 16)}
+    assert all(len(found) == 1 for found in answers.values()), outcome.said
+    assert answers[4] != answers[16]
 
 
 def test_stand_ins_have_the_layout_of_what_they_stand_for(make_run: MakeRun, tmp_path: Path) -> None:
