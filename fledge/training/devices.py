@@ -6,7 +6,8 @@ the MFU, which is measured where we could and assumed elsewhere; it depends on t
     width   256    768    1,024     of 989 TFLOP/s in bf16, compiled, causal half of attention counted: Fledge on an H200,
     MFU     0.19   0.40   0.42      23M, 96M/110M, 197M at 32 rows of 1,024 tokens (benchmarks/results/train_gpu-H200.json)
 
-Other cards are assumed to do alike, which published figures bear out: 37 % for GPT-2 124M on H100s (modded-nanogpt), 41 % for 12 layers
+An H100, in micro-batches of half as many tokens, reached 0.81 and 0.89 of that with 95M and 198M parameters (recipes_gpu-H100.json). Other
+cards are assumed to do as the H200, which published figures bear out: 37 % for GPT-2 124M on H100s (modded-nanogpt), 41 % for 12 layers
 of 768 (nanochat), and 25 % on an A100 by nanoGPT, which is older. The RTX 4090, whose peak with sums in fp32 is half of that with sums in
 fp16, gets nearer to it: 54 % for GPT-2 124M (110,000 tokens/s, tylerromero.com/posts/nanogpt-speedrun-worklog, January 2025; nanoGPT's
 issue 182 has 55 %). fp32 without tensor cores is easier to feed: 0.6 is assumed there.
@@ -102,7 +103,7 @@ DEVICES = (
     # NVIDIA Ada GPU architecture white paper, RTX 4090: 165.2 TFLOP/s bf16 and fp16 with sums in fp32, 82.6 fp32, 1,008 GB/s.
     Device("RTX 4090", 24 * GB, 1008e9, "bf16", PEAK_FLOPS_PER_SECOND[("RTX", "4090")], (8, 9), 0.69, relative_mfu=1.35),
     # NVIDIA H100 data sheet (SXM5): 989 TFLOP/s bf16 and fp16, 67 fp32, 3,350 GB/s.
-    Device("H100", 80 * GB, 3350e9, "bf16", PEAK_FLOPS_PER_SECOND[("H100", "HBM3")], (9, 0), 2.69),
+    Device("H100", 80 * GB, 3350e9, "bf16", PEAK_FLOPS_PER_SECOND[("H100", "HBM3")], (9, 0), 2.69, relative_mfu=0.85),
     # NVIDIA H200 data sheet (SXM): as H100, with 141 GB and 4,800 GB/s.
     Device("H200", 141 * GB, 4800e9, "bf16", PEAK_FLOPS_PER_SECOND[("H200",)], (9, 0), 3.59),
 )
