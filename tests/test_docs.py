@@ -14,6 +14,7 @@ import typer.main
 
 from fledge import cli
 from fledge.recipe import find_recipe, load_recipe
+from tests.command_line import Fledge
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -114,6 +115,18 @@ def test_every_command_in_the_pages_exists(page: Path, verbs: dict[str, click.Co
                 wrong.append(f"fledge {shlex.join(words)}: {getattr(error, 'message', error)}")
     assert not wrong, "\n".join(wrong)
     assert not_understood(page, verbs) == []
+
+
+@pytest.mark.slow
+def test_what_is_worked_through_works(fledge: Fledge) -> None:
+    """One command after the other, as someone who migrates types them."""
+    page = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
+    block = page.partition("Worked through")[2].partition("```sh\n")[2].partition("```")[0]
+    typed = words_of(block.splitlines())
+    assert len(typed) == len(block.splitlines()) > 5
+    for words in typed:
+        ended = fledge(*words)
+        assert ended.exit_code == 0, (words, ended.noted)
 
 
 @pytest.mark.parametrize("words", [["fly"], ["plan", "quickstart", "--no-such"], ["merge", "one"], ["board", "--port", "many"]])
