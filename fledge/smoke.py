@@ -27,6 +27,8 @@ from fledge.tokens.settings import BudgetSplitSettings, CorpusSplitSettings, Fra
 from fledge.training.settings import BudgetSettings, PhaseSettings, TrainingSettings
 
 SMOKE_DOCUMENTS = 600
+SMOKE_TALKS = 200
+"""Conversations and preferences, of which each is answered for when preferences are scored."""
 SMOKE_STEPS = 12
 SMOKE_ROWS = 8
 SMOKE_TOKENS = 128
@@ -36,7 +38,7 @@ SMOKE_PHASE_TOKENS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
 SMOKE_QUESTIONS = 12
 SMOKE_SPLIT = BudgetSplitSettings(train_tokens=40_000, validation_tokens=4_000)
 SMOKE_VALIDATION_FRACTION = 0.08
-"""At least so much of 600 documents is held out, so that there are rows to measure on."""
+"""At least so much is held out, so that there are rows to measure on."""
 
 STAND_IN = "stand-in:"
 STAND_IN_TOKENS = f"{STAND_IN}tokens"
@@ -102,7 +104,7 @@ def difference(recipe: Recipe) -> list[str]:
 
 def _told_sources(corpus: CorpusSettings) -> str:
     names = ", ".join(source.name for source in corpus.sources)
-    return f"{SMOKE_DOCUMENTS:,} rows of Python's own documentation for each of {names}, in place of its files and their form"
+    return f"Python's own documentation for each of {names}, in place of its files and their form"
 
 
 def _told_phases(before: Any, after: Any) -> Iterator[str]:
@@ -146,11 +148,9 @@ def _small_sources(sources: Sequence[Source]) -> Iterator[PythonDocsSource]:
     """A part of the documentation for each, since what two sources have in common would be removed from one of them."""
     earlier = Counter[str]()
     for source in sources:
+        rows = SMOKE_DOCUMENTS if source.content == "documents" else SMOKE_TALKS
         yield PythonDocsSource(
-            name=source.name,
-            content=source.content,
-            skip_documents=SMOKE_DOCUMENTS * earlier[source.content],
-            maximum_documents=SMOKE_DOCUMENTS,
+            name=source.name, content=source.content, skip_documents=rows * earlier[source.content], maximum_documents=rows
         )
         earlier[source.content] += 1
 

@@ -70,7 +70,7 @@ def test_sources_of_one_content_take_different_parts() -> None:
     corpus = small(f"corpus.sources=[{', '.join(web + talks)}]").corpus
     assert corpus is not None
     taken = [(source.content, source.skip_documents, source.maximum_documents) for source in corpus.sources]  # type: ignore[union-attr]
-    assert taken == [("documents", 0, 600), ("documents", 600, 600), ("conversations", 0, 600), ("conversations", 600, 600)]
+    assert taken == [("documents", 0, 600), ("documents", 600, 600), ("conversations", 0, 200), ("conversations", 200, 200)]
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,7 @@ def test_the_difference_is_a_line_for_each_section() -> None:
     assert list(by_section)[:6] == ["corpus", "tokenizer", "model", "pretrain", "sft", "dpo"]
     assert re.fullmatch(r"and \d+ values of how often a stage looks, and on how many samples", lines[6]) and len(lines) == 7
     assert by_section["corpus"] == (
-        "corpus: 600 rows of Python's own documentation for each of python-docs, python-questions, python-pairs, "
-        "in place of its files and their form"
+        "corpus: Python's own documentation for each of python-docs, python-questions, python-pairs, in place of its files and their form"
     )
     assert by_section["tokenizer"] == "tokenizer: vocabulary_size 4,096 -> 1,024"
     assert "steps 30,000 -> 12, batch_rows 16 -> 8, sequence_length 256 -> 128" in by_section["pretrain"]

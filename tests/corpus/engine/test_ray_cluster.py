@@ -104,7 +104,7 @@ def test_a_program_joins_the_cluster_that_is_there(
 
 def test_without_ray_the_way_to_get_it_is_told(work: WorkFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MachineError, match=r"needs the package ray.*\npip install 'fledge\[ray\]'"):
+    with pytest.raises(MachineError, match=r"needs the package ray.*\n.*pip install.*ray"):
         RayExecutor().run("test", text_units(1), work)
 
 
