@@ -94,7 +94,7 @@ def _with_rows(run: Run, evaluate: EvaluateSettings) -> EvaluateSettings:
 
 
 def _stand_in_name(given: str | None) -> str:
-    """ "" for what is none."""
+    """The empty string for what is none."""
     return given.removeprefix(STAND_IN) if given is not None and given.startswith(STAND_IN) else ""
 
 
