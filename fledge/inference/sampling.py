@@ -25,6 +25,9 @@ BROKEN = -1
 SMALLEST_TEMPERATURE = 1e-6
 """Below it only the most likely token is drawn: fp32 logits do not lie closer together, and 0 divided by less is not a number."""
 
+SMALLEST_PENALTY, LARGEST_LOGIT = 1e-30, 1e30
+"""Beyond them fp32 ends: a penalty becomes 0, a logit infinite, and the difference of two such is not a number."""
+
 
 def next_tokens(logits: Tensor, settings: GenerationSettings, numbers: Tensor, vocabulary_size: int) -> Tensor:
     """Logits (B, V) to token ids (B,), on the device of the logits; the penalty has been applied, see `penalise_repetition`.
@@ -70,8 +73,10 @@ def candidate_probabilities(logits: Tensor, settings: GenerationSettings) -> tup
 def penalise_repetition(logits: Tensor, ids: Collection[int], penalty: float) -> Tensor:
     """Logits (V) -> the same with those of `ids`, prompt and answer so far, divided by the penalty if positive, else multiplied."""
     seen = without_waiting(torch.tensor(sorted(set(ids))), logits.device)
-    values = logits[seen]
-    return logits.scatter(0, seen, torch.where(values < 0, values * penalty, values / penalty))
+    values, factor = logits[seen], max(penalty, SMALLEST_PENALTY)
+    penalised = torch.where(values < 0, values * factor, values / factor).clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+    # What was no number before stays none, and is told of.
+    return logits.scatter(0, seen, torch.where(values.isfinite(), penalised, values))
 
 
 def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int, vocabulary_size: int) -> list[TokenLogprobs]:

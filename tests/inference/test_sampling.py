@@ -107,6 +107,19 @@ def test_filters_equal_transformers() -> None:
     assert 20 < int((found > 0).sum()) < 20 * 30
 
 
+@pytest.mark.parametrize("penalty", [1e-300, 1e-40, 1e40, 1e300])
+def test_a_penalty_beyond_what_fp32_holds_leaves_numbers(penalty: float) -> None:
+    seen = [0, 3, 6]
+    penalised = penalise_repetition(LOGITS[0], seen, penalty)
+    assert penalised.isfinite().all() and penalised.softmax(dim=-1).isfinite().all()
+    favoured = penalty < 1
+    assert (int(penalised.argmax()) in seen) == favoured and penalised[3] == 0 and (penalised[6] < LOGITS[0, 6]) != favoured
+    for broken in (math.nan, math.inf):
+        row = LOGITS[0].clone()
+        row[0] = broken
+        assert not penalise_repetition(row, seen, penalty)[0].isfinite()
+
+
 def test_log_probabilities_are_the_models_own_without_padding() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0, 90.0], [0.0, 0.0, 0.0, 90.0]])
     first, second = token_logprobs(logits, [0, 2], 2, vocabulary_size=3)
