@@ -123,10 +123,13 @@ def validations(settings: TrainingSettings, length: StageLength, epochs: float |
 
 
 def saves(settings: TrainingSettings, length: StageLength, epochs: float | None) -> int:
-    """How often a stage saves at most; once for two marks at the same step is not counted on."""
+    """How often a stage saves, at most: marks of different kinds may fall on one step."""
     at_validations = validations(settings, length, epochs) if settings.save_at_validations else 0
-    of_epochs = int(epochs // settings.keep_every_epochs) if epochs and settings.keep_every_epochs else 0
-    return min(length.steps, times(length.steps, settings.save_every_steps) + at_validations + of_epochs)
+    return min(length.steps, times(length.steps, settings.save_every_steps) + at_validations + _kept_epochs(settings, epochs))
+
+
+def _kept_epochs(settings: TrainingSettings, epochs: float | None) -> int:
+    return int(epochs // settings.keep_every_epochs) if epochs and settings.keep_every_epochs else 0
 
 
 def stage_seconds(
@@ -167,8 +170,7 @@ def checkpoint_bytes(settings: TrainingSettings, parameters: int) -> int:
 def largest_checkpoint_bytes(settings: TrainingSettings, length: StageLength, parameters: int, epochs: float | None) -> int:
     """Of all that lie there at the largest moment: the kept ones, the best, and the next one while it is written beside them."""
     permanent = length.steps // settings.keep_every_steps if settings.keep_every_steps else 0
-    of_epochs = int(epochs // settings.keep_every_epochs) if epochs and settings.keep_every_epochs else 0
-    kept = max(settings.keep_checkpoints, KEPT_WHILE_RUNNING) + 2 + permanent + of_epochs
+    kept = max(settings.keep_checkpoints, KEPT_WHILE_RUNNING) + 2 + permanent + _kept_epochs(settings, epochs)
     count = min(kept, saves(settings, length, epochs))
     return count * checkpoint_bytes(settings, parameters)
 

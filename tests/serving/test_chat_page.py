@@ -55,6 +55,13 @@ def say(page: Any, text: str) -> None:
     page.keyboard.press("Enter")
 
 
+def have_two_answers(page: Any) -> None:
+    for number in (1, 2):
+        say(page, f"Question {number}")
+        page.locator(".answer", has_text=f"Answer {number}.").wait_for()
+        wait_until_done(page)
+
+
 def answers(page: Any) -> list[str]:
     return [text.strip() for text in page.locator(".answer .text").all_text_contents()]
 
@@ -186,10 +193,7 @@ def test_settings_reach_the_model_and_wrong_ones_do_not(site: Site, browser: Bro
 
 def test_a_question_that_cannot_be_sent_again_forgets_nothing(site: Site, browser: Browser) -> None:
     with browser.page(site.address) as page:
-        for number in (1, 2):
-            say(page, f"Question {number}")
-            page.locator(".answer", has_text=f"Answer {number}.").wait_for()
-            wait_until_done(page)
+        have_two_answers(page)
         page.get_by_label("Temperature").fill("-1")
         page.get_by_role("button", name="Edit").first.click()
         page.get_by_label("Your question").fill("Another question")
@@ -204,10 +208,7 @@ def test_a_question_that_cannot_be_sent_again_forgets_nothing(site: Site, browse
 
 def test_an_answer_that_does_not_come_leaves_the_former_one(site: Site, browser: Browser) -> None:
     with browser.page(site.address, allowed_errors=("400",)) as page:
-        for number in (1, 2):
-            say(page, f"Question {number}")
-            page.locator(".answer", has_text=f"Answer {number}.").wait_for()
-            wait_until_done(page)
+        have_two_answers(page)
         page.get_by_label("Most tokens").fill("99999")
         page.get_by_role("button", name="Regenerate").last.click()
         page.get_by_role("alert").filter(has_text="maximum context length").wait_for()

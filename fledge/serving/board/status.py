@@ -81,7 +81,7 @@ def listed_status(run: RunFolder) -> Status:
     """The same for a list, in which no run may hide the others: one that is damaged beyond what was foreseen says so in its row."""
     try:
         return status_of(run)
-    except Exception as error:
+    except Exception as error:  # files of others, damaged in ways that have no common type
         problem = f"{UNREADABLE}: {type(error).__name__}."
         return Status(run.name, "failed", None, (), (), None, None, None, None, 0.0, "", problem, "Copy it again, or move it elsewhere.")
 

@@ -99,7 +99,7 @@ def _kept(unfinished: Path) -> Iterator[Callable[[str], None]]:
     """Takes lines while the block lasts; the file goes when the block ends well, and is told of when it does not."""
     try:
         yield lambda line: disk.append_line(unfinished, line)
-    except BaseException:
+    except BaseException:  # Ctrl-C too; raised again
         if unfinished.exists():
             console.warn(f"the texts that have ended are kept in {unfinished}; move it away before you ask again")
         raise
