@@ -104,6 +104,11 @@ class Sampling:
 NOTHING_GIVEN = Sampling({}, [])
 
 
+def typed(values: dict[str, Any]) -> Tree:
+    """Values of options, for `parse`, which then tells that a wrong one was typed."""
+    return Tree(values, {(name,): "command line" for name in values})
+
+
 def with_sampling(verb: Callable[..., None]) -> Callable[..., None]:
     """Give a verb the options of sampling in place of its parameter `sampling`, checked before it begins: a model takes long to load."""
 
@@ -112,7 +117,7 @@ def with_sampling(verb: Callable[..., None]) -> Callable[..., None]:
         values = {name: options.pop(name) for name in _SAMPLING}
         stop = values.pop("stop")
         given = {name: value for name, value in values.items() if value is not None}
-        parse(GenerationSettings, Tree(given, {}))
+        parse(GenerationSettings, typed(given))
         verb(**options, sampling=Sampling(given, stop or []))
 
     keyword = inspect.Parameter.KEYWORD_ONLY

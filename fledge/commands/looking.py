@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from fledge.core import console
-from fledge.core.config import Tree, parse
+from fledge.core.config import parse
 from fledge.options import (
     LogLevel,
     Name,
@@ -26,6 +26,7 @@ from fledge.options import (
     prepare,
     read_run,
     refuse_ranks,
+    typed,
 )
 from fledge.serving.settings import ServerSettings
 from fledge.stages.run import RUNS
@@ -144,4 +145,4 @@ def board(
     refuse_ranks("board")
     from fledge.verbs import board as verbs
 
-    verbs.board(folder, parse(ServerSettings, Tree({"host": host, "port": port, "allowed_hosts": allowed_host or []}, {})))
+    verbs.board(folder, parse(ServerSettings, typed({"host": host, "port": port, "allowed_hosts": allowed_host or []})))

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from fledge.core import console
-from fledge.core.config import Tree, parse
+from fledge.core.config import parse
 from fledge.core.errors import ConfigError
 from fledge.inference.settings import EngineSettings
 from fledge.options import (
@@ -21,6 +21,7 @@ from fledge.options import (
     Sampling,
     SmokeRun,
     WeightsKept,
+    typed,
     with_sampling,
 )
 from fledge.publish.settings import WeightType
@@ -135,7 +136,7 @@ def serve(
         "log_prompts": log_prompts,
         "allow_control_ids": allow_control_ids,
     }
-    server = parse(ServerSettings, Tree(given, {}))
+    server = parse(ServerSettings, typed(given))
     from fledge.verbs import serving
 
     engine = EngineSettings(slots=slots, context_tokens=context, weights=weights)

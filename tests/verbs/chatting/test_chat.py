@@ -164,4 +164,4 @@ def test_wrong_uses_are_explained(make_checkpoint: MakeCheckpoint, fledge: Fledg
     expect_error(fledge("chat", "--compare", "demo"), 2, "--compare wants several")
     expect_error(fledge("chat", "demo", "demo"), 2, "several want it", "fledge chat --compare")
     expect_error(fledge("chat", "dmeo"), 4, "did you mean demo?")
-    expect_error(fledge("chat", "demo", "--top-p", "0"), 2, "top_p must be above 0")
+    expect_error(fledge("chat", "demo", "--top-p", "0"), 2, "top_p must be above 0 and at most 1, not 0.0 (command line)")
